@@ -1,0 +1,39 @@
+# `make run` and `make test` do all the set-up a fresh machine needs; a second run installs nothing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
+SAMPLE := src/xycodec/assets/fox.flac
+
+.PHONY: run test lint clean
+
+run: $(VENV)/.installed
+	@echo "No trained model is bundled yet: this run shows the pipeline on random weights, whose audio is noise."
+	$(BIN)/xycodec roundtrip $(SAMPLE) --model xy-random --output out --overwrite
+	@echo "Your own file: $(BIN)/xycodec roundtrip FILE --model fdugyt/XY_Tokenizer --output out"
+
+test: $(VENV)/.installed-dev
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# torch first and exactly, so that nothing else picks a build for it.
+$(VENV)/.torch: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("xycodec needs Python 3.10 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) $$(grep '^torch==' constraints.txt)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) out build dist

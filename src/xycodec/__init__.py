@@ -1,0 +1,34 @@
+"""Speech tokenizers at 1 kbit/s: load one, turn speech into codes, and codes into speech."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from xycodec.bitstream import CodecFile as CodecFile
+    from xycodec.models.base import Codec as Codec
+    from xycodec.models.longform import decode_long as decode_long
+    from xycodec.models.longform import encode_long as encode_long
+    from xycodec.pretrained import load_codec as load_codec
+
+__version__ = "0.1.0"
+__all__ = ["Codec", "CodecFile", "decode_long", "encode_long", "load_codec"]
+
+_HOME = {
+    "Codec": "xycodec.models.base",
+    "CodecFile": "xycodec.bitstream",
+    "decode_long": "xycodec.models.longform",
+    "encode_long": "xycodec.models.longform",
+    "load_codec": "xycodec.pretrained",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # torch takes over a second to import; `xycodec --help` and `import xycodec` must not wait for it.
+    if name not in _HOME:
+        raise AttributeError(f"module 'xycodec' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

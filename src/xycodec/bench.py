@@ -1,0 +1,230 @@
+"""How fast a codec is on this machine: seconds, times real time, and the share of what its arithmetic could do.
+
+Machines are shared and noisy, so every time is the least of several, and what is compared is timed in turns.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from xycodec.errors import XycodecError
+from xycodec.models.base import Codec
+
+PEAK_SECONDS = 0.5  # the matrix product is repeated for at least this long
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Arithmetic of one clip in GFLOP: matrix products, convolutions and attention."""
+
+    encode: float
+    decode: float
+
+
+@dataclass(frozen=True)
+class SpeedRow:
+    """Speed at one clip length. Times are for the whole batch."""
+
+    seconds: float
+    """Length of each clip in seconds."""
+    batch: int
+    """Clips in one call."""
+    encode_s: float
+    decode_s: float
+    encode_speed: float
+    """Seconds of audio per second, as is `decode_speed`."""
+    decode_speed: float
+    encode_gflops: float
+    """GFLOP/s, as is `decode_gflops`."""
+    decode_gflops: float
+    encode_share: float
+    """Share of the measured matrix-product peak, about 0 to 1, as is `decode_share`."""
+    decode_share: float
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """Encoding a batch of clips of mixed length against 10 s clips one by one."""
+
+    clips: int
+    batch_audio_s: float
+    """Seconds of audio in the batch."""
+    batch_speed: float
+    """Seconds of audio per second, as is `single_speed`."""
+    single_speed: float
+    ratio: float
+    """`batch_speed` over `single_speed`: 1 or more means that batches cost nothing."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What a lower precision changes and gains."""
+
+    seconds: float
+    """Length of each clip in seconds."""
+    clips: int
+    equal_codes: tuple[float, ...]
+    """Share of equal codes per layer, 0 to 1."""
+    encode_ratio: float
+    """Time of the float32 codec over the other's, as is `decode_ratio`."""
+    decode_ratio: float
+
+
+def speech_like(seconds: float, *, sample_rate: int = 16_000, seed: int = 0) -> Tensor:
+    """Test audio (T,) float32 in [-1, 1]: a gliding voice and hiss in syllables, with pauses. No speech in it."""
+    generator = torch.Generator().manual_seed(seed)
+    samples = round(seconds * sample_rate)
+    t = torch.arange(samples, dtype=torch.float64) / sample_rate
+    draw = torch.rand(4, generator=generator, dtype=torch.float64)
+    pitch = (100 + 120 * draw[0]) * (1 + 0.2 * torch.sin(2 * torch.pi * (0.4 + 0.4 * draw[1]) * t))
+    phase = 2 * torch.pi * torch.cumsum(pitch, 0) / sample_rate
+    formant = 500 + 300 * torch.sin(2 * torch.pi * (1.3 + draw[2]) * t)
+    voice = sum(torch.sin(k * phase) / (1 + ((k * pitch - formant) / 200).square()) for k in range(1, 16))
+    syllables = (torch.sin(2 * torch.pi * (3 + draw[3]) * t) + torch.sin(2 * torch.pi * 0.7 * t)).clamp_min(0)
+    hiss = torch.randn(samples, generator=generator, dtype=torch.float64)
+    audio = 0.1 * (voice * syllables + 0.1 * hiss * (syllables < 0.3)) + 0.002 * hiss
+    return audio.clamp(-1, 1).float()
+
+
+def matmul_peak(
+    dtype: torch.dtype = torch.float32, size: int = 4096, *, device: torch.device | str = "cpu", repeats: int = 5
+) -> float:
+    """GFLOP/s of the best of at least `repeats` products of two (size, size) matrices: what the machine can do."""
+    place = torch.device(device)
+    a, b = (torch.randn(size, size, device=place).to(dtype) for _ in range(2))
+    times: list[float] = []
+    while len(times) < repeats or sum(times) < PEAK_SECONDS:
+        times.append(elapsed(lambda: a @ b, place))
+    return 2 * size**3 / min(times) / 1e9
+
+
+def count_flops(codec: Codec, seconds: float) -> Flops:
+    """Count the arithmetic of encoding and of decoding one clip of `seconds`, as it is really executed."""
+    audio = _clip(codec, seconds)[None]
+    with FlopCounterMode(display=False) as encoding:
+        codes = codec.encode(audio).codes
+    with FlopCounterMode(display=False) as decoding:
+        codec.decode(codes)
+    return Flops(encoding.get_total_flops() / 1e9, decoding.get_total_flops() / 1e9)
+
+
+def measure(
+    codec: Codec, seconds: Sequence[float], *, batch: int = 1, repeats: int = 3, peak: float | None = None
+) -> Iterator[SpeedRow]:
+    """Time encode and decode of `batch` clips of each length; rows come as they are ready.
+
+    `repeats`: calls of which the fastest counts, after one to warm up. `peak`: GFLOP/s to compare with (default:
+    `matmul_peak` in float32 on the codec's device). Raises XycodecError on a length that the codec does not take.
+    """
+    limit = peak or matmul_peak(device=codec.device)
+    for length in seconds:
+        flops = count_flops(codec, length)
+        audio = torch.stack([_clip(codec, length, seed) for seed in range(batch)])
+        codes = codec.encode(audio).codes
+        encode_s, decode_s = best_times(
+            [lambda x=audio: codec.encode(x), lambda c=codes: codec.decode(c)], repeats, codec.device
+        )
+        encode_gflops, decode_gflops = batch * flops.encode / encode_s, batch * flops.decode / decode_s
+        yield SpeedRow(
+            seconds=length,
+            batch=batch,
+            encode_s=encode_s,
+            decode_s=decode_s,
+            encode_speed=batch * length / encode_s,
+            decode_speed=batch * length / decode_s,
+            encode_gflops=encode_gflops,
+            decode_gflops=decode_gflops,
+            encode_share=encode_gflops / limit,
+            decode_share=decode_gflops / limit,
+        )
+
+
+def mixed_batch(codec: Codec, *, clips: int = 32, shortest: float = 2.0, longest: float = 15.0) -> list[Tensor]:
+    """Clips (n,) of seeded lengths between `shortest` and `longest` seconds, in random order."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = shortest + (longest - shortest) * torch.rand(clips, generator=generator)
+    return [_clip(codec, float(length), seed) for seed, length in enumerate(lengths)]
+
+
+def measure_batch(
+    codec: Codec, *, clips: int = 32, shortest: float = 2.0, longest: float = 15.0, repeats: int = 2
+) -> BatchResult:
+    """Encode `clips` clips of `shortest` to `longest` seconds in one call, and 10 s clips one by one."""
+    items = mixed_batch(codec, clips=clips, shortest=shortest, longest=longest)
+    audio, lengths = pad_clips(items)
+    single = _clip(codec, 10.0)[None]
+    codec.encode(single)
+    batch_s, single_s = best_times(
+        [lambda: codec.encode(audio, lengths), *[lambda: codec.encode(single)] * 4], repeats, codec.device, warm=False
+    )[:2]
+    total = int(lengths.sum()) / codec.input_sample_rate
+    batch_speed, single_speed = total / batch_s, 10.0 / single_s
+    return BatchResult(clips, total, batch_speed, single_speed, batch_speed / single_speed)
+
+
+def bf16_agreement(
+    codec: Codec, bf16_codec: Codec, *, seconds: float = 10.0, clips: int = 2, repeats: int = 3
+) -> Agreement:
+    """Compare the codes and the speed of two codecs with the same weights, the second in bfloat16."""
+    audio = torch.stack([_clip(codec, seconds, seed) for seed in range(clips)])
+    codes = codec.encode(audio).codes
+    equal = (codes == bf16_codec.encode(audio).codes.to(codes.device)).float().mean(dim=(0, 2))
+    one, one_codes = audio[:1], codes[:1]
+    exact_encode, encode, exact_decode, decode = best_times(
+        [
+            lambda: codec.encode(one),
+            lambda: bf16_codec.encode(one),
+            lambda: codec.decode(one_codes),
+            lambda: bf16_codec.decode(one_codes),
+        ],
+        repeats,
+        codec.device,
+    )
+    return Agreement(seconds, clips, tuple(equal.tolist()), exact_encode / encode, exact_decode / decode)
+
+
+def pad_clips(clips: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Clips (n,) -> audio (B, T), zeros on the right, and lengths (B,) in samples."""
+    lengths = torch.tensor([clip.shape[0] for clip in clips])
+    return torch.nn.utils.rnn.pad_sequence(list(clips), batch_first=True), lengths
+
+
+def best_times(
+    works: Sequence[Callable[[], object]], repeats: int, device: torch.device | str = "cpu", *, warm: bool = True
+) -> list[float]:
+    """Least seconds of each of `works`, called in turns `repeats` times, so that all meet the same noise."""
+    place = torch.device(device)
+    if warm:
+        for work in works:
+            work()
+    rounds = [[elapsed(work, place) for work in works] for _ in range(max(1, repeats))]
+    return [min(times) for times in zip(*rounds, strict=True)]
+
+
+def elapsed(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds that one call takes, until the device has finished it."""
+    _wait(device)
+    start = time.perf_counter()
+    work()
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def _clip(codec: Codec, seconds: float, seed: int = 0) -> Tensor:
+    samples, longest = round(seconds * codec.input_sample_rate), codec.window_samples
+    if not 0 < samples <= longest:
+        raise XycodecError(
+            f"clips must last more than 0 and at most {longest / codec.input_sample_rate:g} s, got {seconds:g} s"
+        )
+    return speech_like(seconds, sample_rate=codec.input_sample_rate, seed=seed)

@@ -1,0 +1,493 @@
+"""The command line: each command parses, calls one public function, and prints.
+
+Nothing heavy is imported before a command runs, so that `--help` answers at once.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from xycodec.errors import XycodecError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from xycodec.jobs import Advance, Job, Outcome, Work
+    from xycodec.models.xy_tokenizer import XYTokenizer
+
+app = typer.Typer(
+    name="xycodec",
+    help="Speech to 1 kbit/s of codes, and back.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Inputs = Annotated[list[str], typer.Argument(help="Files, folders, quoted globs, or - for stdin.")]
+Output = Annotated[str | None, typer.Option("--output", "-o", help="File, or folder for several inputs; - is stdout.")]
+Model = Annotated[
+    str,
+    typer.Option("--model", "-m", envvar="XYCODEC_MODEL", help="Name, folder, checkpoint or hub id (see models)."),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps, ...")]
+Dtype = Annotated[str, typer.Option(help="float32, or bfloat16 for the towers' matrices.")]
+Reference = Annotated[bool, typer.Option("--reference", help="Published rules for lengths and long audio.")]
+Overlap = Annotated[float, typer.Option(help="Seconds that windows of long audio share.")]
+Layers = Annotated[int | None, typer.Option("--n-q", min=1, help="Use only the first codebooks.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads in all (default: every core).")]
+Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes that share the files.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object a line on stdout.")]
+
+
+@app.command()
+def encode(
+    inputs: Inputs,
+    model: Model,
+    output: Output = None,
+    n_q: Layers = None,
+    overlap: Overlap = 10.0,
+    reference: Reference = False,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+    threads: Threads = None,
+    jobs: Jobs = 1,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Turn speech into .xyc files."""
+    from xycodec import jobs as batch
+    from xycodec.audio import audio_extensions
+
+    settings = {
+        "model": model, "n_q": n_q, "overlap": overlap, "reference": reference, "device": device, "dtype": dtype,
+    }  # fmt: skip
+    plan = batch.plan_jobs(inputs, output, ".xyc", audio_extensions())
+    _run(plan, _encoder, settings, jobs, threads, overwrite, quiet, as_json)
+
+
+@app.command()
+def decode(
+    inputs: Inputs,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="Where to load the model from, if not by the name in the file."),
+    ] = None,
+    output: Output = None,
+    suffix: Annotated[str, typer.Option("--format", help="Audio format where the output is not named.")] = "wav",
+    any_model: Annotated[
+        bool, typer.Option("--any-model", help="Accept codes that name another model (with --model).")
+    ] = False,
+    overlap: Overlap = 10.0,
+    reference: Reference = False,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+    threads: Threads = None,
+    jobs: Jobs = 1,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Turn .xyc files into audio."""
+    from xycodec import jobs as batch
+
+    settings = {
+        "model": model, "any_model": any_model, "overlap": overlap, "reference": reference, "device": device,
+        "dtype": dtype,
+    }  # fmt: skip
+    plan = batch.plan_jobs(inputs, output, "." + suffix.lstrip("."), frozenset({".xyc"}))
+    _run(plan, _decoder, settings, jobs, threads, overwrite, quiet, as_json)
+
+
+@app.command()
+def roundtrip(
+    source: Annotated[str, typer.Argument(help="Any audio file.")],
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path("."),
+    n_q: Layers = None,
+    overlap: Overlap = 10.0,
+    reference: Reference = False,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+    threads: Threads = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Encode and decode one file: codes, audio, a picture, and a table of what it cost."""
+    from xycodec.picture import draw_roundtrip
+    from xycodec.transcode import roundtrip_file
+
+    stem = Path(source).stem
+    codes, audio, picture = (output / f"{stem}{end}" for end in (".xyc", ".decoded.wav", ".png"))
+    for made in (codes, audio, picture):
+        if made.exists() and not overwrite:
+            raise XycodecError(f"{made} exists already: pass --overwrite to replace it")
+    output.mkdir(parents=True, exist_ok=True)
+    codec = _load(model, device, dtype, reference, threads)
+    result = roundtrip_file(codec, source, str(codes), str(audio), n_q=n_q, overlap_s=overlap)
+    draw_roundtrip(source, str(codes), str(audio), picture)
+    if as_json:
+        print(json.dumps({**asdict(result), "picture": str(picture)}))
+    elif not quiet:
+        one, two = result.encoded, result.decoded
+        rows = [
+            ("audio", f"{source} ({one.seconds:.2f} s)"),
+            ("model", one.model),
+            ("codes", f"{codes} ({one.bytes:,} bytes, {one.bitrate:,.0f} bit/s)"),
+            ("decoded", str(audio)),
+            ("picture", str(picture)),
+            ("mel distance", f"{result.mel_distance:.3f} (0 is equality)"),
+            ("encode", f"{one.speed:.1f} x real time"),
+            ("decode", f"{two.speed:.1f} x real time"),
+        ]
+        _print_table("round trip", [("", "left"), ("", "left")], rows)
+
+
+@app.command()
+def info(
+    path: Annotated[str, typer.Argument(help="A .xyc file, an audio file, or a model.")],
+    as_json: AsJson = False,
+) -> None:
+    """Describe a code file, an audio file or a model."""
+    described = _describe(path)
+    if as_json:
+        print(json.dumps(described))
+    else:
+        rows = [(key, f"{value:,}" if isinstance(value, int) else str(value)) for key, value in described.items()]
+        _print_table(path, [("", "left"), ("", "left")], rows)
+
+
+@app.command()
+def models(as_json: AsJson = False) -> None:
+    """List the models that have a name, and when bfloat16 pays."""
+    from xycodec.config import CONFIGS
+    from xycodec.pretrained import MODELS, bfloat16_advice
+
+    rows = []
+    for model in MODELS.values():
+        config = CONFIGS[model.name]
+        rows.append(
+            {
+                "name": model.name,
+                "source": model.source,
+                "output_hz": config.output_sample_rate,
+                "bitrate": config.bitrate,
+                "codebooks": f"{config.quantizer.n_q} x {config.quantizer.codebook_size}",
+                "description": model.description,
+            }
+        )
+    if as_json:
+        print(json.dumps({"models": rows, "bfloat16": bfloat16_advice()}))
+        return
+    columns = [("name", "left"), ("bit/s", "right"), ("output", "right"), ("weights and what they are", "left")]
+    lines = [
+        (
+            str(row["name"]),
+            f"{row['bitrate']:,.0f}",
+            f"{row['output_hz']:,} Hz",
+            f"{row['source']}\n{row['description']}",
+        )
+        for row in rows
+    ]
+    _print_table("models", columns, lines)
+    print(bfloat16_advice())
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="A published checkpoint, its folder, or a hub id.")],
+    folder: Annotated[str, typer.Argument(help="The folder to write config.json and model.safetensors to.")],
+    store: Annotated[str, typer.Option("--store", help="float32, or float16 for half the size.")] = "float32",
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a codec in this package's own layout, which loads without copying."""
+    import torch
+
+    from xycodec.pretrained import load_codec, save_codec
+
+    stored = {"float32": torch.float32, "float16": torch.float16}.get(store)
+    if stored is None:
+        raise typer.BadParameter(f"{store!r} is not float32 or float16", param_hint="--store")
+    codec = load_codec(source, device="cpu")
+    save_codec(codec, folder, dtype=stored, overwrite=overwrite)
+    print(f"{folder}: {codec.model_id}, {sum(p.numel() for p in codec.parameters()):,} parameters")
+
+
+@app.command()
+def bench(
+    model: Model = "xy-tokenizer",
+    random: Annotated[
+        bool, typer.Option("--random", help="Random weights of a named architecture: the speed is the same.")
+    ] = False,
+    seconds: Annotated[str, typer.Option(help="Clip lengths, separated by commas.")] = "2,5,10,30",
+    repeats: Annotated[int, typer.Option(min=1, help="Calls of which the fastest counts.")] = 3,
+    batch: Annotated[bool, typer.Option(help="Also encode 32 clips of 2 to 15 s in one call.")] = True,
+    bf16: Annotated[bool, typer.Option(help="Also compare with bfloat16.")] = False,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a codec's speed here, beside what the machine's arithmetic allows."""
+    from xycodec.bench import bf16_agreement, matmul_peak, measure, measure_batch
+
+    lengths = _parse_lengths(seconds)
+    codec = _load(model, device, "float32", False, threads, random)
+    peak = matmul_peak(device=codec.device)
+    report: dict[str, Any] = {"model": codec.model_id, "device": str(codec.device), "peak_gflops": peak}
+    report["rows"] = [asdict(row) for row in measure(codec, lengths, repeats=repeats, peak=peak)]
+    if batch:
+        report["batch"] = asdict(measure_batch(codec))
+    if bf16:
+        low = _load(model, device, "bfloat16", False, threads, random)
+        report["bfloat16"] = asdict(bf16_agreement(codec, low, repeats=repeats))
+    if as_json:
+        print(json.dumps(report))
+    else:
+        _print_bench(report)
+
+
+def _parse_lengths(seconds: str) -> list[float]:
+    try:
+        return [float(part) for part in seconds.split(",")]
+    except ValueError:
+        raise typer.BadParameter(
+            f"{seconds!r} is not a list of numbers such as 2,5,10", param_hint="--seconds"
+        ) from None
+
+
+# ---- what a job does, in this process or another -----------------------------------------------
+
+
+def _encoder(model: str, n_q: int | None, overlap: float, threads: int | None, **load: Any) -> "Work":
+    from xycodec.transcode import encode_file
+
+    codec = _load(model, threads=threads, **load)
+
+    def work(job: "Job", advance: "Advance") -> Any:
+        return encode_file(codec, job.source, job.target, n_q=n_q, overlap_s=overlap, advance=advance)
+
+    return work
+
+
+def _decoder(model: str | None, any_model: bool, overlap: float, threads: int | None, **load: Any) -> "Work":
+    from xycodec.bitstream import CodecFile
+    from xycodec.models.base import Codec
+    from xycodec.transcode import decode_file
+
+    loaded: dict[str, Codec] = {}
+
+    def work(job: "Job", advance: "Advance") -> Any:
+        file = CodecFile.read(job.source)
+        name = model or file.model
+        if name not in loaded:
+            loaded[name] = _load(name, threads=threads, **load)
+        return decode_file(
+            loaded[name], file, job.target, name=job.source, overlap_s=overlap, any_model=any_model, advance=advance
+        )
+
+    return work
+
+
+def _load(
+    model: str, device: str, dtype: str, reference: bool, threads: int | None, random: bool = False
+) -> "XYTokenizer":
+    import torch
+
+    from xycodec.pretrained import RANDOM, load_codec
+
+    if threads:
+        torch.set_num_threads(threads)
+    kind = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(dtype)
+    if kind is None:
+        raise XycodecError(f"--dtype {dtype}: use float32 or bfloat16")
+    codec = load_codec(model, device=device, dtype=kind, reference=reference, random=random)
+    if codec.model_id == RANDOM and not random:
+        print(f"note: {RANDOM} has random weights; its codes mean nothing and its audio is noise", file=sys.stderr)
+    return codec
+
+
+# ---- running and printing ----------------------------------------------------------------------
+
+
+def _run(
+    plan: "list[Job]",
+    make_work: "Callable[..., Work]",
+    settings: dict[str, Any],
+    processes: int,
+    threads: int | None,
+    overwrite: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    import os
+
+    from xycodec import jobs as batch
+
+    todo, existing = batch.pending(plan, overwrite)
+    if len(plan) == 1 and existing:
+        raise XycodecError(f"{plan[0].target} exists already: pass --overwrite to replace it")
+    for job in todo:
+        if job.target != "-":
+            Path(job.target).parent.mkdir(parents=True, exist_ok=True)
+    processes = min(processes, max(1, len(todo)))
+    # Side by side, processes share the cores; more threads than cores slow each other down.
+    settings["threads"] = max(1, (threads or os.cpu_count() or 1) // processes) if processes > 1 else threads
+    console = _console()
+    failed, seconds = 0, 0.0
+    with _progress(console, len(todo), quiet or as_json) as (advance_file, advance_audio):
+        for outcome in batch.run_jobs(todo, make_work, settings, processes, advance_audio) if todo else ():
+            advance_file()
+            failed += outcome.error is not None
+            seconds += outcome.result.seconds if outcome.result else 0
+            _print_outcome(outcome, console, quiet or (len(plan) > 20), as_json)
+    if not quiet and len(plan) > 1:
+        summary = f"{len(todo) - failed} done, {seconds:,.1f} s of audio"
+        summary += f", {len(existing)} existed already (--overwrite replaces them)" if existing else ""
+        console.print(summary + (f", {failed} failed" if failed else ""), highlight=False)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _print_outcome(outcome: "Outcome", console: "Console", quiet: bool, as_json: bool) -> None:
+    if outcome.error:
+        _print_error(outcome.error)
+    if as_json:
+        # Codes or audio may be on stdout; then the report goes where the errors go.
+        stream = sys.stderr if outcome.job.target == "-" else sys.stdout
+        report = asdict(outcome.result) if outcome.result else {**asdict(outcome.job), "error": outcome.error}
+        print(json.dumps(report), file=stream, flush=True)
+    elif outcome.result and not quiet:
+        made = outcome.result
+        text = f"{made.source} -> {made.target}: {made.seconds:.2f} s, {made.bytes:,} bytes, {made.bitrate:,.0f} bit/s"
+        console.print(f"{text}, {made.speed:.1f} x real time", highlight=False, markup=False, soft_wrap=True)
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+@contextmanager
+def _progress(
+    console: "Console", files: int, quiet: bool
+) -> "Iterator[tuple[Callable[[], None], Callable[[float], None]]]":
+    """A bar over files and a count of audio seconds on stderr, if a person is watching."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("files, {task.fields[seconds]:,.0f} s of audio,"),
+        TimeElapsedColumn(),
+    )
+    hidden = quiet or not console.is_terminal
+    with Progress(*columns, console=console, disable=hidden, transient=True) as bar:
+        task = bar.add_task("", total=files, seconds=0.0)
+
+        def advance_audio(seconds: float) -> None:
+            bar.update(task, seconds=bar.tasks[task].fields["seconds"] + seconds)
+
+        yield lambda: bar.advance(task), advance_audio
+
+
+def _print_table(title: str, columns: Sequence[tuple[str, str]], rows: Sequence[tuple[str, ...]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, show_header=any(name for name, _ in columns), title_justify="left")
+    for name, justify in columns:
+        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table, markup=False)
+
+
+def _print_bench(report: dict[str, Any]) -> None:
+    titles = ("clip", "encode", "x real time", "of peak", "decode", "x real time", "of peak")
+    rows = [
+        (
+            f"{row['seconds']:g} s",
+            f"{row['encode_s']:.3f} s",
+            f"{row['encode_speed']:.1f}",
+            f"{row['encode_share']:.0%}",
+            f"{row['decode_s']:.3f} s",
+            f"{row['decode_speed']:.1f}",
+            f"{row['decode_share']:.0%}",
+        )
+        for row in report["rows"]
+    ]
+    title = f"{report['model']} on {report['device']}, float32 peak {report['peak_gflops']:,.0f} GFLOP/s"
+    _print_table(title, [(name, "right") for name in titles], rows)
+    if mixed := report.get("batch"):
+        print(
+            f"{mixed['clips']} clips of 2 to 15 s in one call: {mixed['batch_speed']:.1f} x real time, "
+            f"{mixed['ratio']:.2f} of 10 s clips one by one"
+        )
+    if low := report.get("bfloat16"):
+        shares = ", ".join(f"{share:.1%}" for share in low["equal_codes"])
+        print(
+            f"bfloat16: encode {low['encode_ratio']:.2f} x, decode {low['decode_ratio']:.2f} x as fast; "
+            f"equal codes by layer: {shares}"
+        )
+
+
+def _describe(path: str) -> dict[str, Any]:
+    from xycodec.audio import audio_extensions, audio_info
+    from xycodec.bitstream import CodecFile
+
+    suffix = Path(path).suffix.lower()
+    if path == "-" or suffix == ".xyc":
+        file = CodecFile.read(path)
+        return {
+            "kind": "codes", "model": file.model, "seconds": round(file.duration, 3), "frames": file.frames,
+            "codebooks": f"{file.n_q} x {file.codebook_size}", "bitrate": round(file.bitrate, 1),
+            "sample_rate": file.sample_rate, "output_sample_rate": file.output_sample_rate,
+            "num_samples": file.num_samples, "bytes": len(file.to_bytes()),
+        }  # fmt: skip
+    if suffix in audio_extensions():
+        return {"kind": "audio", **asdict(audio_info(path))}
+    from xycodec.pretrained import load_codec
+
+    codec = load_codec(path, device="cpu")
+    parts = {name: sum(p.numel() for p in part.parameters()) for name, part in codec.named_children()}
+    return {
+        "kind": "model", "model": codec.model_id, "input_sample_rate": codec.input_sample_rate,
+        "output_sample_rate": codec.output_sample_rate, "frame_rate": codec.frame_rate,
+        "codebooks": f"{codec.n_q} x {codec.codebook_size}", "bitrate": codec.bitrate,
+        "window_s": codec.window_samples / codec.input_sample_rate,
+        "parameters": sum(parts.values()),
+        **{f"parameters of {name}": count for name, count in parts.items() if count},
+    }  # fmt: skip
+
+
+def _print_error(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+
+
+def main() -> NoReturn:
+    """Run the command line. Exit code 0: all well; 1: something failed, said in a line; 2: wrong usage."""
+    try:
+        app()
+    except XycodecError as error:
+        _print_error(str(error))
+    except KeyboardInterrupt:
+        _print_error("interrupted; what is finished stays, run again to continue")
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        pass
+    raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""Model configurations: typed, frozen, with every derived value computed rather than repeated."""
+
+import difflib
+from collections.abc import Iterator
+from math import log2
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError, model_validator
+
+from xycodec.errors import ConfigError
+
+MEL_RATE = 100  # log-mel frames a second: 16 kHz at a hop of 160
+TOWER_RATE = 50  # transformer rows a second, after the stride 2 of the convolution stem
+
+
+class Config(BaseModel):
+    """Base of every configuration: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TowerConfig(Config):
+    """Size of one stack of transformer layers (spec section 4.1)."""
+
+    d_model: PositiveInt
+    layers: PositiveInt
+    heads: PositiveInt
+    ffn_dim: PositiveInt
+
+    @model_validator(mode="after")
+    def _whole_heads(self) -> "TowerConfig":
+        if self.d_model % self.heads or self.d_model % 2:
+            raise ValueError(f"d_model {self.d_model} must be even and a multiple of heads {self.heads}")
+        return self
+
+
+class QuantizerConfig(Config):
+    """The residual vector quantizer and how it learns (spec section 5)."""
+
+    n_q: PositiveInt = 8
+    codebook_size: PositiveInt = 1024
+    codebook_dim: PositiveInt = 512
+    decay: float = 0.99
+    dead_code_threshold: float = 2.0
+    kmeans_iterations: PositiveInt = 10
+    dropout: float = 0.0
+    commitment: Literal["l1", "l2"] = "l2"
+    commit_every_layer: bool = True
+
+
+class VocosConfig(Config):
+    """The vocoder's ConvNeXt backbone (spec section 4.8); its FFT follows from the output rate."""
+
+    dim: PositiveInt = 512
+    intermediate_dim: PositiveInt = 4096
+    layers: PositiveInt = 30
+
+
+class XYTokenizerConfig(Config):
+    """One XY-Tokenizer. `semantic_encoder` and its adapter may both be None: one tower does both tasks."""
+
+    model_type: Literal["xy-tokenizer"] = "xy-tokenizer"
+    model_id: str
+    output_sample_rate: Literal[16000, 24000, 32000] = 16000
+    n_mels: PositiveInt = 80
+    window_frames: PositiveInt = 375
+    downsample_factor: PositiveInt = 4
+    semantic_encoder: TowerConfig | None
+    semantic_encoder_adapter: TowerConfig | None
+    acoustic_encoder: TowerConfig
+    pre_rvq_adapter: TowerConfig
+    quantizer: QuantizerConfig = QuantizerConfig()
+    post_rvq_adapter: TowerConfig
+    acoustic_decoder: TowerConfig
+    vocos: VocosConfig = VocosConfig()
+
+    @model_validator(mode="after")
+    def _semantic_pair(self) -> "XYTokenizerConfig":
+        tower, adapter = self.semantic_encoder, self.semantic_encoder_adapter
+        if (tower is None) != (adapter is None):
+            raise ValueError("semantic_encoder and semantic_encoder_adapter are given together or not at all")
+        if tower and adapter and tower.d_model != adapter.d_model:
+            raise ValueError("semantic_encoder and semantic_encoder_adapter must have the same d_model")
+        return self
+
+    @property
+    def input_sample_rate(self) -> int:
+        """Always 16 kHz: the front-end is Whisper's."""
+        return 16_000
+
+    @property
+    def frame_rate(self) -> float:
+        """Code frames a second (12.5 for the published models)."""
+        return TOWER_RATE / self.downsample_factor
+
+    @property
+    def hop_length(self) -> int:
+        """Input samples per code frame (1280)."""
+        return self.input_sample_rate // TOWER_RATE * self.downsample_factor
+
+    @property
+    def output_hop_length(self) -> int:
+        """Output samples per code frame (1280, 1920 or 2560)."""
+        return self.output_sample_rate // TOWER_RATE * self.downsample_factor
+
+    @property
+    def latent_dim(self) -> int:
+        """Channels on either side of the quantizer: the stacked frames of one code (3072)."""
+        return self.pre_rvq_adapter.d_model * self.downsample_factor
+
+    @property
+    def tower_positions(self) -> int:
+        """Rows of one window at 50 Hz (1500)."""
+        return self.window_frames * self.downsample_factor
+
+    @property
+    def bitrate(self) -> float:
+        """Bits a second with all codebooks (1000)."""
+        return self.frame_rate * self.quantizer.n_q * log2(self.quantizer.codebook_size)
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def parse_config(cls: type[ConfigT], data: Any, where: str) -> ConfigT:
+    """Validate `data` (a parsed JSON or YAML mapping) into `cls`.
+
+    Raises ConfigError: one line with `where`, the offending key, and the nearest known key to an unknown one.
+    """
+    if not isinstance(data, dict):
+        raise ConfigError(f"{where}: expected a mapping of settings, found {type(data).__name__}")
+    try:
+        return cls.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "settings"
+        problem = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(str(first["loc"][-1]), list(_field_names(cls)), n=1)
+            problem = "unknown key" + (f", did you mean {near[0]!r}?" if near else "")
+        raise ConfigError(f"{where}: {key}: {problem}") from None
+
+
+def _field_names(cls: type[BaseModel]) -> Iterator[str]:
+    for name, field in cls.model_fields.items():
+        yield name
+        for part in getattr(field.annotation, "__args__", (field.annotation,)):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                yield from _field_names(part)
+
+
+_SMALL = TowerConfig(d_model=768, layers=12, heads=12, ffn_dim=3072)
+_ADAPTER = TowerConfig(d_model=768, layers=4, heads=12, ffn_dim=3072)
+_DEBUG = TowerConfig(d_model=128, layers=2, heads=4, ffn_dim=256)
+
+
+def _published(model_id: str, output_sample_rate: Literal[16000, 24000, 32000]) -> XYTokenizerConfig:
+    return XYTokenizerConfig(
+        model_id=model_id,
+        output_sample_rate=output_sample_rate,
+        semantic_encoder=_SMALL,
+        semantic_encoder_adapter=_ADAPTER,
+        acoustic_encoder=_SMALL,
+        pre_rvq_adapter=_ADAPTER,
+        post_rvq_adapter=_ADAPTER,
+        acoustic_decoder=_SMALL,
+    )
+
+
+CONFIGS: dict[str, XYTokenizerConfig] = {
+    config.model_id: config
+    for config in (
+        _published("xy-tokenizer", 16000),
+        _published("xy-tokenizer-24k", 24000),
+        _published("xy-tokenizer-32k", 32000),
+        XYTokenizerConfig(
+            model_id="xy-random",
+            semantic_encoder=_DEBUG,
+            semantic_encoder_adapter=_DEBUG,
+            acoustic_encoder=_DEBUG,
+            pre_rvq_adapter=_DEBUG,
+            quantizer=QuantizerConfig(codebook_dim=32),
+            post_rvq_adapter=_DEBUG,
+            acoustic_decoder=_DEBUG,
+            vocos=VocosConfig(dim=128, intermediate_dim=256, layers=4),
+        ),
+    )
+}

@@ -1,0 +1,44 @@
+"""Collectives that are no-ops on one process, so that callers need not ask how many there are."""
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+
+def _active() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def rank() -> int:
+    """This process's number, 0 when there is only one."""
+    return dist.get_rank() if _active() else 0
+
+
+def world_size() -> int:
+    """How many processes take part, at least 1."""
+    return dist.get_world_size() if _active() else 1
+
+
+def all_reduce_(tensor: Tensor) -> Tensor:
+    """Sum `tensor` over all processes, in place."""
+    if _active():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def broadcast_(tensor: Tensor, source: int = 0) -> Tensor:
+    """Overwrite `tensor` with the one of process `source`, in place."""
+    if _active():
+        dist.broadcast(tensor, source)
+    return tensor
+
+
+def rank_offsets(count: Tensor) -> tuple[Tensor, Tensor]:
+    """Place of this process in the concatenation of all: (items before it, items in all), as 0-d int64.
+
+    `count` is a 0-d int64 tensor; it stays on its device, so no host synchronisation happens.
+    """
+    counts = torch.zeros(world_size(), dtype=torch.int64, device=count.device)
+    counts[rank()] = count
+    all_reduce_(counts)
+    return counts[: rank()].sum(), counts.sum()

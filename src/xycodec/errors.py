@@ -1,0 +1,21 @@
+"""Errors whose message is one line a person can act on: what is wrong, where, what to do."""
+
+
+class XycodecError(ValueError):
+    """Base of every error raised on bad input. The command line prints its message and exits with 1."""
+
+
+class AudioError(XycodecError):
+    """An audio file or array that cannot be read, written or encoded."""
+
+
+class BitstreamError(XycodecError):
+    """A `.xyc` file that is not valid, or codes that cannot be stored in one."""
+
+
+class CheckpointError(XycodecError):
+    """A model name, folder, file or hub repository that does not give a codec."""
+
+
+class ConfigError(XycodecError):
+    """A model or training configuration that is not valid."""

@@ -1,0 +1,1 @@
+"""Codecs: one interface (`base`), the models, and windowed long audio (`longform`)."""

@@ -1,0 +1,156 @@
+"""Audio and codes of any length, in overlapping windows and bounded memory.
+
+By default windows overlap and each keeps its middle, so that every kept frame has context on both sides; the
+first keeps its beginning and the last its end, and the last always reaches back into its neighbour. A codec in
+`reference` mode follows the published rule: each window keeps its beginning only (spec section 6).
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from xycodec.errors import AudioError, XycodecError
+from xycodec.models.base import Codec
+
+BATCH = 4
+"""Windows computed in one call: enough to keep the threads of a CPU busy, small enough for any memory."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How windows lie over a sequence, in code frames."""
+
+    window: int
+    step: int
+    left: int
+    """Frames at a window's start that only serve as context (never those of the first window)."""
+    reference: bool
+
+    @classmethod
+    def of(cls, codec: Codec, overlap_s: float) -> "_Plan":
+        overlap = round(overlap_s * codec.frame_rate)
+        if not 0 <= overlap < codec.window_frames:
+            window_s = codec.window_frames / codec.frame_rate
+            raise XycodecError(f"overlap_s must be from 0 to under the window of {window_s:g} s, got {overlap_s:g}")
+        left = 0 if codec.reference else overlap // 2
+        return cls(codec.window_frames, codec.window_frames - overlap, left, codec.reference)
+
+    def windows(self, blocks: Iterable[Tensor], unit: int) -> Iterator[tuple[Tensor, bool, bool]]:
+        """Cut a stream of (..., n) blocks, `unit` items a frame, into (window, is first, is last)."""
+        source = iter(blocks)
+        buffer = next(source, None)
+        first = True
+        while buffer is not None:
+            # One item more than a window tells that this is not the last.
+            parts = [buffer]
+            held = buffer.shape[-1]
+            while held <= self.window * unit and (block := next(source, None)) is not None:
+                parts.append(block)
+                held += block.shape[-1]
+            buffer = torch.cat(parts, dim=-1) if len(parts) > 1 else buffer
+            last = held <= (self.step if self.reference else self.window) * unit
+            yield buffer[..., : self.window * unit], first, last
+            if last:
+                return
+            buffer = buffer[..., self.step * unit :]
+            first = False
+
+    def kept(self, first: bool, last: bool) -> slice:
+        """The frames of a window's result that belong to the whole."""
+        start = 0 if first else self.left
+        whole_end = last and not self.reference
+        return slice(start, None if whole_end else self.left + self.step)
+
+
+@torch.no_grad()
+def encode_long(
+    codec: Codec,
+    audio: Tensor | np.ndarray | Iterable[np.ndarray],
+    overlap_s: float = 10.0,
+    *,
+    n_q: int | None = None,
+) -> Tensor:
+    """Codes (n_q, L) int64 on the CPU of a clip of any length.
+
+    `audio` is one clip (T,) at the codec's input rate, or an iterable of consecutive blocks of it (such as
+    `xycodec.audio.stream_audio` gives); the codes are the same, and only a few windows are in memory at a time.
+    Clips within one window give the codes of `codec.encode`. `overlap_s` is how much neighbouring windows share,
+    rounded to whole code frames. Raises AudioError and XycodecError as `encode` does.
+    """
+    plan = _Plan.of(codec, overlap_s)
+    counted = _Counted(_blocks(audio))
+    windows = plan.windows(counted, codec.hop_length)
+    codes = [torch.zeros(n_q or codec.n_q, 0, dtype=torch.int64)]
+    while batch := list(islice(windows, BATCH)):
+        lengths = torch.tensor([window.shape[0] for window, _, _ in batch])
+        padded = torch.nn.utils.rnn.pad_sequence([window for window, _, _ in batch], batch_first=True)
+        out = codec.encode(padded, lengths, n_q=n_q)
+        for item, frames, (_, first, last) in zip(out.codes.cpu(), out.lengths.tolist(), batch, strict=True):
+            codes.append(item[:, :frames][:, plan.kept(first, last)])
+    whole = torch.cat(codes, dim=1)
+    # The published rule drops the last partial frame of the clip, even where its window kept it.
+    return whole[:, : counted.samples // codec.hop_length] if codec.reference else whole
+
+
+def decode_long(codec: Codec, codes: Tensor, overlap_s: float = 10.0, num_samples: int | None = None) -> Tensor:
+    """Audio (T,) float32 on the CPU of codes (k, L) of any length.
+
+    `num_samples` is the length of the original at the codec's *input* rate, as `CodecFile` stores it; the audio
+    is cut to what lasts as long at the output rate. To write a long file without holding it, use `decode_blocks`.
+    """
+    return torch.cat([torch.zeros(0), *decode_blocks(codec, codes, overlap_s, num_samples)])
+
+
+@torch.no_grad()
+def decode_blocks(
+    codec: Codec, codes: Tensor, overlap_s: float = 10.0, num_samples: int | None = None
+) -> Iterator[Tensor]:
+    """The same audio as `decode_long`, as consecutive blocks (n,)."""
+    if codes.ndim != 2:
+        raise XycodecError(f"codes must be (n_q, L), got shape {tuple(codes.shape)}")
+    if num_samples is not None and codec.num_frames(num_samples) != codes.shape[1]:
+        raise XycodecError(
+            f"{codes.shape[1]} frames do not belong to {num_samples} samples "
+            f"({codec.num_frames(num_samples)} frames at a hop of {codec.hop_length})"
+        )
+    plan = _Plan.of(codec, overlap_s)
+    hop = codec.num_output_samples(codec.hop_length)
+    remaining = codes.shape[1] * hop if num_samples is None else codec.num_output_samples(num_samples)
+    windows = plan.windows([codes], 1)
+    while batch := list(islice(windows, BATCH)):
+        lengths = torch.tensor([window.shape[1] for window, _, _ in batch])
+        padded = codes.new_zeros(len(batch), codes.shape[0], int(lengths.max()))
+        for row, (window, _, _) in zip(padded, batch, strict=True):
+            row[:, : window.shape[1]] = window
+        out = codec.decode(padded, lengths)
+        for item, samples, (_, first, last) in zip(out.audio.cpu(), out.lengths.tolist(), batch, strict=True):
+            kept = plan.kept(first, last)
+            end = samples if kept.stop is None else kept.stop * hop
+            block = item[:samples][kept.start * hop : end][:remaining]
+            remaining -= block.shape[0]
+            yield block
+
+
+def _blocks(audio: Tensor | np.ndarray | Iterable[np.ndarray]) -> Iterator[Tensor]:
+    pieces = [audio] if isinstance(audio, Tensor | np.ndarray) else audio
+    for piece in pieces:
+        block = torch.as_tensor(piece)
+        if block.ndim != 1:
+            raise AudioError(f"a clip must be (T,), got shape {tuple(block.shape)}: encode one channel of one clip")
+        yield block
+
+
+class _Counted:
+    """Pass blocks on and remember how many samples they held."""
+
+    def __init__(self, blocks: Iterator[Tensor]) -> None:
+        self.blocks, self.samples = blocks, 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for block in self.blocks:
+            self.samples += block.shape[0]
+            yield block

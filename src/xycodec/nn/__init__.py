@@ -1,0 +1,1 @@
+"""Building blocks with plain keyword scalars; only `xycodec.models` reads configurations."""

@@ -1,0 +1,64 @@
+"""Mel filter banks and Whisper's log-mel front-end."""
+
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def _hz_to_mel(hz: np.ndarray) -> np.ndarray:
+    # Slaney: linear below 1 kHz (3 mel per 200 Hz), logarithmic above (27 mel per factor 6.4).
+    return np.where(hz < 1000, hz * 3 / 200, 15 + np.log(np.maximum(hz, 1000) / 1000) * 27 / np.log(6.4))
+
+
+def _mel_to_hz(mel: np.ndarray) -> np.ndarray:
+    return np.where(mel < 15, mel * 200 / 3, 1000 * np.exp((np.maximum(mel, 15) - 15) * np.log(6.4) / 27))
+
+
+@cache
+def mel_filterbank(n_fft: int, n_mels: int, sample_rate: int) -> Tensor:
+    """Triangular filters on the Slaney scale with Slaney area normalisation, 0 Hz to Nyquist.
+
+    Returns (n_fft // 2 + 1, n_mels) float32, computed in float64 and shared: do not write to it.
+    """
+    nyquist = np.array(sample_rate / 2)
+    bins = np.linspace(0, nyquist, n_fft // 2 + 1)[:, None]
+    edges = _mel_to_hz(np.linspace(0, _hz_to_mel(nyquist), n_mels + 2))
+    low, centre, high = edges[:-2], edges[1:-1], edges[2:]
+    triangles = np.minimum((bins - low) / (centre - low), (high - bins) / (high - centre))
+    return torch.from_numpy((np.maximum(triangles, 0) * 2 / (high - low)).astype(np.float32))
+
+
+class LogMel(nn.Module):
+    """Whisper's log-mel spectrogram at 16 kHz (spec section 2), on the device of its input.
+
+    The zeros that the caller puts after a clip are part of the computation: see `XYTokenizer`.
+    """
+
+    n_fft = 400
+    hop_length = 160
+    window: Tensor
+    filters: Tensor
+
+    def __init__(self, n_mels: int, sample_rate: int = 16_000) -> None:
+        super().__init__()
+        # Derived, so not in checkpoints; an explicit device because models are also built on `meta`.
+        window = torch.hann_window(self.n_fft, device="cpu")
+        self.register_buffer("window", window, persistent=False)
+        self.register_buffer("filters", mel_filterbank(self.n_fft, n_mels, sample_rate), persistent=False)
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """(B, T) float32 in [-1, 1] with T > 200 -> (B, n_mels, T // 160).
+
+        Each item's floor is 8 below its own maximum (log10), taken over all T // 160 frames.
+        """
+        padded = F.pad(audio, (self.n_fft // 2, self.n_fft // 2), mode="reflect")
+        spectrum = torch.stft(
+            padded, self.n_fft, self.hop_length, window=self.window, center=False, return_complex=True
+        )
+        power = spectrum[..., :-1].abs().square()
+        mel = (power.transpose(1, 2) @ self.filters).clamp_min(1e-10).log10()
+        mel = mel.maximum(mel.amax(dim=(1, 2), keepdim=True) - 8.0)
+        return ((mel + 4.0) / 4.0).transpose(1, 2)

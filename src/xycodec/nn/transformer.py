@@ -1,0 +1,117 @@
+"""The pre-norm transformer that every tower and adapter is made of (spec sections 4.1, 4.2, 4.4).
+
+Padding is described once, by a mask (B, T) that is True on valid frames, or None where all are: a clip
+on its own needs none, and attention then runs without a mask tensor.
+
+Weights may be bfloat16 while the residual stream, the norms and everything between layers stay float32:
+each matrix product takes its input in its weight's own type, and the sum promotes back.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def sinusoids(length: int, dim: int) -> Tensor:
+    """Whisper's position table: (length, dim) float32, sines in the first half, cosines in the second."""
+    rates = torch.exp(-math.log(10_000) / (dim // 2 - 1) * torch.arange(dim // 2))
+    angles = torch.arange(length)[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def zero_padding(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Set the padded frames of x (B, T, D) to zero."""
+    return x if mask is None else x * mask[..., None]
+
+
+class SelfAttention(nn.Module):
+    """Full multi-head attention; queries, keys and values come from one product. Keys have no bias."""
+
+    def __init__(self, d_model: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv_weight = nn.Parameter(torch.empty(3 * d_model, d_model))
+        self.q_bias = nn.Parameter(torch.zeros(d_model))
+        self.v_bias = nn.Parameter(torch.zeros(d_model))
+        self.out_proj = nn.Linear(d_model, d_model)
+        # nn.Linear's own default, so that the fused weight starts like three separate ones.
+        nn.init.kaiming_uniform_(self.qkv_weight, a=math.sqrt(5))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, T, D) -> (B, T, D) in the weights' dtype."""
+        b, t, d = x.shape
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        qkv = F.linear(x.to(self.qkv_weight.dtype), self.qkv_weight, bias)
+        q, k, v = qkv.view(b, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        keys = None if mask is None else mask[:, None, None, :]
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
+        projected: Tensor = self.out_proj(out.transpose(1, 2).reshape(b, t, d))
+        return projected
+
+
+class TransformerLayer(nn.Module):
+    """x + attention(norm(x)), then x + ffn(norm(x)) with exact GELU."""
+
+    def __init__(self, d_model: int, heads: int, ffn_dim: int) -> None:
+        super().__init__()
+        self.self_attn = SelfAttention(d_model, heads)
+        self.self_attn_layer_norm = nn.LayerNorm(d_model)
+        self.fc1 = nn.Linear(d_model, ffn_dim)
+        self.fc2 = nn.Linear(ffn_dim, d_model)
+        self.final_layer_norm = nn.LayerNorm(d_model)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, T, D) float32 -> (B, T, D) float32."""
+        x = x + self.self_attn(self.self_attn_layer_norm(x), mask)
+        h = self.final_layer_norm(x).to(self.fc1.weight.dtype)
+        out: Tensor = x + self.fc2(F.gelu(self.fc1(h)))
+        return out
+
+
+class Transformer(nn.Module):
+    """Sinusoidal positions, layers, a final norm. Base of the towers and the adapters."""
+
+    positional_embedding: Tensor
+
+    def __init__(self, *, d_model: int, layers: int, heads: int, ffn_dim: int, max_positions: int) -> None:
+        super().__init__()
+        self.register_buffer("positional_embedding", sinusoids(max_positions, d_model))
+        self.layers = nn.ModuleList(TransformerLayer(d_model, heads, ffn_dim) for _ in range(layers))
+        self.layer_norm = nn.LayerNorm(d_model)
+
+    def transform(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, T, D) with T <= max_positions -> (B, T, D), zero on padded frames."""
+        x = x + self.positional_embedding[: x.shape[1]]
+        if mask is not None:
+            # Softmax over no key at all is NaN: an item without valid frames looks at its first, and is zeroed.
+            keys = mask.clone()
+            keys[:, 0] |= ~mask.any(dim=1)
+        for layer in self.layers:
+            x = layer(x, None if mask is None else keys)
+        return zero_padding(self.layer_norm(x), mask)
+
+
+class Adapter(Transformer):
+    """A transformer between parts of different width: linear maps in and out where the width changes."""
+
+    def __init__(
+        self,
+        *,
+        input_dim: int,
+        output_dim: int,
+        d_model: int,
+        layers: int,
+        heads: int,
+        ffn_dim: int,
+        max_positions: int,
+    ) -> None:
+        super().__init__(d_model=d_model, layers=layers, heads=heads, ffn_dim=ffn_dim, max_positions=max_positions)
+        self.proj = nn.Linear(input_dim, d_model) if input_dim != d_model else nn.Identity()
+        self.out_proj = nn.Linear(d_model, output_dim) if output_dim != d_model else nn.Identity()
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, T, input_dim) -> (B, T, output_dim); padded frames hold the bias of the outer map, if any."""
+        out: Tensor = self.out_proj(self.transform(self.proj(x), mask))
+        return out

@@ -1,0 +1,320 @@
+"""From a name, folder, file or hub id to a codec that is ready to use, and back to a folder."""
+
+import json
+import pickle
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from xycodec import convert
+from xycodec.config import CONFIGS, XYTokenizerConfig, parse_config
+from xycodec.errors import CheckpointError
+from xycodec.models.xy_tokenizer import XYTokenizer
+
+FORMAT_VERSION = 1
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+RANDOM = "xy-random"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model that `load_codec` knows by name."""
+
+    name: str
+    source: str
+    """Where its weights come from: `bundled`, `seeded` or a hub id."""
+    aliases: tuple[str, ...]
+    """Other hub ids that hold the same model."""
+    description: str
+
+
+MODELS = {
+    info.name: info
+    for info in (
+        ModelInfo(
+            "xy-tokenizer",
+            "fdugyt/XY_Tokenizer",
+            (),
+            "the paper's model: Emilia, 16 kHz output",
+        ),
+        ModelInfo(
+            "xy-tokenizer-24k",
+            "fnlp/XY_Tokenizer_TTSD_V0",
+            (),
+            "of MOSS-TTSD V0: Emilia and internal data, 24 kHz output",
+        ),
+        ModelInfo(
+            "xy-tokenizer-32k",
+            "OpenMOSS-Team/MOSS_TTSD_tokenizer",
+            ("OpenMOSS-Team/MOSS_TTSD_tokenizer_hf", "fnlp/XY_Tokenizer_TTSD_V0_32k_hf"),
+            "same codes as the 24 kHz one, 32 kHz output",
+        ),
+        ModelInfo(
+            RANDOM,
+            "seeded",
+            (),
+            "untrained random weights, to try the pipeline: its audio is noise",
+        ),
+    )
+}
+
+
+def load_codec(
+    name_or_path: str | Path,
+    *,
+    device: str = "auto",
+    dtype: torch.dtype | None = None,
+    reference: bool = False,
+    random: bool = False,
+) -> XYTokenizer:
+    """Load a codec in eval mode.
+
+    `name_or_path`: a name of `xycodec models`; a folder (ours: config.json and model.safetensors; published:
+    config.yaml and one checkpoint); one published checkpoint file; or a hub id such as `fdugyt/XY_Tokenizer`.
+    `device`: a torch device, or `auto` for CUDA, then MPS, then CPU. `dtype` float32 (None) or bfloat16: the
+    towers' matrices only; worth it on a GPU, or a CPU with bfloat16 units, where codes of deep layers may differ.
+    `reference`: the published rules for lengths and long audio, for parity. `random`: seeded random weights of a
+    named architecture instead of its own, to measure speed without a download.
+
+    Raises CheckpointError, one line, on anything that does not give a codec. Pickled code is never run.
+    """
+    if dtype not in (None, torch.float32, torch.bfloat16):
+        raise CheckpointError(f"dtype must be float32 or bfloat16, got {dtype}")
+    place = resolve_device(device)
+    name = str(name_or_path)
+    path = Path(name_or_path)
+    if random or name == RANDOM:
+        if name not in CONFIGS:
+            raise CheckpointError(f"{name}: random weights need a named architecture: {', '.join(CONFIGS)}")
+        codec = random_codec(CONFIGS[name])
+    elif path.exists():
+        codec = _load_path(path)
+    else:
+        codec = _load_path(_download(_hub_id(name)))
+    if dtype is torch.bfloat16:
+        codec.to_compute_dtype(dtype)
+    codec.reference = reference
+    return codec.to(place).eval()
+
+
+def resolve_device(device: str) -> torch.device:
+    """`auto` -> CUDA, then MPS, then CPU; anything else as torch understands it, if it is there."""
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise CheckpointError(f"device {device!r} is not available here: try auto or cpu") from None
+    return place
+
+
+def random_codec(config: XYTokenizerConfig, seed: int = 0) -> XYTokenizer:
+    """An untrained codec, the same for the same seed, folded for inference and in eval mode."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        codec = XYTokenizer(config)
+        codec.fold_weight_norm()
+        # A map of unit-variance latents with torch's default weights has variance 1/3 in every channel.
+        scale = (1 / 3) ** 0.5 * 0.9 ** torch.arange(codec.n_q).view(-1, 1, 1)
+        quantizer = codec.quantizer
+        quantizer.codebook.normal_().mul_(scale)
+        quantizer.embed_avg.copy_(quantizer.codebook)
+        quantizer.cluster_size.fill_(1)
+        quantizer.inited.fill_(True)
+    return codec.eval()
+
+
+def save_codec(
+    codec: XYTokenizer, folder: str | Path, *, dtype: torch.dtype = torch.float32, overwrite: bool = False
+) -> Path:
+    """Write `config.json` and `model.safetensors` into a new folder, whole or not at all.
+
+    `dtype` is what floating-point weights are stored in; they run in float32 again once loaded. The codec must
+    be folded (as `load_codec` returns it). `overwrite` replaces a folder that holds a codec. Raises
+    CheckpointError if the folder exists or cannot be made.
+    """
+    target = Path(folder)
+    if target.exists() and not (overwrite and (target / CONFIG_FILE).is_file()):
+        raise CheckpointError(f"{target}: exists already, choose another folder or remove it")
+    if not target.parent.is_dir():
+        raise CheckpointError(f"{target}: the folder {target.parent} does not exist")
+    state = {
+        key: (tensor.to(dtype) if tensor.is_floating_point() else tensor).detach().cpu().contiguous()
+        for key, tensor in codec.state_dict().items()
+    }
+    settings = {"format_version": FORMAT_VERSION, **codec.config.model_dump(mode="json")}
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+        made = Path(scratch) / "codec"
+        made.mkdir()
+        (made / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        save_file(state, made / WEIGHTS_FILE)
+        if target.exists():
+            target.rename(Path(scratch) / "replaced")
+        made.rename(target)
+    return target
+
+
+# ---- finding the files -------------------------------------------------------------------------
+
+
+def _hub_id(name: str) -> str:
+    if name in MODELS:
+        return MODELS[name].source
+    if name.count("/") == 1 and not name.startswith((".", "/")) and not name.endswith((".ckpt", ".pt", ".pth")):
+        return name
+    near = get_close_matches(name, MODELS, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known names are {', '.join(MODELS)}"
+    raise CheckpointError(f"{name}: no such file, folder or model; {hint}")
+
+
+def _download(repo: str) -> Path:
+    """The folder of a hub repository's snapshot: from the cache, or fetched into it."""
+    from huggingface_hub import snapshot_download
+
+    # Only what a codec is made of; one published repository names its checkpoint like itself, without suffix.
+    wanted = ["*.json", "*.yaml", "*.yml", "*.safetensors", "*.ckpt", "*.pt", "*.pth", repo.split("/")[1]]
+    try:
+        return Path(snapshot_download(repo, allow_patterns=wanted))
+    # The hub's client raises its own classes, its HTTP library's, and OSError: all mean the same here.
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{repo}: cannot be had from the hub or its cache ({reason})") from None
+
+
+def _load_path(path: Path) -> XYTokenizer:
+    if path.is_file():
+        return _load_published([path], path.parent / "config.yaml")
+    settings = _read_mapping(path / CONFIG_FILE, json.loads) if (path / CONFIG_FILE).is_file() else {}
+    if "format_version" in settings:
+        return _load_ours(path, settings)
+    weights = _weight_files(path)
+    yamls = sorted([*path.glob("*.yaml"), *path.glob("*.yml")])
+    return _load_published(weights, yamls[0] if len(yamls) == 1 else path / "config.yaml")
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The one checkpoint in a folder: a file, or the parts of a sharded safetensors file."""
+    files = [file for file in sorted(folder.iterdir()) if file.is_file()]
+    # In order of preference; a published repository may hold its checkpoint without suffix.
+    for kind in (
+        lambda file: file.suffix == ".ckpt",
+        lambda file: file.match("model*.safetensors"),
+        lambda file: file.suffix in {".pt", ".pth", ".bin", ".safetensors"},
+        lambda file: not file.suffix and zipfile.is_zipfile(file),
+    ):
+        found = [file for file in files if kind(file)]
+        if len(found) == 1 or (found and all(file.match("model-*-of-*.safetensors") for file in found)):
+            return found
+        if found:
+            raise CheckpointError(f"{folder}: holds {len(found)} checkpoints; name the file to load")
+    raise CheckpointError(f"{folder}: holds no checkpoint ({WEIGHTS_FILE} or a .ckpt)")
+
+
+def _read_mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+    try:
+        data = parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path}: expected a mapping of settings")
+    return data
+
+
+# ---- reading them ------------------------------------------------------------------------------
+
+
+def _load_ours(folder: Path, settings: dict[str, Any]) -> XYTokenizer:
+    version = settings.pop("format_version")
+    if version != FORMAT_VERSION:
+        raise CheckpointError(f"{folder}: format {version!r} is not one this xycodec reads, upgrade it")
+    config = parse_config(XYTokenizerConfig, settings, str(folder / CONFIG_FILE))
+    return _assemble(config, read_state(folder / WEIGHTS_FILE), str(folder))
+
+
+def _load_published(files: list[Path], config_file: Path) -> XYTokenizer:
+    name = str(files[0])
+    state: dict[str, Tensor] = {}
+    for file in files:
+        state.update(read_state(file))
+    if not convert.is_published(state):
+        raise CheckpointError(f"{name}: holds no XY-Tokenizer that is known here")
+    if config_file.is_file():
+        data = _read_mapping(config_file, yaml.safe_load)
+        config = convert.config_from_published_yaml(data, str(config_file))
+    else:
+        config = convert.config_from_state(state, name)
+    return _assemble(config, convert.to_ours(state, name), name)
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Tensors of a `.safetensors` file (mapped, not copied) or of a torch checkpoint, on the CPU.
+
+    A checkpoint's `generator` entry is taken where there is one. Nothing but tensors and plain containers is
+    unpickled. Raises CheckpointError.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        data = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise CheckpointError(f"{path}: not a plain tensor checkpoint; code in it was not run") from None
+    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{path}: damaged or not a checkpoint ({reason})") from None
+    if isinstance(data, dict) and isinstance(data.get("generator"), dict):
+        data = data["generator"]
+    if not isinstance(data, dict) or not all(isinstance(v, Tensor) for v in data.values()):
+        raise CheckpointError(f"{path}: holds something other than named tensors")
+    return dict(data)
+
+
+def _assemble(config: XYTokenizerConfig, state: dict[str, Tensor], name: str) -> XYTokenizer:
+    """Put the tensors into a model without copying them; every key and shape must fit."""
+    with torch.device("meta"):
+        codec = XYTokenizer(config)
+    codec.fold_weight_norm()
+    expected = codec.state_dict()
+    missing, surplus = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    if missing or surplus:
+        key, verb = (missing[0], "lacks") if missing else (surplus[0], "has the unknown")
+        raise CheckpointError(
+            f"{name}: the checkpoint {verb} {key!r} ({len(missing)} keys missing, {len(surplus)} unknown)"
+        )
+    for key, wanted in expected.items():
+        given = state[key]
+        if given.shape != wanted.shape or given.is_floating_point() != wanted.is_floating_point():
+            raise CheckpointError(
+                f"{name}: {key} is {given.dtype} {tuple(given.shape)}, "
+                f"the configuration asks for {wanted.dtype} {tuple(wanted.shape)}"
+            )
+        state[key] = given.to(wanted.dtype)
+    codec.load_state_dict(state, assign=True)
+    return codec.requires_grad_(False).eval()
+
+
+def bfloat16_advice() -> str:
+    """Whether `dtype=bfloat16` is worth it on this machine, in a sentence."""
+    trade = "codes of deep layers may differ from float32's, so keep to one dtype for a corpus"
+    if torch.cuda.is_available():
+        return f"bfloat16: worth it on this GPU; {trade}."
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    if "amx_bf16" in flags:
+        return f"bfloat16: worth it on this CPU, whose AMX units are several times faster in it; {trade}."
+    if "avx512_bf16" in flags:
+        return f"bfloat16: some gain on this CPU (AVX-512 BF16 without AMX: under 2x); {trade}."
+    return "bfloat16: not worth it on this CPU, which has no units for it; use float32."
