@@ -174,6 +174,7 @@ BAD_FIELDS = [
     ("codebook_size", "1024"),
     ("codebook_size", None),
     ("sample_rate", 0),
+    ("sample_rate", True),
     ("sample_rate", -16000),
     ("sample_rate", 10**7),
     ("output_sample_rate", 0),

@@ -223,10 +223,10 @@ class _Audio:
     def blocks(self) -> Iterator[Samples]:
         """Yield the mean over channels at the file's own rate, checked to be finite and whole."""
         sound, rate, done = self.sound, self.sound.samplerate, 0
-        # Ten seconds at most: resampling makes 160 samples of each frame of a file that claims 100 Hz.
-        chunk = max(1, min(_CHUNK // sound.channels, 10 * rate))
-        if sound.format == "MP3":
-            chunk = _MP3_FRAME  # so that a last frame that is cut off costs no other
+        # Ten seconds at most: resampling makes 160 samples of each frame of a file that claims 100 Hz. One
+        # frame of MP3, so that a last frame that is cut off costs no other.
+        limit = _MP3_FRAME if sound.format == "MP3" else _CHUNK // sound.channels
+        chunk = max(1, min(limit, 10 * rate))
         while done < sound.frames:
             try:
                 block = sound.read(min(chunk, sound.frames - done), dtype="float32", always_2d=True)

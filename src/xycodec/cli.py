@@ -5,8 +5,6 @@ Nothing heavy is imported before a command runs, so that `--help` answers at onc
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -14,11 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from xycodec.errors import XycodecError
+from xycodec.terminal import print_bench, print_error, print_table, run_all
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from xycodec.jobs import Advance, Job, Outcome, Work
+    from xycodec.jobs import Advance, Job, Work
     from xycodec.models.xy_tokenizer import XYTokenizer
 
 app = typer.Typer(
@@ -72,7 +69,7 @@ def encode(
         "model": model, "n_q": n_q, "overlap": overlap, "reference": reference, "device": device, "dtype": dtype,
     }  # fmt: skip
     plan = batch.plan_jobs(inputs, output, ".xyc", audio_extensions())
-    _run(plan, _encoder, settings, jobs, threads, overwrite, quiet, as_json)
+    run_all(plan, _encoder, settings, jobs, threads, overwrite, quiet, as_json)
 
 
 @app.command()
@@ -105,7 +102,7 @@ def decode(
         "dtype": dtype,
     }  # fmt: skip
     plan = batch.plan_jobs(inputs, output, "." + suffix.lstrip("."), frozenset({".xyc"}))
-    _run(plan, _decoder, settings, jobs, threads, overwrite, quiet, as_json)
+    run_all(plan, _decoder, settings, jobs, threads, overwrite, quiet, as_json)
 
 
 @app.command()
@@ -150,7 +147,7 @@ def roundtrip(
             ("encode", f"{one.speed:.1f} x real time"),
             ("decode", f"{two.speed:.1f} x real time"),
         ]
-        _print_table("round trip", [("", "left"), ("", "left")], rows)
+        print_table("round trip", [("", "left"), ("", "left")], rows)
 
 
 @app.command()
@@ -164,7 +161,7 @@ def info(
         print(json.dumps(described))
     else:
         rows = [(key, f"{value:,}" if isinstance(value, int) else str(value)) for key, value in described.items()]
-        _print_table(path, [("", "left"), ("", "left")], rows)
+        print_table(path, [("", "left"), ("", "left")], rows)
 
 
 @app.command()
@@ -199,7 +196,7 @@ def models(as_json: AsJson = False) -> None:
         )
         for row in rows
     ]
-    _print_table("models", columns, lines)
+    print_table("models", columns, lines)
     print(bfloat16_advice())
 
 
@@ -225,10 +222,10 @@ def convert(
 
 @app.command()
 def bench(
-    model: Model = "xy-tokenizer",
-    random: Annotated[
-        bool, typer.Option("--random", help="Random weights of a named architecture: the speed is the same.")
-    ] = False,
+    model: Annotated[
+        str,
+        typer.Option("--model", "-m", help="A name (with random weights: the speed is the same), or what to load."),
+    ] = "xy-tokenizer",
     seconds: Annotated[str, typer.Option(help="Clip lengths, separated by commas.")] = "2,5,10,30",
     repeats: Annotated[int, typer.Option(min=1, help="Calls of which the fastest counts.")] = 3,
     batch: Annotated[bool, typer.Option(help="Also encode 32 clips of 2 to 15 s in one call.")] = True,
@@ -238,22 +235,32 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Measure a codec's speed here, beside what the machine's arithmetic allows."""
+    import copy
+
+    import torch
+
     from xycodec.bench import bf16_agreement, matmul_peak, measure, measure_batch
+    from xycodec.config import CONFIGS
+    from xycodec.pretrained import load_codec, random_codec, resolve_device
 
     lengths = _parse_lengths(seconds)
-    codec = _load(model, device, "float32", False, threads, random)
+    if threads:
+        torch.set_num_threads(threads)
+    named = model in CONFIGS
+    codec = random_codec(CONFIGS[model]).to(resolve_device(device)) if named else load_codec(model, device=device)
     peak = matmul_peak(device=codec.device)
     report: dict[str, Any] = {"model": codec.model_id, "device": str(codec.device), "peak_gflops": peak}
     report["rows"] = [asdict(row) for row in measure(codec, lengths, repeats=repeats, peak=peak)]
     if batch:
         report["batch"] = asdict(measure_batch(codec))
     if bf16:
-        low = _load(model, device, "bfloat16", False, threads, random)
+        low = copy.deepcopy(codec)
+        low.to_compute_dtype(torch.bfloat16)
         report["bfloat16"] = asdict(bf16_agreement(codec, low, repeats=repeats))
     if as_json:
         print(json.dumps(report))
     else:
-        _print_bench(report)
+        print_bench(report)
 
 
 def _parse_lengths(seconds: str) -> list[float]:
@@ -298,9 +305,7 @@ def _decoder(model: str | None, any_model: bool, overlap: float, threads: int | 
     return work
 
 
-def _load(
-    model: str, device: str, dtype: str, reference: bool, threads: int | None, random: bool = False
-) -> "XYTokenizer":
+def _load(model: str, device: str, dtype: str, reference: bool, threads: int | None) -> "XYTokenizer":
     import torch
 
     from xycodec.pretrained import RANDOM, load_codec
@@ -310,136 +315,10 @@ def _load(
     kind = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(dtype)
     if kind is None:
         raise XycodecError(f"--dtype {dtype}: use float32 or bfloat16")
-    codec = load_codec(model, device=device, dtype=kind, reference=reference, random=random)
-    if codec.model_id == RANDOM and not random:
+    codec = load_codec(model, device=device, dtype=kind, reference=reference)
+    if codec.model_id == RANDOM:
         print(f"note: {RANDOM} has random weights; its codes mean nothing and its audio is noise", file=sys.stderr)
     return codec
-
-
-# ---- running and printing ----------------------------------------------------------------------
-
-
-def _run(
-    plan: "list[Job]",
-    make_work: "Callable[..., Work]",
-    settings: dict[str, Any],
-    processes: int,
-    threads: int | None,
-    overwrite: bool,
-    quiet: bool,
-    as_json: bool,
-) -> None:
-    import os
-
-    from xycodec import jobs as batch
-
-    todo, existing = batch.pending(plan, overwrite)
-    if len(plan) == 1 and existing:
-        raise XycodecError(f"{plan[0].target} exists already: pass --overwrite to replace it")
-    for job in todo:
-        if job.target != "-":
-            Path(job.target).parent.mkdir(parents=True, exist_ok=True)
-    processes = min(processes, max(1, len(todo)))
-    # Side by side, processes share the cores; more threads than cores slow each other down.
-    settings["threads"] = max(1, (threads or os.cpu_count() or 1) // processes) if processes > 1 else threads
-    console = _console()
-    failed, seconds = 0, 0.0
-    with _progress(console, len(todo), quiet or as_json) as (advance_file, advance_audio):
-        for outcome in batch.run_jobs(todo, make_work, settings, processes, advance_audio) if todo else ():
-            advance_file()
-            failed += outcome.error is not None
-            seconds += outcome.result.seconds if outcome.result else 0
-            _print_outcome(outcome, console, quiet or (len(plan) > 20), as_json)
-    if not quiet and len(plan) > 1:
-        summary = f"{len(todo) - failed} done, {seconds:,.1f} s of audio"
-        summary += f", {len(existing)} existed already (--overwrite replaces them)" if existing else ""
-        console.print(summary + (f", {failed} failed" if failed else ""), highlight=False)
-    if failed:
-        raise typer.Exit(1)
-
-
-def _print_outcome(outcome: "Outcome", console: "Console", quiet: bool, as_json: bool) -> None:
-    if outcome.error:
-        _print_error(outcome.error)
-    if as_json:
-        # Codes or audio may be on stdout; then the report goes where the errors go.
-        stream = sys.stderr if outcome.job.target == "-" else sys.stdout
-        report = asdict(outcome.result) if outcome.result else {**asdict(outcome.job), "error": outcome.error}
-        print(json.dumps(report), file=stream, flush=True)
-    elif outcome.result and not quiet:
-        made = outcome.result
-        text = f"{made.source} -> {made.target}: {made.seconds:.2f} s, {made.bytes:,} bytes, {made.bitrate:,.0f} bit/s"
-        console.print(f"{text}, {made.speed:.1f} x real time", highlight=False, markup=False, soft_wrap=True)
-
-
-def _console() -> "Console":
-    from rich.console import Console
-
-    return Console(stderr=True)
-
-
-@contextmanager
-def _progress(
-    console: "Console", files: int, quiet: bool
-) -> "Iterator[tuple[Callable[[], None], Callable[[float], None]]]":
-    """A bar over files and a count of audio seconds on stderr, if a person is watching."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("files, {task.fields[seconds]:,.0f} s of audio,"),
-        TimeElapsedColumn(),
-    )
-    hidden = quiet or not console.is_terminal
-    with Progress(*columns, console=console, disable=hidden, transient=True) as bar:
-        task = bar.add_task("", total=files, seconds=0.0)
-
-        def advance_audio(seconds: float) -> None:
-            bar.update(task, seconds=bar.tasks[task].fields["seconds"] + seconds)
-
-        yield lambda: bar.advance(task), advance_audio
-
-
-def _print_table(title: str, columns: Sequence[tuple[str, str]], rows: Sequence[tuple[str, ...]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, show_header=any(name for name, _ in columns), title_justify="left")
-    for name, justify in columns:
-        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table, markup=False)
-
-
-def _print_bench(report: dict[str, Any]) -> None:
-    titles = ("clip", "encode", "x real time", "of peak", "decode", "x real time", "of peak")
-    rows = [
-        (
-            f"{row['seconds']:g} s",
-            f"{row['encode_s']:.3f} s",
-            f"{row['encode_speed']:.1f}",
-            f"{row['encode_share']:.0%}",
-            f"{row['decode_s']:.3f} s",
-            f"{row['decode_speed']:.1f}",
-            f"{row['decode_share']:.0%}",
-        )
-        for row in report["rows"]
-    ]
-    title = f"{report['model']} on {report['device']}, float32 peak {report['peak_gflops']:,.0f} GFLOP/s"
-    _print_table(title, [(name, "right") for name in titles], rows)
-    if mixed := report.get("batch"):
-        print(
-            f"{mixed['clips']} clips of 2 to 15 s in one call: {mixed['batch_speed']:.1f} x real time, "
-            f"{mixed['ratio']:.2f} of 10 s clips one by one"
-        )
-    if low := report.get("bfloat16"):
-        shares = ", ".join(f"{share:.1%}" for share in low["equal_codes"])
-        print(
-            f"bfloat16: encode {low['encode_ratio']:.2f} x, decode {low['decode_ratio']:.2f} x as fast; "
-            f"equal codes by layer: {shares}"
-        )
 
 
 def _describe(path: str) -> dict[str, Any]:
@@ -471,18 +350,14 @@ def _describe(path: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _print_error(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr, flush=True)
-
-
 def main() -> NoReturn:
     """Run the command line. Exit code 0: all well; 1: something failed, said in a line; 2: wrong usage."""
     try:
         app()
     except XycodecError as error:
-        _print_error(str(error))
+        print_error(str(error))
     except KeyboardInterrupt:
-        _print_error("interrupted; what is finished stays, run again to continue")
+        print_error("interrupted; what is finished stays, run again to continue")
         raise SystemExit(130) from None
     except BrokenPipeError:
         pass

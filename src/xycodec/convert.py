@@ -26,6 +26,9 @@ _SPELLINGS = [
     (re.compile(r"\.parametrizations\.weight\.original0$"), ".weight_g"),
     (re.compile(r"\.parametrizations\.weight\.original1$"), ".weight_v"),
 ]
+CUSTOM = "custom"
+"""Model id of an architecture that was never published."""
+
 _QUANTIZER_BUFFERS = ("codebook", "inited", "cluster_size", "embed_avg")
 _HEAD_DIM = 64  # of every published model; a lone state dict does not tell
 
@@ -161,7 +164,7 @@ def config_from_published_yaml(data: Any, name: str) -> XYTokenizerConfig:
         if quantizer["codebook_dim"] != quantizer["rvq_dim"]:
             raise CheckpointError(f"{name}: codebook_dim differs from rvq_dim, which no published model has")
         settings = {
-            "model_id": "custom",
+            "model_id": CUSTOM,
             "output_sample_rate": output_rate,
             "n_mels": params["acoustic_encoder_kwargs"]["num_mel_bins"],
             "window_frames": params["post_rvq_adapter_kwargs"]["max_source_positions"],
@@ -188,4 +191,4 @@ def config_from_published_yaml(data: Any, name: str) -> XYTokenizerConfig:
     except (TypeError, AttributeError):
         raise CheckpointError(f"{name}: not a published XY-Tokenizer configuration") from None
     config = parse_config(XYTokenizerConfig, settings, name)
-    return config.model_copy(update={"model_id": published_name(config) or "custom"})
+    return config.model_copy(update={"model_id": published_name(config) or CUSTOM})

@@ -4,6 +4,7 @@ import json
 import pickle
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -75,7 +76,6 @@ def load_codec(
     device: str = "auto",
     dtype: torch.dtype | None = None,
     reference: bool = False,
-    random: bool = False,
 ) -> XYTokenizer:
     """Load a codec in eval mode.
 
@@ -83,8 +83,7 @@ def load_codec(
     config.yaml and one checkpoint); one published checkpoint file; or a hub id such as `fdugyt/XY_Tokenizer`.
     `device`: a torch device, or `auto` for CUDA, then MPS, then CPU. `dtype` float32 (None) or bfloat16: the
     towers' matrices only; worth it on a GPU, or a CPU with bfloat16 units, where codes of deep layers may differ.
-    `reference`: the published rules for lengths and long audio, for parity. `random`: seeded random weights of a
-    named architecture instead of its own, to measure speed without a download.
+    `reference`: the published rules for lengths and long audio, for parity.
 
     Raises CheckpointError, one line, on anything that does not give a codec. Pickled code is never run.
     """
@@ -93,12 +92,10 @@ def load_codec(
     place = resolve_device(device)
     name = str(name_or_path)
     path = Path(name_or_path)
-    if random or name == RANDOM:
-        if name not in CONFIGS:
-            raise CheckpointError(f"{name}: random weights need a named architecture: {', '.join(CONFIGS)}")
-        codec = random_codec(CONFIGS[name])
-    elif path.exists():
+    if path.exists():
         codec = _load_path(path)
+    elif name == RANDOM:
+        codec = random_codec(CONFIGS[RANDOM])
     else:
         codec = _load_path(_download(_hub_id(name)))
     if dtype is torch.bfloat16:
@@ -256,7 +253,12 @@ def _load_published(files: list[Path], config_file: Path) -> XYTokenizer:
         config = convert.config_from_published_yaml(data, str(config_file))
     else:
         config = convert.config_from_state(state, name)
-    return _assemble(config, convert.to_ours(state, name), name)
+    ours = convert.to_ours(state, name)
+    if config.model_id == convert.CUSTOM:
+        # Code files name their model: two models of one's own must not share a name.
+        fingerprint = zlib.crc32(ours["quantizer.codebook"].contiguous().numpy().tobytes())
+        config = config.model_copy(update={"model_id": f"{convert.CUSTOM}-{fingerprint:08x}"})
+    return _assemble(config, ours, name)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -38,7 +38,7 @@ class Codec(nn.Module, ABC):
     Audio is (B, T) float32 in [-1, 1] at `input_sample_rate`, codes are (B, n_q, L) int64 at `frame_rate`, and
     decoded audio is at `output_sample_rate`. Each clip of a batch is computed at its own shape, as if alone:
     products of another shape round differently, and a near-tie in the quantizer would flip. On a CPU, clips
-    run side by side, one thread each, which is also faster than sharing the threads.
+    run side by side and divide the threads, which is also faster than taking turns.
 
     `share_batches` trades that for speed on a GPU: clips of a batch share padded, masked products. Codes then
     agree with the exact ones except for near-ties.
@@ -152,7 +152,7 @@ class Codec(nn.Module, ABC):
         """Apply `work` to every item as the class's contract says; results in the order of `items`."""
 
         def alone(item: Tensor) -> Tensor:
-            # Both settings belong to a thread, so each worker makes its own.
+            # no_grad belongs to a thread, so each worker enters it.
             with torch.no_grad(), _exact_float32(self.device):
                 return work([item.to(self.device)])[0]
 
@@ -160,11 +160,12 @@ class Codec(nn.Module, ABC):
             with torch.no_grad(), _exact_float32(self.device):
                 return work([item.to(self.device) for item in items])
         threads = torch.get_num_threads() if self.device.type == "cpu" else 1
-        if threads == 1 or len(items) < threads:
+        workers = min(threads, len(items))
+        if workers <= 1:
             return [alone(item) for item in items]
         # Longest first: the threads then end together.
         order = sorted(range(len(items)), key=lambda i: -items[i].shape[-1])
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(workers, "clip", torch.set_num_threads, (threads // workers,)) as pool:
             done = dict(zip(order, pool.map(lambda i: alone(items[i]), order), strict=True))
         return [done[i] for i in range(len(items))]
 

@@ -1,0 +1,149 @@
+"""What the command line shows a person: progress, tables, errors; reports as JSON for a program."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from xycodec.errors import XycodecError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from xycodec.jobs import Job, Outcome, Work
+
+
+def run_all(
+    plan: "list[Job]",
+    make_work: "Callable[..., Work]",
+    settings: dict[str, Any],
+    processes: int,
+    threads: int | None,
+    overwrite: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Do all jobs that are not done yet, tell what became of each, and exit with 1 if any failed."""
+    import os
+
+    from xycodec import jobs as batch
+
+    todo, existing = batch.pending(plan, overwrite)
+    if len(plan) == 1 and existing:
+        raise XycodecError(f"{plan[0].target} exists already: pass --overwrite to replace it")
+    for job in todo:
+        if job.target != "-":
+            Path(job.target).parent.mkdir(parents=True, exist_ok=True)
+    processes = min(processes, max(1, len(todo)))
+    # Side by side, processes share the cores; more threads than cores slow each other down.
+    settings["threads"] = max(1, (threads or os.cpu_count() or 1) // processes) if processes > 1 else threads
+    console = _console()
+    failed, seconds = 0, 0.0
+    with _progress(console, len(todo), quiet or as_json) as (advance_file, advance_audio):
+        for outcome in batch.run_jobs(todo, make_work, settings, processes, advance_audio) if todo else ():
+            advance_file()
+            failed += outcome.error is not None
+            seconds += outcome.result.seconds if outcome.result else 0
+            _print_outcome(outcome, console, quiet or (len(plan) > 20), as_json)
+    if not quiet and len(plan) > 1:
+        summary = f"{len(todo) - failed} done, {seconds:,.1f} s of audio"
+        summary += f", {len(existing)} existed already (--overwrite replaces them)" if existing else ""
+        console.print(summary + (f", {failed} failed" if failed else ""), highlight=False)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _print_outcome(outcome: "Outcome", console: "Console", quiet: bool, as_json: bool) -> None:
+    if outcome.error:
+        print_error(outcome.error)
+    if as_json:
+        # Codes or audio may be on stdout; then the report goes where the errors go.
+        stream = sys.stderr if outcome.job.target == "-" else sys.stdout
+        report = asdict(outcome.result) if outcome.result else {**asdict(outcome.job), "error": outcome.error}
+        print(json.dumps(report), file=stream, flush=True)
+    elif outcome.result and not quiet:
+        made = outcome.result
+        text = f"{made.source} -> {made.target}: {made.seconds:.2f} s, {made.bytes:,} bytes, {made.bitrate:,.0f} bit/s"
+        console.print(f"{text}, {made.speed:.1f} x real time", highlight=False, markup=False, soft_wrap=True)
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+@contextmanager
+def _progress(
+    console: "Console", files: int, quiet: bool
+) -> "Iterator[tuple[Callable[[], None], Callable[[float], None]]]":
+    """A bar over files and a count of audio seconds on stderr, if a person is watching."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("files, {task.fields[seconds]:,.0f} s of audio,"),
+        TimeElapsedColumn(),
+    )
+    hidden = quiet or not console.is_terminal
+    with Progress(*columns, console=console, disable=hidden, transient=True) as bar:
+        task = bar.add_task("", total=files, seconds=0.0)
+
+        def advance_audio(seconds: float) -> None:
+            bar.update(task, seconds=bar.tasks[task].fields["seconds"] + seconds)
+
+        yield lambda: bar.advance(task), advance_audio
+
+
+def print_table(title: str, columns: Sequence[tuple[str, str]], rows: Sequence[tuple[str, ...]]) -> None:
+    """A table on stdout; `columns` are (name, left or right), without names there is no heading."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, show_header=any(name for name, _ in columns), title_justify="left")
+    for name, justify in columns:
+        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table, markup=False)
+
+
+def print_bench(report: dict[str, Any]) -> None:
+    """The report of `xycodec bench`."""
+    titles = ("clip", "encode", "x real time", "of peak", "decode", "x real time", "of peak")
+    rows = [
+        (
+            f"{row['seconds']:g} s",
+            f"{row['encode_s']:.3f} s",
+            f"{row['encode_speed']:.1f}",
+            f"{row['encode_share']:.0%}",
+            f"{row['decode_s']:.3f} s",
+            f"{row['decode_speed']:.1f}",
+            f"{row['decode_share']:.0%}",
+        )
+        for row in report["rows"]
+    ]
+    title = f"{report['model']} on {report['device']}, float32 peak {report['peak_gflops']:,.0f} GFLOP/s"
+    print_table(title, [(name, "right") for name in titles], rows)
+    if mixed := report.get("batch"):
+        print(
+            f"{mixed['clips']} clips of 2 to 15 s in one call: {mixed['batch_speed']:.1f} x real time, "
+            f"{mixed['ratio']:.2f} of 10 s clips one by one"
+        )
+    if low := report.get("bfloat16"):
+        shares = ", ".join(f"{share:.1%}" for share in low["equal_codes"])
+        print(
+            f"bfloat16: encode {low['encode_ratio']:.2f} x, decode {low['decode_ratio']:.2f} x as fast; "
+            f"equal codes by layer: {shares}"
+        )
+
+
+def print_error(message: str) -> None:
+    """One line on stderr."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
