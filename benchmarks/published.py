@@ -64,7 +64,7 @@ class PublishedXYTokenizer:
     # ---- the interface -------------------------------------------------------------------------
 
     def encode(self, audio: Tensor) -> Tensor:
-        """Audio (n,) at 16 kHz, at most one window -> codes (n_q, L) int64 with L = floor(ceil(n / 160) / 8)."""
+        """Audio (n,) at 16 kHz, at most 30 s -> codes (n_q, L) int64 with L = floor(ceil(n / 160) / 8)."""
         return self.encode_batch([audio])[0]
 
     def decode(self, codes: Tensor) -> Tensor:
@@ -97,7 +97,13 @@ class PublishedXYTokenizer:
         """(B, window) -> (B, n_mels, window / 160): spec section 2."""
         mel = self.codec.mel
         spectrum = torch.stft(
-            audio, mel.n_fft, STFT_HOP, window=mel.window, center=True, pad_mode="reflect", return_complex=True
+            audio,
+            mel.n_fft,
+            STFT_HOP,
+            window=mel.window,
+            center=True,
+            pad_mode="reflect",
+            return_complex=True,
         )
         power = spectrum[..., :-1].abs() ** 2
         log = torch.log10((mel.filters.t() @ power).clamp(min=1e-10))
@@ -133,7 +139,7 @@ class PublishedXYTokenizer:
         return down.layer_norm(down.down_proj(F.silu(gate) * value) + residual).transpose(1, 2)
 
     def _quantize(self, x: Tensor, frames: Tensor) -> Tensor:
-        """(B, latent_dim, L) -> (n_q, B, L): all layers over all L rows, straight-through values subtracted."""
+        """(B, latent_dim, L) -> (n_q, B, L): all layers over all rows, straight-through values subtracted."""
         quantizer = self.codec.quantizer
         residual = F.conv1d(x, self.quantizer_in, quantizer.input_proj.bias)
         mask = _valid(frames, x.shape[2])[:, None]
@@ -232,6 +238,6 @@ def _valid(lengths: Tensor, longest: int) -> Tensor:
 
 
 def _additive_mask(valid: Tensor) -> Tensor:
-    """(B, T) bool -> (B, 1, T, T) float32: 1 on valid pairs, the lowest float elsewhere (spec section 4.1)."""
+    """(B, T) bool -> (B, 1, T, T) float32: 1 on valid pairs, lowest float elsewhere (spec section 4.1)."""
     pairs = valid[:, None, :, None] & valid[:, None, None, :]
     return torch.where(pairs, 1.0, torch.finfo(torch.float32).min)

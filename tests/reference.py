@@ -106,9 +106,7 @@ def convolution(x, layer):
     out = []
     for start in range(0, len(x) - width + 1, stride):
         seen = x[start : start + width]  # (k, in)
-        out.append(
-            np.einsum("ki,ik->i", seen, weight[:, 0]) if depthwise else np.einsum("ki,oik->o", seen, weight)
-        )
+        out.append(np.einsum("ki,ik->i", seen, weight[:, 0]) if depthwise else np.einsum("ki,oik->o", seen, weight))
     return np.stack(out) + bias
 
 
@@ -202,6 +200,20 @@ def latents_of_full_window(codec, clip, rows):
         semantic = codec.semantic_encoder(mel, positions, mask)
         joint = torch.cat([codec.semantic_encoder_adapter(semantic, mask), joint], dim=-1)
     return codec.downsample(codec.pre_rvq_adapter(joint, mask))[:, : rows // 4]
+
+
+@torch.no_grad()
+def spread_codebooks(codec, audio):
+    """Take every layer's codes from what the layer meets in `audio` (B, T)."""
+    quantizer = codec.quantizer
+    latents, _ = codec.encode_latents(audio, [audio.shape[1]] * len(audio))
+    residual = quantizer.input_proj(latents).flatten(0, 1)
+    generator = torch.Generator().manual_seed(5)
+    for book in quantizer.codebook:
+        chosen = torch.randperm(len(residual), generator=generator)[: len(book)]
+        # Half-way between two rows, so that no residual becomes zero.
+        book.copy_((residual[chosen] + residual[chosen.roll(1)]) / 2)
+        residual = residual - book[torch.cdist(residual, book).argmin(dim=1)]
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""How fast a codec is on this machine: seconds, times real time, and the share of what its arithmetic could do.
+"""How fast a codec is on this machine: seconds, times real time, and share of the peak.
 
 Machines are shared and noisy, so every time is the least of several, and what is compared is timed in turns.
 """
@@ -6,6 +6,8 @@ Machines are shared and noisy, so every time is the least of several, and what i
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from xycodec.errors import XycodecError
 from xycodec.models.base import Codec
 
+Device = torch.device | str
+
 PEAK_SECONDS = 0.5  # the matrix product is repeated for at least this long
+
+# On a busy machine, `time.process_time` and one thread count this process's work alone.
+clock: Callable[[], float] = time.perf_counter
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ class Agreement:
 
 
 def speech_like(seconds: float, *, sample_rate: int = 16_000, seed: int = 0) -> Tensor:
-    """Test audio (T,) float32 in [-1, 1]: a gliding voice and hiss in syllables, with pauses. No speech in it."""
+    """Test audio (T,) float32 in [-1, 1]: gliding harmonics and hiss in syllables, with pauses."""
     generator = torch.Generator().manual_seed(seed)
     samples = round(seconds * sample_rate)
     t = torch.arange(samples, dtype=torch.float64) / sample_rate
@@ -91,9 +98,9 @@ def speech_like(seconds: float, *, sample_rate: int = 16_000, seed: int = 0) -> 
 
 
 def matmul_peak(
-    dtype: torch.dtype = torch.float32, size: int = 4096, *, device: torch.device | str = "cpu", repeats: int = 5
+    dtype: torch.dtype = torch.float32, size: int = 4096, *, device: Device = "cpu", repeats: int = 5
 ) -> float:
-    """GFLOP/s of the best of at least `repeats` products of two (size, size) matrices: what the machine can do."""
+    """GFLOP/s of the best of at least `repeats` products of two (size, size) matrices."""
     place = torch.device(device)
     a, b = (torch.randn(size, size, device=place).to(dtype) for _ in range(2))
     times: list[float] = []
@@ -105,11 +112,19 @@ def matmul_peak(
 def count_flops(codec: Codec, seconds: float) -> Flops:
     """Count the arithmetic of encoding and of decoding one clip of `seconds`, as it is really executed."""
     audio = _clip(codec, seconds)[None]
-    with FlopCounterMode(display=False) as encoding:
+    # The counter knows CUDA's attention kernels, not the CPU's.
+    extra = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+    with FlopCounterMode(display=False, custom_mapping=extra) as encoding:
         codes = codec.encode(audio).codes
-    with FlopCounterMode(display=False) as decoding:
+    with FlopCounterMode(display=False, custom_mapping=extra) as decoding:
         codec.decode(codes)
     return Flops(encoding.get_total_flops() / 1e9, decoding.get_total_flops() / 1e9)
+
+
+def _attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+    """Scores, then the weighted sum, of shapes (B, heads, T, size)."""
+    b, heads, t, size = query
+    return 2 * b * heads * t * key[2] * (size + value[3])
 
 
 def measure(
@@ -117,17 +132,17 @@ def measure(
 ) -> Iterator[SpeedRow]:
     """Time encode and decode of `batch` clips of each length; rows come as they are ready.
 
-    `repeats`: calls of which the fastest counts, after one to warm up. `peak`: GFLOP/s to compare with (default:
-    `matmul_peak` in float32 on the codec's device). Raises XycodecError on a length that the codec does not take.
+    `repeats`: calls of which the fastest counts, after one to warm up. `peak`: GFLOP/s to compare with
+    (default: `matmul_peak` in float32 on the codec's device). Raises XycodecError on a length that is not
+    above 0 or exceeds the codec's window.
     """
     limit = peak or matmul_peak(device=codec.device)
     for length in seconds:
         flops = count_flops(codec, length)
         audio = torch.stack([_clip(codec, length, seed) for seed in range(batch)])
         codes = codec.encode(audio).codes
-        encode_s, decode_s = best_times(
-            [lambda x=audio: codec.encode(x), lambda c=codes: codec.decode(c)], repeats, codec.device
-        )
+        works: list[Callable[[], object]] = [partial(codec.encode, audio), partial(codec.decode, codes)]
+        encode_s, decode_s = best_times(works, repeats, codec.device)
         encode_gflops, decode_gflops = batch * flops.encode / encode_s, batch * flops.decode / decode_s
         yield SpeedRow(
             seconds=length,
@@ -158,11 +173,12 @@ def measure_batch(
     audio, lengths = pad_clips(items)
     single = _clip(codec, 10.0)[None]
     codec.encode(single)
-    batch_s, single_s = best_times(
-        [lambda: codec.encode(audio, lengths), *[lambda: codec.encode(single)] * 4], repeats, codec.device, warm=False
-    )[:2]
+    works: list[Callable[[], object]] = [partial(codec.encode, audio, lengths)]
+    # A batch lasts long enough to average the noise; several short calls find as calm a moment.
+    works += [partial(codec.encode, single)] * 4
+    batch_s, *single_s = best_times(works, repeats, codec.device, warm=False)
     total = int(lengths.sum()) / codec.input_sample_rate
-    batch_speed, single_speed = total / batch_s, 10.0 / single_s
+    batch_speed, single_speed = total / batch_s, 10.0 * len(single_s) / sum(single_s)
     return BatchResult(clips, total, batch_speed, single_speed, batch_speed / single_speed)
 
 
@@ -194,7 +210,11 @@ def pad_clips(clips: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def best_times(
-    works: Sequence[Callable[[], object]], repeats: int, device: torch.device | str = "cpu", *, warm: bool = True
+    works: Sequence[Callable[[], object]],
+    repeats: int,
+    device: torch.device | str = "cpu",
+    *,
+    warm: bool = True,
 ) -> list[float]:
     """Least seconds of each of `works`, called in turns `repeats` times, so that all meet the same noise."""
     place = torch.device(device)
@@ -208,10 +228,10 @@ def best_times(
 def elapsed(work: Callable[[], object], device: torch.device) -> float:
     """Seconds that one call takes, until the device has finished it."""
     _wait(device)
-    start = time.perf_counter()
+    start = clock()
     work()
     _wait(device)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def _wait(device: torch.device) -> None:
@@ -224,7 +244,6 @@ def _wait(device: torch.device) -> None:
 def _clip(codec: Codec, seconds: float, seed: int = 0) -> Tensor:
     samples, longest = round(seconds * codec.input_sample_rate), codec.window_samples
     if not 0 < samples <= longest:
-        raise XycodecError(
-            f"clips must last more than 0 and at most {longest / codec.input_sample_rate:g} s, got {seconds:g} s"
-        )
+        limit = longest / codec.input_sample_rate
+        raise XycodecError(f"clips must last more than 0 and at most {limit:g} s, got {seconds:g} s")
     return speech_like(seconds, sample_rate=codec.input_sample_rate, seed=seed)

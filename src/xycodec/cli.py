@@ -6,6 +6,8 @@ Nothing heavy is imported before a command runs, so that `--help` answers at onc
 import json
 import sys
 from dataclasses import asdict
+from enum import Enum
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -27,6 +29,21 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+
+class Precision(str, Enum):
+    """What matrices are computed in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class Storage(str, Enum):
+    """What weights are stored in."""
+
+    float32 = "float32"
+    float16 = "float16"
+
+
 Inputs = Annotated[list[str], typer.Argument(help="Files, folders, quoted globs, or - for stdin.")]
 Output = Annotated[str | None, typer.Option("--output", "-o", help="File, or folder for several inputs; - is stdout.")]
 Model = Annotated[
@@ -34,9 +51,11 @@ Model = Annotated[
     typer.Option("--model", "-m", envvar="XYCODEC_MODEL", help="Name, folder, checkpoint or hub id (see models)."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps, ...")]
-Dtype = Annotated[str, typer.Option(help="float32, or bfloat16 for the towers' matrices.")]
+Dtype = Annotated[Precision, typer.Option(help="bfloat16 is for the towers' matrices (see models).")]
 Reference = Annotated[bool, typer.Option("--reference", help="Published rules for lengths and long audio.")]
-Overlap = Annotated[float, typer.Option(help="Seconds that windows of long audio share.")]
+Overlap = Annotated[
+    float | None, typer.Option(help="Seconds that windows of long audio share (default: a third of the window).")
+]
 Layers = Annotated[int | None, typer.Option("--n-q", min=1, help="Use only the first codebooks.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads in all (default: every core).")]
 Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes that share the files.")]
@@ -51,10 +70,10 @@ def encode(
     model: Model,
     output: Output = None,
     n_q: Layers = None,
-    overlap: Overlap = 10.0,
+    overlap: Overlap = None,
     reference: Reference = False,
     device: Device = "auto",
-    dtype: Dtype = "float32",
+    dtype: Dtype = Precision.float32,
     threads: Threads = None,
     jobs: Jobs = 1,
     overwrite: Overwrite = False,
@@ -67,6 +86,7 @@ def encode(
 
     settings = {
         "model": model, "n_q": n_q, "overlap": overlap, "reference": reference, "device": device, "dtype": dtype,
+        "quiet": quiet or as_json,
     }  # fmt: skip
     plan = batch.plan_jobs(inputs, output, ".xyc", audio_extensions())
     run_all(plan, _encoder, settings, jobs, threads, overwrite, quiet, as_json)
@@ -84,10 +104,10 @@ def decode(
     any_model: Annotated[
         bool, typer.Option("--any-model", help="Accept codes that name another model (with --model).")
     ] = False,
-    overlap: Overlap = 10.0,
+    overlap: Overlap = None,
     reference: Reference = False,
     device: Device = "auto",
-    dtype: Dtype = "float32",
+    dtype: Dtype = Precision.float32,
     threads: Threads = None,
     jobs: Jobs = 1,
     overwrite: Overwrite = False,
@@ -99,7 +119,7 @@ def decode(
 
     settings = {
         "model": model, "any_model": any_model, "overlap": overlap, "reference": reference, "device": device,
-        "dtype": dtype,
+        "dtype": dtype, "quiet": quiet or as_json,
     }  # fmt: skip
     plan = batch.plan_jobs(inputs, output, "." + suffix.lstrip("."), frozenset({".xyc"}))
     run_all(plan, _decoder, settings, jobs, threads, overwrite, quiet, as_json)
@@ -111,10 +131,10 @@ def roundtrip(
     model: Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path("."),
     n_q: Layers = None,
-    overlap: Overlap = 10.0,
+    overlap: Overlap = None,
     reference: Reference = False,
     device: Device = "auto",
-    dtype: Dtype = "float32",
+    dtype: Dtype = Precision.float32,
     threads: Threads = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -124,13 +144,15 @@ def roundtrip(
     from xycodec.picture import draw_roundtrip
     from xycodec.transcode import roundtrip_file
 
+    if source == "-":
+        raise typer.BadParameter("a round trip reads its source twice: give a file, not -", param_hint="SOURCE")
     stem = Path(source).stem
     codes, audio, picture = (output / f"{stem}{end}" for end in (".xyc", ".decoded.wav", ".png"))
     for made in (codes, audio, picture):
         if made.exists() and not overwrite:
             raise XycodecError(f"{made} exists already: pass --overwrite to replace it")
     output.mkdir(parents=True, exist_ok=True)
-    codec = _load(model, device, dtype, reference, threads)
+    codec = _load(model, device, dtype, reference, threads, quiet or as_json)
     result = roundtrip_file(codec, source, str(codes), str(audio), n_q=n_q, overlap_s=overlap)
     draw_roundtrip(source, str(codes), str(audio), picture)
     if as_json:
@@ -204,7 +226,7 @@ def models(as_json: AsJson = False) -> None:
 def convert(
     source: Annotated[str, typer.Argument(help="A published checkpoint, its folder, or a hub id.")],
     folder: Annotated[str, typer.Argument(help="The folder to write config.json and model.safetensors to.")],
-    store: Annotated[str, typer.Option("--store", help="float32, or float16 for half the size.")] = "float32",
+    store: Annotated[Storage, typer.Option(help="float16 takes half the size.")] = Storage.float32,
     overwrite: Overwrite = False,
 ) -> None:
     """Write a codec in this package's own layout, which loads without copying."""
@@ -212,11 +234,8 @@ def convert(
 
     from xycodec.pretrained import load_codec, save_codec
 
-    stored = {"float32": torch.float32, "float16": torch.float16}.get(store)
-    if stored is None:
-        raise typer.BadParameter(f"{store!r} is not float32 or float16", param_hint="--store")
     codec = load_codec(source, device="cpu")
-    save_codec(codec, folder, dtype=stored, overwrite=overwrite)
+    save_codec(codec, folder, dtype=getattr(torch, store.value), overwrite=overwrite)
     print(f"{folder}: {codec.model_id}, {sum(p.numel() for p in codec.parameters()):,} parameters")
 
 
@@ -275,7 +294,7 @@ def _parse_lengths(seconds: str) -> list[float]:
 # ---- what a job does, in this process or another -----------------------------------------------
 
 
-def _encoder(model: str, n_q: int | None, overlap: float, threads: int | None, **load: Any) -> "Work":
+def _encoder(model: str, n_q: int | None, overlap: float | None, threads: int | None, **load: Any) -> "Work":
     from xycodec.transcode import encode_file
 
     codec = _load(model, threads=threads, **load)
@@ -286,15 +305,19 @@ def _encoder(model: str, n_q: int | None, overlap: float, threads: int | None, *
     return work
 
 
-def _decoder(model: str | None, any_model: bool, overlap: float, threads: int | None, **load: Any) -> "Work":
+def _decoder(model: str | None, any_model: bool, overlap: float | None, threads: int | None, **load: Any) -> "Work":
     from xycodec.bitstream import CodecFile
     from xycodec.models.base import Codec
+    from xycodec.pretrained import MODELS
     from xycodec.transcode import decode_file
 
     loaded: dict[str, Codec] = {}
 
     def work(job: "Job", advance: "Advance") -> Any:
         file = CodecFile.read(job.source)
+        # A file may come from anyone: its word alone must not download or open anything.
+        if model is None and file.model not in MODELS:
+            raise XycodecError(f"{job.source}: its model {file.model!r} has no name here, pass --model")
         name = model or file.model
         if name not in loaded:
             loaded[name] = _load(name, threads=threads, **load)
@@ -305,18 +328,17 @@ def _decoder(model: str | None, any_model: bool, overlap: float, threads: int | 
     return work
 
 
-def _load(model: str, device: str, dtype: str, reference: bool, threads: int | None) -> "XYTokenizer":
+def _load(
+    model: str, device: str, dtype: Precision, reference: bool, threads: int | None, quiet: bool
+) -> "XYTokenizer":
     import torch
 
     from xycodec.pretrained import RANDOM, load_codec
 
     if threads:
         torch.set_num_threads(threads)
-    kind = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(dtype)
-    if kind is None:
-        raise XycodecError(f"--dtype {dtype}: use float32 or bfloat16")
-    codec = load_codec(model, device=device, dtype=kind, reference=reference)
-    if codec.model_id == RANDOM:
+    codec = load_codec(model, device=device, dtype=getattr(torch, dtype.value), reference=reference)
+    if codec.model_id == RANDOM and not quiet:
         print(f"note: {RANDOM} has random weights; its codes mean nothing and its audio is noise", file=sys.stderr)
     return codec
 
@@ -352,15 +374,20 @@ def _describe(path: str) -> dict[str, Any]:
 
 def main() -> NoReturn:
     """Run the command line. Exit code 0: all well; 1: something failed, said in a line; 2: wrong usage."""
+    for stream in (sys.stdout, sys.stderr):
+        # A file name need not be text in the terminal's encoding.
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except XycodecError as error:
         print_error(str(error))
-    except KeyboardInterrupt:
-        print_error("interrupted; what is finished stays, run again to continue")
-        raise SystemExit(130) from None
-    except BrokenPipeError:
-        pass
+    except OSError as error:
+        print_error(f"{error.filename or 'input or output'}: {error.strerror or error}")
+    except SystemExit as stop:
+        if stop.code == 130:  # typer's word for Ctrl-C
+            print_error("interrupted; what is finished stays, run again to continue")
+        raise
     raise SystemExit(1)
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError, model_validator
 
-from xycodec.errors import ConfigError
+from xycodec.errors import ConfigError, XycodecError
 
 MEL_RATE = 100  # log-mel frames a second: 16 kHz at a hop of 160
 TOWER_RATE = 50  # transformer rows a second, after the stride 2 of the convolution stem
@@ -16,7 +16,8 @@ TOWER_RATE = 50  # transformer rows a second, after the stride 2 of the convolut
 class Config(BaseModel):
     """Base of every configuration: immutable, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Older pydantic reserves names that begin with model_.
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
 class TowerConfig(Config):
@@ -122,23 +123,23 @@ class XYTokenizerConfig(Config):
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 
-def parse_config(cls: type[ConfigT], data: Any, where: str) -> ConfigT:
+def parse_config(cls: type[ConfigT], data: Any, where: str, error: type[XycodecError] = ConfigError) -> ConfigT:
     """Validate `data` (a parsed JSON or YAML mapping) into `cls`.
 
-    Raises ConfigError: one line with `where`, the offending key, and the nearest known key to an unknown one.
+    Raises `error`: one line with `where`, the offending key, and the nearest known key to an unknown one.
     """
     if not isinstance(data, dict):
-        raise ConfigError(f"{where}: expected a mapping of settings, found {type(data).__name__}")
+        raise error(f"{where}: expected a mapping of settings, found {type(data).__name__}")
     try:
         return cls.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
+    except ValidationError as failure:
+        first = failure.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "settings"
         problem = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
             near = difflib.get_close_matches(str(first["loc"][-1]), list(_field_names(cls)), n=1)
             problem = "unknown key" + (f", did you mean {near[0]!r}?" if near else "")
-        raise ConfigError(f"{where}: {key}: {problem}") from None
+        raise error(f"{where}: {key}: {problem}") from None
 
 
 def _field_names(cls: type[BaseModel]) -> Iterator[str]:

@@ -50,8 +50,7 @@ def to_ours(state: State, name: str) -> State:
         _fuse_attention(ours)
         for side in ("input_proj", "output_proj"):
             g, v = (ours.pop(f"quantizer.{side}.weight_{part}") for part in "gv")
-            weight = torch._weight_norm(v, g, 0)
-            ours[f"quantizer.{side}.weight"] = weight.squeeze(-1)
+            ours[f"quantizer.{side}.weight"] = _fold(v, g)
         for gate in ("gate_proj", "up_proj"):
             key = f"downsample.{gate}.weight"
             ours[key] = convolution_as_product(ours[key]).contiguous()
@@ -80,6 +79,14 @@ def _fuse_attention(state: State) -> None:
         state[f"{prefix}.qkv_weight"] = torch.cat([state.pop(f"{prefix}.{p}_proj.weight") for p in "qkv"])
         state[f"{prefix}.q_bias"] = state.pop(f"{prefix}.q_proj.bias")
         state[f"{prefix}.v_bias"] = state.pop(f"{prefix}.v_proj.bias")
+
+
+def _fold(v: Tensor, g: Tensor) -> Tensor:
+    """Weight norm of a convolution with kernel 1: (out, in, 1) and (out, 1, 1) -> (out, in)."""
+    if v.ndim != 3 or v.shape[2] != 1 or g.shape != (v.shape[0], 1, 1):
+        # Checked because the fused operation does not, and would read past the end.
+        raise RuntimeError(f"weight norm of {tuple(v.shape)} by {tuple(g.shape)}")
+    return torch._weight_norm(v, g, 0)[..., 0]
 
 
 def _count(state: Mapping[str, Any], pattern: str) -> int:
@@ -190,5 +197,5 @@ def config_from_published_yaml(data: Any, name: str) -> XYTokenizerConfig:
         raise CheckpointError(f"{name}: the published configuration lacks {error.args[0]!r}") from None
     except (TypeError, AttributeError):
         raise CheckpointError(f"{name}: not a published XY-Tokenizer configuration") from None
-    config = parse_config(XYTokenizerConfig, settings, name)
+    config = parse_config(XYTokenizerConfig, settings, name, CheckpointError)
     return config.model_copy(update={"model_id": published_name(config) or CUSTOM})

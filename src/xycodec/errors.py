@@ -4,6 +4,10 @@
 class XycodecError(ValueError):
     """Base of every error raised on bad input. The command line prints its message and exits with 1."""
 
+    def __init__(self, message: str) -> None:
+        # File names may hold line breaks; the message does not.
+        super().__init__(" ".join(message.splitlines()))
+
 
 class AudioError(XycodecError):
     """An audio file or array that cannot be read, written or encoded."""

@@ -2,6 +2,7 @@
 
 import glob
 import multiprocessing
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -41,7 +42,7 @@ def plan_jobs(inputs: Sequence[str], output: str | None, suffix: str, extensions
     to_folder = output is not None and output != "-" and (Path(output).is_dir() or output.endswith("/"))
     single = len(inputs) == 1 and not Path(inputs[0]).is_dir() and not _is_pattern(inputs[0])
     if output is not None and not single:
-        if output == "-" or Path(output).is_file():
+        if output == "-" or any(place.is_file() for place in (Path(output), *Path(output).parents)):
             raise XycodecError(f"{output}: several inputs need a folder to write to")
         to_folder = True
     for given in inputs:
@@ -87,9 +88,9 @@ def _expand(given: str, extensions: frozenset[str]) -> Iterator[tuple[str, Path]
 
 def _check_targets(jobs: Sequence[Job]) -> None:
     made_from: dict[str, str] = {}
-    sources = {str(Path(job.source).absolute()) for job in jobs if job.source != "-"}
+    sources = {os.path.realpath(job.source) for job in jobs if job.source != "-"}
     for job in jobs:
-        place = "-" if job.target == "-" else str(Path(job.target).absolute())
+        place = "-" if job.target == "-" else os.path.realpath(job.target)
         if place in made_from:
             raise XycodecError(f"{job.source} and {made_from[place]} would both become {job.target}")
         if place in sources:
@@ -115,7 +116,8 @@ def run_jobs(
     importable and `settings` must pickle. With one process it is called in this one, and `advance` hears of
     progress inside a file.
     """
-    if processes == 1 or len(jobs) == 1:
+    # Only this process has a stdin and a stdout.
+    if processes == 1 or len(jobs) == 1 or any("-" in (job.source, job.target) for job in jobs):
         work = make_work(**settings)
         for job in jobs:
             yield _attempt(work, job, advance)
@@ -138,13 +140,15 @@ def run_jobs(
 
 def _attempt(work: Work, job: Job, advance: Advance) -> Outcome:
     try:
+        if job.target != "-":
+            Path(job.target).parent.mkdir(parents=True, exist_ok=True)
         return Outcome(job, work(job, advance))
     except XycodecError as error:
         return Outcome(job, error=str(error))
     except BrokenPipeError:
         return Outcome(job, error=f"{job.target}: the reader of the output went away")
     except OSError as error:
-        return Outcome(job, error=f"{job.source}: {error.strerror or error}")
+        return Outcome(job, error=f"{error.filename or job.source}: {error.strerror or error}")
 
 
 _worker_work: Work | None = None

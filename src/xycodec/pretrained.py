@@ -3,6 +3,7 @@
 import json
 import pickle
 import tempfile
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.utils import parametrize
 
 from xycodec import convert
 from xycodec.config import CONFIGS, XYTokenizerConfig, parse_config
@@ -25,6 +27,7 @@ from xycodec.models.xy_tokenizer import XYTokenizer
 FORMAT_VERSION = 1
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 RANDOM = "xy-random"
+_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors", ".yaml", ".json")
 
 
 @dataclass(frozen=True)
@@ -91,11 +94,10 @@ def load_codec(
         raise CheckpointError(f"dtype must be float32 or bfloat16, got {dtype}")
     place = resolve_device(device)
     name = str(name_or_path)
-    path = Path(name_or_path)
-    if path.exists():
-        codec = _load_path(path)
-    elif name == RANDOM:
+    if name == RANDOM:
         codec = random_codec(CONFIGS[RANDOM])
+    elif name not in MODELS and _exists(name):
+        codec = _load_path(Path(name))
     else:
         codec = _load_path(_download(_hub_id(name)))
     if dtype is torch.bfloat16:
@@ -148,29 +150,49 @@ def save_codec(
         raise CheckpointError(f"{target}: exists already, choose another folder or remove it")
     if not target.parent.is_dir():
         raise CheckpointError(f"{target}: the folder {target.parent} does not exist")
-    state = {
-        key: (tensor.to(dtype) if tensor.is_floating_point() else tensor).detach().cpu().contiguous()
-        for key, tensor in codec.state_dict().items()
-    }
+    if parametrize.is_parametrized(codec.quantizer.input_proj):
+        raise CheckpointError(f"{target}: fold the codec's weight norm before saving it (fold_weight_norm)")
+    state = {key: _stored(key, tensor, dtype) for key, tensor in codec.state_dict().items()}
     settings = {"format_version": FORMAT_VERSION, **codec.config.model_dump(mode="json")}
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
-        made = Path(scratch) / "codec"
-        made.mkdir()
-        (made / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        save_file(state, made / WEIGHTS_FILE)
-        if target.exists():
-            target.rename(Path(scratch) / "replaced")
-        made.rename(target)
+    try:
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+            made, replaced = Path(scratch) / "made", Path(scratch) / "replaced"
+            made.mkdir()
+            (made / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+            save_file(state, made / WEIGHTS_FILE)
+            if target.exists():
+                target.rename(replaced)
+            try:
+                made.rename(target)
+            except OSError:
+                if replaced.exists():
+                    replaced.rename(target)
+                raise
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{target}: cannot be written ({error})") from error
     return target
+
+
+def _stored(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    # The quantizer's sums and counts may exceed what half precision holds.
+    exact = key.endswith(("embed_avg", "cluster_size")) or not tensor.is_floating_point()
+    return (tensor if exact else tensor.to(dtype)).detach().cpu().contiguous()
 
 
 # ---- finding the files -------------------------------------------------------------------------
 
 
+def _exists(name: str) -> bool:
+    try:
+        return Path(name).exists()
+    except (OSError, ValueError):  # too long, or a null byte
+        return False
+
+
 def _hub_id(name: str) -> str:
     if name in MODELS:
         return MODELS[name].source
-    if name.count("/") == 1 and not name.startswith((".", "/")) and not name.endswith((".ckpt", ".pt", ".pth")):
+    if name.count("/") == 1 and not name.startswith((".", "/")) and not name.endswith(_SUFFIXES):
         return name
     near = get_close_matches(name, MODELS, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known names are {', '.join(MODELS)}"
@@ -193,7 +215,8 @@ def _download(repo: str) -> Path:
 
 def _load_path(path: Path) -> XYTokenizer:
     if path.is_file():
-        return _load_published([path], path.parent / "config.yaml")
+        ours = path.name == WEIGHTS_FILE and (path.parent / CONFIG_FILE).is_file()
+        return _load_path(path.parent) if ours else _load_published([path], path.parent / "config.yaml")
     settings = _read_mapping(path / CONFIG_FILE, json.loads) if (path / CONFIG_FILE).is_file() else {}
     if "format_version" in settings:
         return _load_ours(path, settings)
@@ -237,7 +260,7 @@ def _load_ours(folder: Path, settings: dict[str, Any]) -> XYTokenizer:
     version = settings.pop("format_version")
     if version != FORMAT_VERSION:
         raise CheckpointError(f"{folder}: format {version!r} is not one this xycodec reads, upgrade it")
-    config = parse_config(XYTokenizerConfig, settings, str(folder / CONFIG_FILE))
+    config = parse_config(XYTokenizerConfig, settings, str(folder / CONFIG_FILE), CheckpointError)
     return _assemble(config, read_state(folder / WEIGHTS_FILE), str(folder))
 
 
@@ -256,7 +279,7 @@ def _load_published(files: list[Path], config_file: Path) -> XYTokenizer:
     ours = convert.to_ours(state, name)
     if config.model_id == convert.CUSTOM:
         # Code files name their model: two models of one's own must not share a name.
-        fingerprint = zlib.crc32(ours["quantizer.codebook"].contiguous().numpy().tobytes())
+        fingerprint = zlib.crc32(ours["quantizer.codebook"].float().contiguous().numpy().tobytes())
         config = config.model_copy(update={"model_id": f"{convert.CUSTOM}-{fingerprint:08x}"})
     return _assemble(config, ours, name)
 
@@ -272,7 +295,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        data = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's remarks on old pickles; what matters is raised
+            data = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise CheckpointError(f"{path}: not a plain tensor checkpoint; code in it was not run") from None
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
@@ -280,7 +305,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: damaged or not a checkpoint ({reason})") from None
     if isinstance(data, dict) and isinstance(data.get("generator"), dict):
         data = data["generator"]
-    if not isinstance(data, dict) or not all(isinstance(v, Tensor) for v in data.values()):
+    if not isinstance(data, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in data.items()):
         raise CheckpointError(f"{path}: holds something other than named tensors")
     return dict(data)
 

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -36,9 +35,6 @@ def run_all(
     todo, existing = batch.pending(plan, overwrite)
     if len(plan) == 1 and existing:
         raise XycodecError(f"{plan[0].target} exists already: pass --overwrite to replace it")
-    for job in todo:
-        if job.target != "-":
-            Path(job.target).parent.mkdir(parents=True, exist_ok=True)
     processes = min(processes, max(1, len(todo)))
     # Side by side, processes share the cores; more threads than cores slow each other down.
     settings["threads"] = max(1, (threads or os.cpu_count() or 1) // processes) if processes > 1 else threads
@@ -105,13 +101,14 @@ def print_table(title: str, columns: Sequence[tuple[str, str]], rows: Sequence[t
     """A table on stdout; `columns` are (name, left or right), without names there is no heading."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, show_header=any(name for name, _ in columns), title_justify="left")
+    table = Table(title=Text(title), show_header=any(name for name, _ in columns), title_justify="left")
     for name, justify in columns:
         table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for row in rows:
-        table.add_row(*row)
-    Console().print(table, markup=False)
+        table.add_row(*(Text(cell) for cell in row))
+    Console().print(table)
 
 
 def print_bench(report: dict[str, Any]) -> None:

@@ -59,7 +59,7 @@ def encode_file(
     target: str,
     *,
     n_q: int | None = None,
-    overlap_s: float = 10.0,
+    overlap_s: float | None = None,
     advance: Advance = lambda seconds: None,
 ) -> Transcoded:
     """Encode any audio file (or `-`, stdin) into a `.xyc` file (or `-`, stdout), in bounded memory."""
@@ -88,7 +88,7 @@ def decode_file(
     target: str,
     *,
     name: str,
-    overlap_s: float = 10.0,
+    overlap_s: float | None = None,
     any_model: bool = False,
     advance: Advance = lambda seconds: None,
 ) -> Transcoded:
@@ -125,7 +125,7 @@ def roundtrip_file(
     target: str,
     *,
     n_q: int | None = None,
-    overlap_s: float = 10.0,
+    overlap_s: float | None = None,
     advance: Advance = lambda seconds: None,
 ) -> Comparison:
     """Encode `source` into `code_file`, decode that into `target`, and compare source and target."""

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-import reference
 import torch
 
+import reference
 from xycodec.nn.whisper import AcousticDecoder, WhisperEncoder
 
 
@@ -99,3 +99,15 @@ def test_state_has_the_names_of_whisper():
     assert encoder - decoder == {"conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias"}
     assert decoder - encoder == {"deconv1.weight", "deconv1.bias", "deconv2.weight", "deconv2.bias"}
     assert encoder & decoder == shared | layer
+
+
+@pytest.mark.parametrize("frames", [22, 66, 102])
+def test_thread_count_changes_not_a_bit(threads, frames):
+    module = WhisperEncoder(n_mels=80, d_model=768, layers=1, heads=12, ffn_dim=768, max_positions=51).eval()
+    mel = torch.randn(1, 80, frames)
+    results = []
+    for count in (1, 2, 3, 4, 8):
+        threads(count)
+        with torch.no_grad():
+            results.append(module(mel, frames // 2))
+    assert all(torch.equal(result, results[0]) for result in results)

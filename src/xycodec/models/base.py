@@ -105,10 +105,10 @@ class Codec(nn.Module, ABC):
         Inf, and on clips longer than `window_samples`, for which `encode_long` is made.
         """
         counts = self._check_audio(audio, lengths)
-        layers = self._check_layers(n_q)
+        layers = self.check_layers(n_q)
         clips = [clip[:count] for clip, count in zip(audio, counts, strict=True)]
         codes = self._compute(lambda group: self._encode(group, layers), clips)
-        frames = torch.tensor([item.shape[-1] for item in codes], device=self.device)
+        frames = torch.tensor([item.shape[-1] for item in codes], dtype=torch.int64, device=self.device)
         return EncoderOutput(_pad(codes, (layers, 0), torch.int64, self.device), frames)
 
     def decode(self, codes: Tensor, lengths: Tensor | None = None) -> DecoderOutput:
@@ -120,7 +120,7 @@ class Codec(nn.Module, ABC):
         counts = self._check_codes(codes, lengths)
         items = [item[:, :count] for item, count in zip(codes, counts, strict=True)]
         audio = self._compute(self._decode, items)
-        samples = torch.tensor([item.shape[-1] for item in audio], device=self.device)
+        samples = torch.tensor([item.shape[-1] for item in audio], dtype=torch.int64, device=self.device)
         return DecoderOutput(_pad(audio, (0,), torch.float32, self.device), samples)
 
     @torch.no_grad()
@@ -129,10 +129,9 @@ class Codec(nn.Module, ABC):
 
         They are what the quantizer passes on: the input for probes and language models.
         """
-        counts = self._check_codes(codes, lengths)
-        vectors = self._embed(codes.to(self.device))
-        valid = torch.arange(codes.shape[-1]) < torch.tensor(counts)[:, None]
-        return vectors * valid[:, None].to(self.device)
+        valid = _valid(self._check_codes(codes, lengths), codes.shape[-1])[:, None].to(self.device)
+        with _own_precision(self.device):
+            return self._embed(codes.to(self.device).where(valid, 0)) * valid
 
     @abstractmethod
     def _encode(self, clips: Sequence[Tensor], n_q: int) -> list[Tensor]:
@@ -152,12 +151,12 @@ class Codec(nn.Module, ABC):
         """Apply `work` to every item as the class's contract says; results in the order of `items`."""
 
         def alone(item: Tensor) -> Tensor:
-            # no_grad belongs to a thread, so each worker enters it.
-            with torch.no_grad(), _exact_float32(self.device):
+            # These belong to a thread, so each worker enters them.
+            with torch.no_grad(), _own_precision(self.device):
                 return work([item.to(self.device)])[0]
 
         if self.share_batches and items:
-            with torch.no_grad(), _exact_float32(self.device):
+            with torch.no_grad(), _own_precision(self.device):
                 return work([item.to(self.device) for item in items])
         threads = torch.get_num_threads() if self.device.type == "cpu" else 1
         workers = min(threads, len(items))
@@ -165,8 +164,12 @@ class Codec(nn.Module, ABC):
             return [alone(item) for item in items]
         # Longest first: the threads then end together.
         order = sorted(range(len(items)), key=lambda i: -items[i].shape[-1])
-        with ThreadPoolExecutor(workers, "clip", torch.set_num_threads, (threads // workers,)) as pool:
-            done = dict(zip(order, pool.map(lambda i: alone(items[i]), order), strict=True))
+        try:
+            with ThreadPoolExecutor(workers, "clip", torch.set_num_threads, (threads // workers,)) as pool:
+                done = dict(zip(order, pool.map(lambda i: alone(items[i]), order), strict=True))
+        finally:
+            # What a worker sets is also what threads get that the process starts later.
+            torch.set_num_threads(threads)
         return [done[i] for i in range(len(items))]
 
     # ---- input checks --------------------------------------------------------------------------
@@ -187,9 +190,10 @@ class Codec(nn.Module, ABC):
                 raise AudioError(f"item {i} holds NaN or Inf")
         return counts
 
-    def _check_layers(self, n_q: int | None) -> int:
-        if n_q is not None and not 1 <= n_q <= self.n_q:
-            raise XycodecError(f"n_q must be 1 to {self.n_q}, got {n_q}")
+    def check_layers(self, n_q: int | None) -> int:
+        """How many layers `n_q` means: all for None. Raises XycodecError if the codec has not that many."""
+        if n_q is not None and not (type(n_q) is int and 1 <= n_q <= self.n_q):
+            raise XycodecError(f"n_q must be an integer from 1 to {self.n_q}, got {n_q!r}")
         return n_q or self.n_q
 
     def _check_codes(self, codes: Tensor, lengths: Tensor | None) -> list[int]:
@@ -198,8 +202,9 @@ class Codec(nn.Module, ABC):
         if codes.dtype != torch.int64:
             raise XycodecError(f"codes must be int64, got {codes.dtype}")
         counts = _check_lengths(lengths, codes.shape[0], codes.shape[2])
-        if codes.numel() and not (codes.min() >= 0 and codes.max() < self.codebook_size):
-            raise XycodecError(f"codes must lie in 0..{self.codebook_size - 1}, found {codes.min()}..{codes.max()}")
+        used = codes.where(_valid(counts, codes.shape[2])[:, None].to(codes.device), 0)
+        if used.numel() and not (used.min() >= 0 and used.max() < self.codebook_size):
+            raise XycodecError(f"codes must lie in 0..{self.codebook_size - 1}, found {used.min()}..{used.max()}")
         if max(counts, default=0) > self.window_frames:
             raise XycodecError(
                 f"{max(counts)} frames are more than the model's window of {self.window_frames}: use decode_long"
@@ -210,10 +215,16 @@ class Codec(nn.Module, ABC):
 def _check_lengths(lengths: Tensor | None, batch: int, longest: int) -> list[int]:
     if lengths is None:
         return [longest] * batch
-    counts = [int(n) for n in lengths.tolist()]
-    if lengths.shape != (batch,) or lengths.is_floating_point() or any(not 0 <= n <= longest for n in counts):
+    whole = lengths.shape == (batch,) and not lengths.is_floating_point() and not lengths.is_complex()
+    counts = lengths.tolist()
+    if not whole or any(not 0 <= n <= longest for n in counts):
         raise XycodecError(f"lengths must be {batch} integers from 0 to {longest}, got {counts}")
-    return counts
+    return [int(n) for n in counts]
+
+
+def _valid(counts: Sequence[int], longest: int) -> Tensor:
+    """(B, longest) bool on the CPU."""
+    return torch.arange(longest) < torch.tensor(counts, dtype=torch.int64)[:, None]
 
 
 def _pad(items: Sequence[Tensor], empty: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -225,9 +236,13 @@ def _pad(items: Sequence[Tensor], empty: tuple[int, ...], dtype: torch.dtype, de
     return out
 
 
-def _exact_float32(device: torch.device) -> ExitStack:
-    """On CUDA, float32 means float32: TF32 keeps 10 bits of mantissa and changes codes."""
+def _own_precision(device: torch.device) -> ExitStack:
+    """The weights' types alone decide how products are computed, not what surrounds the call.
+
+    On CUDA, float32 means float32: TF32 keeps 10 bits of mantissa and changes codes.
+    """
     stack = ExitStack()
+    stack.enter_context(torch.autocast(device.type, enabled=False))
     if device.type == "cuda":
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")

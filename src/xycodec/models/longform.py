@@ -8,6 +8,7 @@ first keeps its beginning and the last its end, and the last always reaches back
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from math import isfinite
 
 import numpy as np
 import torch
@@ -31,8 +32,10 @@ class _Plan:
     reference: bool
 
     @classmethod
-    def of(cls, codec: Codec, overlap_s: float) -> "_Plan":
-        overlap = round(overlap_s * codec.frame_rate)
+    def of(cls, codec: Codec, overlap_s: float | None) -> "_Plan":
+        if overlap_s is None:
+            overlap_s = codec.window_frames / codec.frame_rate / 3
+        overlap = round(overlap_s * codec.frame_rate) if isfinite(overlap_s) else -1
         if not 0 <= overlap < codec.window_frames:
             window_s = codec.window_frames / codec.frame_rate
             raise XycodecError(f"overlap_s must be from 0 to under the window of {window_s:g} s, got {overlap_s:g}")
@@ -70,7 +73,7 @@ class _Plan:
 def encode_long(
     codec: Codec,
     audio: Tensor | np.ndarray | Iterable[np.ndarray],
-    overlap_s: float = 10.0,
+    overlap_s: float | None = None,
     *,
     n_q: int | None = None,
 ) -> Tensor:
@@ -79,16 +82,19 @@ def encode_long(
     `audio` is one clip (T,) at the codec's input rate, or an iterable of consecutive blocks of it (such as
     `xycodec.audio.stream_audio` gives); the codes are the same, and only a few windows are in memory at a time.
     Clips within one window give the codes of `codec.encode`. `overlap_s` is how much neighbouring windows share,
-    rounded to whole code frames. Raises AudioError and XycodecError as `encode` does.
+    rounded to whole code frames; by default a third of the window, which is 10 s of the published 30.
+
+    Raises AudioError and XycodecError as `encode` does.
     """
     plan = _Plan.of(codec, overlap_s)
+    layers = codec.check_layers(n_q)
     counted = _Counted(_blocks(audio))
     windows = plan.windows(counted, codec.hop_length)
-    codes = [torch.zeros(n_q or codec.n_q, 0, dtype=torch.int64)]
+    codes = [torch.zeros(layers, 0, dtype=torch.int64)]
     while batch := list(islice(windows, BATCH)):
         lengths = torch.tensor([window.shape[0] for window, _, _ in batch])
         padded = torch.nn.utils.rnn.pad_sequence([window for window, _, _ in batch], batch_first=True)
-        out = codec.encode(padded, lengths, n_q=n_q)
+        out = codec.encode(padded, lengths, n_q=layers)
         for item, frames, (_, first, last) in zip(out.codes.cpu(), out.lengths.tolist(), batch, strict=True):
             codes.append(item[:, :frames][:, plan.kept(first, last)])
     whole = torch.cat(codes, dim=1)
@@ -96,7 +102,7 @@ def encode_long(
     return whole[:, : counted.samples // codec.hop_length] if codec.reference else whole
 
 
-def decode_long(codec: Codec, codes: Tensor, overlap_s: float = 10.0, num_samples: int | None = None) -> Tensor:
+def decode_long(codec: Codec, codes: Tensor, overlap_s: float | None = None, num_samples: int | None = None) -> Tensor:
     """Audio (T,) float32 on the CPU of codes (k, L) of any length.
 
     `num_samples` is the length of the original at the codec's *input* rate, as `CodecFile` stores it; the audio
@@ -107,7 +113,7 @@ def decode_long(codec: Codec, codes: Tensor, overlap_s: float = 10.0, num_sample
 
 @torch.no_grad()
 def decode_blocks(
-    codec: Codec, codes: Tensor, overlap_s: float = 10.0, num_samples: int | None = None
+    codec: Codec, codes: Tensor, overlap_s: float | None = None, num_samples: int | None = None
 ) -> Iterator[Tensor]:
     """The same audio as `decode_long`, as consecutive blocks (n,)."""
     if codes.ndim != 2:
@@ -138,7 +144,8 @@ def decode_blocks(
 def _blocks(audio: Tensor | np.ndarray | Iterable[np.ndarray]) -> Iterator[Tensor]:
     pieces = [audio] if isinstance(audio, Tensor | np.ndarray) else audio
     for piece in pieces:
-        block = torch.as_tensor(piece)
+        # torch warns of arrays that it could not write to.
+        block = torch.as_tensor(piece if isinstance(piece, Tensor) else np.require(piece, requirements="W"))
         if block.ndim != 1:
             raise AudioError(f"a clip must be (T,), got shape {tuple(block.shape)}: encode one channel of one clip")
         yield block

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from xycodec.nn.linear import product
+
 
 def _hz_to_mel(hz: np.ndarray) -> np.ndarray:
     # Slaney: linear below 1 kHz (3 mel per 200 Hz), logarithmic above (27 mel per factor 6.4).
@@ -59,6 +61,6 @@ class LogMel(nn.Module):
             padded, self.n_fft, self.hop_length, window=self.window, center=False, return_complex=True
         )
         power = spectrum[..., :-1].abs().square()
-        mel = (power.transpose(1, 2) @ self.filters).clamp_min(1e-10).log10()
+        mel = product(power.transpose(1, 2), self.filters.t()).clamp_min(1e-10).log10()
         mel = mel.maximum(mel.amax(dim=(1, 2), keepdim=True) - 8.0)
         return ((mel + 4.0) / 4.0).transpose(1, 2)

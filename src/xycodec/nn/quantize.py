@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
 from xycodec.distributed import all_reduce_, broadcast_, rank_offsets
+from xycodec.nn.linear import Linear, product
 
 EPSILON = 1e-5  # Laplace smoothing of the counts
 
@@ -78,8 +79,8 @@ class ResidualVectorQuantizer(nn.Module):
         self.decay, self.dead_code_threshold = decay, dead_code_threshold
         self.kmeans_iterations = kmeans_iterations
         self.dropout, self.commitment, self.commit_every_layer = dropout, commitment, commit_every_layer
-        self.input_proj = weight_norm(nn.Linear(input_dim, codebook_dim))
-        self.output_proj = weight_norm(nn.Linear(codebook_dim, input_dim))
+        self.input_proj = weight_norm(Linear(input_dim, codebook_dim))
+        self.output_proj = weight_norm(Linear(codebook_dim, input_dim))
         self.register_buffer("codebook", torch.zeros(n_q, codebook_size, codebook_dim))
         self.register_buffer("embed_avg", torch.zeros(n_q, codebook_size, codebook_dim))
         self.register_buffer("cluster_size", torch.zeros(n_q, codebook_size))
@@ -214,13 +215,16 @@ class ResidualVectorQuantizer(nn.Module):
         packed = all_reduce_(torch.cat([counts[..., None], sums, fresh], dim=-1))
         counts, sums, fresh = torch.split(packed, [1, sums.shape[-1], sums.shape[-1]], dim=-1)
         counts = counts[..., 0]
-        self.cluster_size.lerp_(counts, 1 - self.decay)
-        self.embed_avg.lerp_(sums, 1 - self.decay)
+        # A layer that saw no frame at all stays as it is.
+        seen = counts.sum(dim=1, keepdim=True) > 0
+        rate = (1 - self.decay) * seen
+        self.cluster_size.lerp_(counts, rate)
+        self.embed_avg.lerp_(sums, rate[..., None])
         total = self.cluster_size.sum(dim=1, keepdim=True)
         smoothed = (self.cluster_size + EPSILON) / (total + self.codebook_size * EPSILON) * total
-        self.codebook.copy_(self.embed_avg / smoothed.clamp_min(EPSILON)[..., None])
-        anything_new = counts.sum(dim=1, keepdim=True) > 0
-        self._replace((self.cluster_size < self.dead_code_threshold) & anything_new, fresh)
+        moved = self.embed_avg / smoothed.clamp_min(EPSILON)[..., None]
+        self.codebook.copy_(torch.where(seen[..., None], moved, self.codebook))
+        self._replace((self.cluster_size < self.dead_code_threshold) & seen, fresh)
 
     def _replace(self, dead: Tensor, fresh: Tensor) -> None:
         """Where `dead` (n_q, K), start afresh from `fresh` (n_q, K, D) with a count at the threshold."""
@@ -288,7 +292,7 @@ class ResidualVectorQuantizer(nn.Module):
 def nearest(x: Tensor, codebook: Tensor) -> Tensor:
     """Index of the nearest row by squared Euclidean distance, the first of equals: (N, D), (K, D) -> (N,)."""
     # Summed in the published order, so that near-ties round alike.
-    distance = x.square().sum(dim=1, keepdim=True) - 2 * x @ codebook.t() + codebook.square().sum(dim=1)
+    distance = x.square().sum(dim=1, keepdim=True) - 2 * product(x, codebook) + codebook.square().sum(dim=1)
     return distance.argmin(dim=1)
 
 

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from xycodec.nn.linear import Linear
+
 
 class GatedDownsample(nn.Module):
     """A gated linear unit over `factor` stacked rows, with the stack itself as residual (spec section 4.5)."""
@@ -15,9 +17,9 @@ class GatedDownsample(nn.Module):
         super().__init__()
         self.factor = factor
         dim = d_model * factor
-        self.gate_proj = nn.Linear(dim, dim, bias=False)
-        self.up_proj = nn.Linear(dim, dim, bias=False)
-        self.down_proj = nn.Linear(dim, dim, bias=False)
+        self.gate_proj = Linear(dim, dim, bias=False)
+        self.up_proj = Linear(dim, dim, bias=False)
+        self.down_proj = Linear(dim, dim, bias=False)
         self.layer_norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -36,7 +38,7 @@ class Upsample(nn.Module):
     def __init__(self, *, input_dim: int, output_dim: int, factor: int) -> None:
         super().__init__()
         self.factor = factor
-        self.proj = nn.Linear(input_dim, output_dim * factor, bias=False)
+        self.proj = Linear(input_dim, output_dim * factor, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, input_dim) -> (B, factor * T, output_dim)."""

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from xycodec.nn.linear import Linear, product
+
 
 def sinusoids(length: int, dim: int) -> Tensor:
     """Whisper's position table: (length, dim) float32, sines in the first half, cosines in the second."""
@@ -35,7 +37,7 @@ class SelfAttention(nn.Module):
         self.qkv_weight = nn.Parameter(torch.empty(3 * d_model, d_model))
         self.q_bias = nn.Parameter(torch.zeros(d_model))
         self.v_bias = nn.Parameter(torch.zeros(d_model))
-        self.out_proj = nn.Linear(d_model, d_model)
+        self.out_proj = Linear(d_model, d_model)
         # nn.Linear's own default, so that the fused weight starts like three separate ones.
         nn.init.kaiming_uniform_(self.qkv_weight, a=math.sqrt(5))
 
@@ -43,7 +45,7 @@ class SelfAttention(nn.Module):
         """(B, T, D) -> (B, T, D) in the weights' dtype."""
         b, t, d = x.shape
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = F.linear(x.to(self.qkv_weight.dtype), self.qkv_weight, bias)
+        qkv = product(x.to(self.qkv_weight.dtype), self.qkv_weight, bias)
         q, k, v = qkv.view(b, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         keys = None if mask is None else mask[:, None, None, :]
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
@@ -58,8 +60,8 @@ class TransformerLayer(nn.Module):
         super().__init__()
         self.self_attn = SelfAttention(d_model, heads)
         self.self_attn_layer_norm = nn.LayerNorm(d_model)
-        self.fc1 = nn.Linear(d_model, ffn_dim)
-        self.fc2 = nn.Linear(ffn_dim, d_model)
+        self.fc1 = Linear(d_model, ffn_dim)
+        self.fc2 = Linear(ffn_dim, d_model)
         self.final_layer_norm = nn.LayerNorm(d_model)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -108,8 +110,8 @@ class Adapter(Transformer):
         max_positions: int,
     ) -> None:
         super().__init__(d_model=d_model, layers=layers, heads=heads, ffn_dim=ffn_dim, max_positions=max_positions)
-        self.proj = nn.Linear(input_dim, d_model) if input_dim != d_model else nn.Identity()
-        self.out_proj = nn.Linear(d_model, output_dim) if output_dim != d_model else nn.Identity()
+        self.proj = Linear(input_dim, d_model) if input_dim != d_model else nn.Identity()
+        self.out_proj = Linear(d_model, output_dim) if output_dim != d_model else nn.Identity()
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, T, input_dim) -> (B, T, output_dim); padded frames hold the bias of the outer map, if any."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from xycodec.nn.linear import Linear
 from xycodec.nn.transformer import zero_padding
 
 MAX_LOG_MAGNITUDE = math.log(100)
@@ -18,8 +19,8 @@ class ConvNeXtBlock(nn.Module):
         super().__init__()
         self.dwconv = nn.Conv1d(dim, dim, 7, padding=3, groups=dim)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self.pwconv1 = nn.Linear(dim, intermediate_dim)
-        self.pwconv2 = nn.Linear(intermediate_dim, dim)
+        self.pwconv1 = Linear(dim, intermediate_dim)
+        self.pwconv2 = Linear(intermediate_dim, dim)
         self.gamma = nn.Parameter(torch.full((dim,), scale))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -75,8 +76,11 @@ class InverseSTFT(nn.Module):
         length = frames.shape[1] * self.hop_length
         audio = self._overlap_add(frames)[:, trim : trim + length]
         envelope = self._overlap_add(squares)[:, trim : trim + length]
-        # Only past the end of a padded item is the envelope zero.
-        return audio / envelope if mask is None else audio / envelope.clamp_min(1e-11)
+        if mask is None:
+            return audio / envelope
+        # Past an item's end the envelope fades to zero, and so would the tail of its last frames.
+        valid = mask.repeat_interleave(self.hop_length, dim=1)
+        return torch.where(valid, audio / envelope.where(valid, 1.0), 0.0)
 
     def _overlap_add(self, frames: Tensor) -> Tensor:
         b, t, _ = frames.shape
@@ -91,7 +95,7 @@ class ISTFTHead(nn.Module):
 
     def __init__(self, dim: int, hop_length: int) -> None:
         super().__init__()
-        self.out = nn.Linear(dim, 4 * hop_length + 2)
+        self.out = Linear(dim, 4 * hop_length + 2)
         self.istft = InverseSTFT(hop_length)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:

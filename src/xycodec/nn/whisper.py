@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from xycodec.nn.linear import convolve
 from xycodec.nn.transformer import Transformer
 
 
@@ -20,8 +21,9 @@ class WhisperEncoder(Transformer):
         Row t sees mel frames 2t-2 to 2t+2, so a clip of L frames keeps its `rows` = L // 2 rows exactly as in
         a longer padding if `mel` holds L + 1 frames or more.
         """
-        h = F.gelu(self.conv2(F.gelu(self.conv1(mel))))
-        return self.transform(h.transpose(1, 2)[:, :rows], mask)
+        h = F.gelu(convolve(mel.transpose(1, 2), self.conv1))
+        h = F.gelu(convolve(h, self.conv2))
+        return self.transform(h[:, :rows], mask)
 
 
 class AcousticDecoder(Transformer):
