@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xycodec.nn.linear import Linear, product
+from xycodec.nn.linear import Linear, gelu, product
 
 
 def sinusoids(length: int, dim: int) -> Tensor:
@@ -68,7 +68,7 @@ class TransformerLayer(nn.Module):
         """(B, T, D) float32 -> (B, T, D) float32."""
         x = x + self.self_attn(self.self_attn_layer_norm(x), mask)
         h = self.final_layer_norm(x).to(self.fc1.weight.dtype)
-        out: Tensor = x + self.fc2(F.gelu(self.fc1(h)))
+        out: Tensor = x + self.fc2(gelu(self.fc1(h)))
         return out
 
 

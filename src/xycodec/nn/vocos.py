@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xycodec.nn.linear import Linear
+from xycodec.nn.linear import Linear, gelu
 from xycodec.nn.transformer import zero_padding
 
 MAX_LOG_MAGNITUDE = math.log(100)
@@ -26,10 +26,17 @@ class ConvNeXtBlock(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, T, D) float32 -> (B, T, D) float32."""
         # Zeroed here and not once before the stack: a clip alone meets zeros beyond its end in every layer.
-        h = self.dwconv(zero_padding(x, mask).transpose(1, 2)).transpose(1, 2)
+        h = self._mix_frames(zero_padding(x, mask))
         h = self.norm(h).to(self.pwconv1.weight.dtype)
-        out: Tensor = x + self.gamma * self.pwconv2(F.gelu(self.pwconv1(h)))
+        out: Tensor = x + self.gamma * self.pwconv2(gelu(self.pwconv1(h)))
         return out
+
+    def _mix_frames(self, x: Tensor) -> Tensor:
+        # As a flat picture with channels last, x keeps its layout and oneDNN several times its speed.
+        weight = self.dwconv.weight.unsqueeze(2).contiguous(memory_format=torch.channels_last)
+        picture = x.transpose(1, 2).unsqueeze(2)
+        mixed = F.conv2d(picture, weight, self.dwconv.bias, padding=(0, 3), groups=self.dwconv.groups)
+        return mixed.squeeze(2).transpose(1, 2)
 
 
 class VocosBackbone(nn.Module):
