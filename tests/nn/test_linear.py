@@ -15,6 +15,21 @@ def test_a_row_depends_on_neither_rows_nor_threads(threads, rows):
         assert torch.equal(product(x[:rows], weight, bias), expected)
 
 
+# Sums and rows of the full-size model: long sums over a few hundred rows, and few rows, are what threads divide.
+@pytest.mark.parametrize(
+    ("terms", "columns"), [(201, 80), (400, 642), (768, 2304), (2304, 768), (3072, 512), (4096, 512)]
+)
+@pytest.mark.parametrize("rows", [1, 8, 12, 48, 200])
+def test_a_long_sum_does_not_depend_on_threads(threads, rows, terms, columns):
+    x, weight, bias = torch.randn(rows, terms), torch.randn(columns, terms), torch.randn(columns)
+    threads(1)
+    expected = product(x, weight, bias)
+    torch.testing.assert_close(expected.double(), x.double() @ weight.double().T + bias, atol=1e-3, rtol=0)
+    for count in (2, 3, 4):
+        threads(count)
+        assert torch.equal(product(x, weight, bias), expected)
+
+
 def test_product_is_a_linear_map():
     layer = Linear(6, 5)
     for shape in ((6,), (3, 6), (2, 3, 6), (1, 0, 6), (0, 6)):
@@ -23,14 +38,15 @@ def test_product_is_a_linear_map():
         torch.testing.assert_close(layer(x.float()), expected.float(), atol=1e-5, rtol=0)
 
 
-def test_product_passes_gradients():
-    x, weight = torch.randn(3, 6, requires_grad=True), torch.randn(5, 6, requires_grad=True)
+@pytest.mark.parametrize("terms", [6, 2000])
+def test_product_passes_gradients(terms):
+    x, weight = torch.randn(3, terms, requires_grad=True), torch.randn(5, terms, requires_grad=True)
     product(x, weight).square().sum().backward()
     got = x.grad, weight.grad
     x.grad = weight.grad = None
     F.linear(x, weight).square().sum().backward()
     for ours, theirs in zip(got, (x.grad, weight.grad), strict=True):
-        torch.testing.assert_close(ours, theirs)
+        torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize("stride", [1, 2])

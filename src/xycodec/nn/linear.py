@@ -1,25 +1,33 @@
 """Matrix products whose rows depend on neither the number of rows nor the number of threads.
 
-MKL, which torch's CPU builds use, has another kernel for the last one to three rows of a block than for four and
-more, and the blocks follow the number of threads. Products of a multiple of four rows never meet it: measured
-bit for bit with 1 to 16 threads. Codes depend on that, so every product on the way to them is made here.
+MKL, which torch's CPU builds use, chooses among kernels and divides work by the shape and the number of threads.
+Three habits keep that out of the results, each measured bit for bit on AMD and Intel processors: the last one to
+three rows of a block meet another kernel (so rows are a multiple of four), few rows divide a sum among threads (so
+there are at least sixteen), and so do long sums over a few hundred rows (so none is longer than 768 terms). Codes
+depend on that, so every product on the way to them is made here.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_ROWS = 4
+_ROWS, _FEWEST, _TERMS = 4, 16, 768
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear`: (..., in) by (out, in) -> (..., out), with rows of zeros up to a multiple of four on a CPU."""
-    rows = x.shape[:-1].numel()
-    missing = -rows % _ROWS
-    if not missing or x.device.type != "cpu":
+    """`F.linear`: (..., in) by (out, in) -> (..., out), in a shape that threads do not matter to on a CPU."""
+    if x.device.type != "cpu" or weight.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight, bias)
-    padded = F.pad(x.reshape(rows, x.shape[-1]), (0, 0, 0, missing))
-    return F.linear(padded, weight, bias)[:rows].view(*x.shape[:-1], weight.shape[0])
+    flat = x.reshape(-1, x.shape[-1])
+    rows = flat.shape[0]
+    missing = max(_FEWEST - rows, -rows % _ROWS)
+    if missing:
+        flat = F.pad(flat, (0, 0, 0, missing))
+    out = F.linear(flat[:, :_TERMS], weight[:, :_TERMS], bias)
+    for start in range(_TERMS, flat.shape[1], _TERMS):
+        terms = slice(start, start + _TERMS)
+        out.addmm_(flat[:, terms], weight[:, terms].t())
+    return out[:rows].view(*x.shape[:-1], weight.shape[0])
 
 
 class Linear(nn.Linear):
