@@ -509,7 +509,7 @@ def test_gradients_reach_every_part():
     latents, mask = codec.encode_latents(audio, lengths.tolist())
     out = codec.quantizer(latents, mask)
     audio = codec.decode_latents(out.quantized, mask)
-    (audio[0].square().mean() + audio[1, : 4 * HOP].square().mean() + out.commitment_loss).backward()
+    (audio[0].square().mean() + audio[1, : 4 * HOP].square().mean() + out.commitment_loss.value()).backward()
     silent = {name for name, value in codec.named_parameters() if value.grad is None or not value.grad.any()}
     assert silent == set()
     assert all(torch.isfinite(value.grad).all() for value in codec.parameters())

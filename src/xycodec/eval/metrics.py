@@ -30,7 +30,7 @@ def mel_distance(decoded: Iterable[Samples], original: Iterable[Samples], sample
         length = min(len(left), len(right))
         padding = (0, max(0, _SHORTEST - length))
         pair = [F.pad(torch.from_numpy(x[:length]), padding)[None] for x in (left, right)]
-        total += length * distance(*pair, torch.tensor([length])).item()
+        total += length * distance(*pair, torch.tensor([length])).value().item()
         samples += length
     if not samples:
         raise AudioError("nothing to compare: one of the two has no samples")

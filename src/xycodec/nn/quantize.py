@@ -14,10 +14,13 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
-from xycodec.distributed import all_reduce_, broadcast_, rank_offsets
+from xycodec.distributed import all_reduce_, rank, rank_offsets, world_size
 from xycodec.nn.linear import Linear, product
+from xycodec.nn.mean import Mean
 
 EPSILON = 1e-5  # Laplace smoothing of the counts
+RARE = 0.1  # share of its layer's average count that makes a code alive wherever vectors are few
+GRACE = 2.0  # a new code's count, in thresholds: at decay 0.99 it has 69 steps to be chosen
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,8 @@ class QuantizerOutput:
     """(B, T, dim) float32; padded frames hold the bias of the output map."""
     codes: Tensor
     """(B, n_q, T) int64; 0 on padded frames, where a code has no meaning."""
-    commitment_loss: Tensor
-    """Scalar: mean over valid frames and channels, summed over layers."""
+    commitment_loss: Mean
+    """One entry per layer: mean over valid frames and channels."""
     counts: Tensor
     """(n_q, codebook_size) float32: how often each code was used in the batch of this process."""
 
@@ -152,12 +155,13 @@ class ResidualVectorQuantizer(nn.Module):
             chosen = [book[i] for book, i in zip(self.codebook, index, strict=True)]
         # Zero, with the input's gradient: values stay exactly those of the codes.
         straight_through = rows - rows.detach()
-        loss = self._commitment(residuals, chosen, straight_through, active)
+        inputs = torch.stack(residuals)
+        loss = self._commitment(inputs - torch.stack(chosen), straight_through, active)
         total = chosen[0] * active[0, :, None]
         for vectors, used in zip(chosen[1:], active[1:], strict=True):
             total = total + vectors * used[:, None]
         if learning:
-            self._follow(residuals, index, active, counts)
+            self._follow(inputs, index, active, counts)
         padded = torch.zeros_like(projected).index_put((valid,), total + straight_through)
         codes = torch.zeros(self.n_q, b * t, dtype=torch.int64, device=x.device)
         codes[:, valid] = index
@@ -183,18 +187,12 @@ class ResidualVectorQuantizer(nn.Module):
             kept[:dropped] = torch.randint(1, self.n_q + 1, (dropped,), device=device)
         return torch.arange(self.n_q, device=device)[:, None] < kept
 
-    def _commitment(
-        self, residuals: list[Tensor], chosen: list[Tensor], straight_through: Tensor, active: Tensor
-    ) -> Tensor:
-        """Distance of each layer's input to its code: mean over frames and channels, sum over layers."""
-        loss = straight_through.new_zeros(())
-        for layer, (residual, code) in enumerate(zip(residuals, chosen, strict=True)):
-            reaches_encoder = layer == 0 or self.commit_every_layer
-            difference = residual - code + (straight_through if reaches_encoder else 0.0)
-            distance = difference.abs() if self.commitment == "l1" else difference.square()
-            used = active[layer]
-            loss = loss + (distance.mean(dim=-1) * used).sum() / used.sum().clamp_min(1)
-        return loss
+    def _commitment(self, difference: Tensor, straight_through: Tensor, active: Tensor) -> Mean:
+        """Mean distance over frames and channels, per layer, from `difference` (n_q, N, D) of inputs and codes."""
+        reaching = self.n_q if self.commit_every_layer else 1
+        difference = torch.cat([difference[:reaching] + straight_through, difference[reaching:]])
+        distance = difference.abs() if self.commitment == "l1" else difference.square()
+        return Mean((distance.mean(dim=2) * active).sum(dim=1), active.sum(dim=1).float())
 
     def _counts(self, index: Tensor, active: Tensor) -> Tensor:
         counts = torch.zeros(self.n_q, self.codebook_size, device=index.device)
@@ -207,10 +205,10 @@ class ResidualVectorQuantizer(nn.Module):
         return sums.index_add_(0, flat.flatten(), vectors.flatten(0, 1)).view_as(self.codebook)
 
     @torch.no_grad()
-    def _follow(self, residuals: list[Tensor], index: Tensor, active: Tensor, counts: Tensor) -> None:
+    def _follow(self, inputs: Tensor, index: Tensor, active: Tensor, counts: Tensor) -> None:
         """Move every codebook towards its assigned vectors, and give dead codes a new start."""
-        sums = self._sums(index, torch.stack(residuals) * active[..., None])
-        fresh = torch.stack(self._draw(residuals))
+        sums = self._sums(index, inputs * active[..., None])
+        fresh = self._draw(inputs)
         # One collective for all layers and all three statistics.
         packed = all_reduce_(torch.cat([counts[..., None], sums, fresh], dim=-1))
         counts, sums, fresh = torch.split(packed, [1, sums.shape[-1], sums.shape[-1]], dim=-1)
@@ -224,14 +222,21 @@ class ResidualVectorQuantizer(nn.Module):
         smoothed = (self.cluster_size + EPSILON) / (total + self.codebook_size * EPSILON) * total
         moved = self.embed_avg / smoothed.clamp_min(EPSILON)[..., None]
         self.codebook.copy_(torch.where(seen[..., None], moved, self.codebook))
-        self._replace((self.cluster_size < self.dead_code_threshold) & seen, fresh)
+        self._replace(fresh, seen)
 
-    def _replace(self, dead: Tensor, fresh: Tensor) -> None:
-        """Where `dead` (n_q, K), start afresh from `fresh` (n_q, K, D) with a count at the threshold."""
-        count = torch.full_like(self.cluster_size, max(self.dead_code_threshold, 1.0))
+    def _replace(self, fresh: Tensor, seen: Tensor) -> None:
+        """Start dead codes afresh from `fresh` (n_q, K, D), in the layers that have `seen` (n_q, 1) a frame."""
+        threshold = self._threshold(self.cluster_size)
+        dead = (self.cluster_size < threshold) & seen
+        count = (GRACE * threshold).expand_as(self.cluster_size)
         self.codebook.copy_(torch.where(dead[..., None], fresh, self.codebook))
         self.embed_avg.copy_(torch.where(dead[..., None], fresh * count[..., None], self.embed_avg))
         self.cluster_size.copy_(torch.where(dead, count, self.cluster_size))
+
+    def _threshold(self, counts: Tensor) -> Tensor:
+        """The count (n_q, 1) below which a code of `counts` (n_q, K) is dead."""
+        # Where batches hold few vectors per code, every code lies below the absolute threshold.
+        return (RARE * counts.mean(dim=-1, keepdim=True)).clamp_max(self.dead_code_threshold)
 
     def _initialise(self, rows: Tensor, active: Tensor) -> bool:
         """k-means of the first batch, layer after layer, over the vectors of all processes.
@@ -246,14 +251,18 @@ class ResidualVectorQuantizer(nn.Module):
         residual = rows
         for layer in range(self.n_q):
             vectors = residual[active[layer]]
-            means = all_reduce_(self._draw([vectors])[0])
+            means = all_reduce_(self._draw(vectors[None])[0])
             for _ in range(self.kmeans_iterations):
                 means, _ = self._lloyd(vectors, means)
             _, counts = self._lloyd(vectors, means)
+            # Empty clusters have as long as replaced codes to be chosen: all but a few are empty where a small first
+            # batch leaves this layer nothing but zeros. Never replaced, they need a count that outlasts smoothing.
+            grace = GRACE * self._threshold(counts) if self.dead_code_threshold > 0 else torch.ones_like(counts)
+            counts = torch.where(counts > 0, counts, grace)
             self.codebook[layer] = means
+            self.cluster_size[layer] = counts
             # The sum that belongs to the counts (published: the mean itself, which shrinks the code at once).
-            self.cluster_size[layer] = counts.clamp_min(1)
-            self.embed_avg[layer] = means * counts.clamp_min(1)[:, None]
+            self.embed_avg[layer] = means * counts[:, None]
             residual = residual - means[nearest(residual, means)]
         self.inited.fill_(True)
         return True
@@ -267,26 +276,38 @@ class ResidualVectorQuantizer(nn.Module):
         sums, counts = packed[:, :-1], packed[:, -1:]
         return torch.where(counts > 0, sums / counts.clamp_min(1), means), counts[:, 0]
 
-    def _draw(self, batches: list[Tensor]) -> list[Tensor]:
-        """`codebook_size` random vectors of all processes' rows, this process's share: sum over ranks to use.
+    def _draw(self, vectors: Tensor) -> Tensor:
+        """`codebook_size` random vectors per layer, out of all processes' `vectors` (layers, N, D).
 
-        The rows (N, D) are cut into as many strata as there are codes, and one is drawn from each, so none
-        repeats while there are enough. Process 0 draws; every tensor in `batches` has the same N.
+        Returns this process's share (layers, codebook_size, D), the sum over processes is the draw. The rows are
+        cut into as many strata as there are codes, and one is drawn from each, so none repeats while there are
+        enough.
         """
-        vectors, k, device = batches[0], self.codebook_size, batches[0].device
-        before, total = rank_offsets(torch.tensor(vectors.shape[0], device=device))
-        random = torch.stack([torch.rand(len(batches), k, device=device) for _ in range(2)])
-        broadcast_(random)
+        layers, rows, _ = vectors.shape
+        k, device = self.codebook_size, vectors.device
+        before, total, random = _share_rows_and_draw(rows, (2, layers, k), device)
+        if not rows:
+            return vectors.new_zeros(layers, k, vectors.shape[2])
         stratum = random[0].argsort(dim=1)
         first, end = (stratum * total + k - 1) // k, ((stratum + 1) * total + k - 1) // k
-        # double, since float32 can't name every row of a large batch
-        within = (random[1].double() * (end - first)).long()
+        within = (random[1] * (end - first)).long()
         index = (first + within).minimum(end - 1).clamp_min(0) - before
-        mine = (index >= 0) & (index < vectors.shape[0])
-        if not vectors.shape[0]:
-            return [vectors.new_zeros(k, vectors.shape[1]) for _ in batches]
-        local = index.clamp(0, vectors.shape[0] - 1)
-        return [rows[i] * own[:, None] for rows, i, own in zip(batches, local, mine, strict=True)]
+        mine = (index >= 0) & (index < rows)
+        local = index.clamp(0, rows - 1)[..., None].expand(-1, -1, vectors.shape[2])
+        return vectors.gather(1, local) * mine[..., None]
+
+
+def _share_rows_and_draw(rows: int, shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """(rows of the processes before this one, rows of all, process 0's uniform draw of `shape`), in one collective.
+
+    The draw is float64, since float32 can't name every row of a large batch.
+    """
+    counts = torch.zeros(world_size(), dtype=torch.float64, device=device)
+    counts[rank()].fill_(rows)
+    random = torch.rand(shape, dtype=torch.float64, device=device) * (rank() == 0)
+    packed = all_reduce_(torch.cat([counts, random.flatten()]))
+    counts, random = packed[: world_size()].long(), packed[world_size() :].view(shape)
+    return counts[: rank()].sum(), counts.sum(), random
 
 
 def nearest(x: Tensor, codebook: Tensor) -> Tensor:
