@@ -4,6 +4,7 @@ Nothing heavy is imported before a command runs, so that `--help` answers at onc
 """
 
 import json
+import os
 import sys
 from dataclasses import asdict
 from enum import Enum
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from xycodec.errors import XycodecError
-from xycodec.terminal import print_bench, print_error, print_table, run_all
+from xycodec.terminal import print_bench, print_error, print_plan, print_table, run_all
 
 if TYPE_CHECKING:
     from xycodec.jobs import Advance, Job, Work
@@ -280,6 +281,70 @@ def bench(
         print(json.dumps(report))
     else:
         print_bench(report)
+
+
+@app.command(name="train")
+def train_command(
+    config: Annotated[Path, typer.Argument(help="A recipe in YAML (see configs/).")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="steps=1000 data.workers=2 ...")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's newest checkpoint.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print sizes, memory and steps per epoch, then stop.")
+    ] = False,
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train a codec. Several processes: torchrun --nproc-per-node 8 -m xycodec train CONFIG."""
+    import torch
+
+    from xycodec.recipe import load_recipe
+
+    _require_extra("train", "lhotse", "transformers", "tensorboard", "jiwer")
+    recipe = load_recipe(config, tuple(overrides or ()))
+    if threads:
+        torch.set_num_threads(threads)
+    if dry_run:
+        from xycodec.train.plan import plan_run
+
+        print_plan(plan_run(recipe))
+        return
+    from xycodec.train.run import train
+
+    ended = train(recipe, resume=resume, quiet=quiet)
+    if not quiet and os.environ.get("RANK", "0") == "0":
+        state = "finished" if ended.finished else "stopped, --resume goes on"
+        print(f"{recipe.output}: {state} at step {ended.step} of {recipe.steps}")
+
+
+data_app = typer.Typer(help="Corpora for training.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+
+@data_app.command(name="import")
+def data_import(
+    manifest: Annotated[Path, typer.Argument(help="JSON lines with audio, duration, speaker, text, ...")],
+    cuts: Annotated[Path, typer.Argument(help="The Lhotse manifest to write: .jsonl.gz or .jsonl.")],
+    quiet: Quiet = False,
+) -> None:
+    """Turn a JSON-lines manifest into Lhotse cuts."""
+    _require_extra("train", "lhotse")
+    from xycodec.data.manifest import import_manifest
+
+    report = import_manifest(manifest, cuts)
+    for name, reason in report.left_out:
+        print(f"left out: {name}: {reason}", file=sys.stderr)
+    if not quiet:
+        print(f"{cuts}: {report.clips:,} clips, {report.seconds / 3600:.2f} h, {len(report.left_out)} left out")
+
+
+def _require_extra(extra: str, *modules: str) -> None:
+    from importlib.util import find_spec
+
+    missing = [name for name in modules if find_spec(name) is None]
+    if missing:
+        raise XycodecError(f"{missing[0]} is not installed: pip install 'xycodec[{extra}]'")
 
 
 def _parse_lengths(seconds: str) -> list[float]:

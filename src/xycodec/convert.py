@@ -47,7 +47,7 @@ def to_ours(state: State, name: str) -> State:
     try:
         for key in list(state):
             ours[_official(key)] = state.pop(key)
-        _fuse_attention(ours)
+        fuse_attention(ours)
         for side in ("input_proj", "output_proj"):
             g, v = (ours.pop(f"quantizer.{side}.weight_{part}") for part in "gv")
             ours[f"quantizer.{side}.weight"] = _fold(v, g)
@@ -73,7 +73,8 @@ def _official(key: str) -> str:
     return key
 
 
-def _fuse_attention(state: State) -> None:
+def fuse_attention(state: State) -> None:
+    """Join the published query, key and value maps of every layer into our one, in place."""
     suffix = ".q_proj.weight"
     for prefix in [key.removesuffix(suffix) for key in state if key.endswith(suffix)]:
         state[f"{prefix}.qkv_weight"] = torch.cat([state.pop(f"{prefix}.{p}_proj.weight") for p in "qkv"])

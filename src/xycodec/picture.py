@@ -2,6 +2,7 @@
 
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from xycodec.nn.mel import mel_filterbank
 SHOWN_S = 30.0
 _FFT, _HOP, _BINS = 1024, 256, 80
 
+Samples = NDArray[np.float32]
+
 
 def draw_roundtrip(source: str, code_file: str, decoded: str, target: str | Path) -> None:
     """Write a PNG with both log-mel spectrograms and the code map, of the first 30 s, to `target`."""
@@ -26,15 +29,7 @@ def draw_roundtrip(source: str, code_file: str, decoded: str, target: str | Path
 
     figure = Figure(figsize=(10, 7.5), layout="constrained")
     axes = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 2])
-    pictures = _decibels(before, rate), _decibels(after, rate)
-    top = max(picture.max() for picture in pictures)
-    for axis, picture, title in zip(axes, pictures, ("original", "decoded"), strict=False):
-        extent = (0.0, picture.shape[1] * _HOP / rate, 0.0, float(_BINS))
-        image = axis.imshow(
-            picture, origin="lower", aspect="auto", extent=extent, vmin=top - 80, vmax=top, cmap="magma"
-        )
-        axis.set(title=title, ylabel="mel band")
-    figure.colorbar(image, ax=list(axes[:2]), label="dB")
+    _draw_spectrograms(figure, axes[:2], before, after, rate)
     extent = (0.0, shown.shape[1] * codes.hop_length / rate, codes.n_q + 0.5, 0.5)
     image = axes[2].imshow(
         shown,
@@ -53,10 +48,31 @@ def draw_roundtrip(source: str, code_file: str, decoded: str, target: str | Path
         figure.savefig(scratch, format="png", dpi=110)
 
 
-def _decibels(audio: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
+def draw_pair(before: Samples, after: Samples, sample_rate: int) -> Figure:
+    """Both log-mel spectrograms of two 1-D signals at `sample_rate`, one above the other."""
+    figure = Figure(figsize=(10, 5), layout="constrained")
+    axes = figure.subplots(2, 1, sharex=True)
+    _draw_spectrograms(figure, axes, before, after, sample_rate)
+    axes[1].set(xlabel="seconds")
+    return figure
+
+
+def _draw_spectrograms(figure: Figure, axes: Any, before: Samples, after: Samples, rate: int) -> None:
+    pictures = _decibels(before, rate), _decibels(after, rate)
+    top = max(picture.max() for picture in pictures)
+    for axis, picture, title in zip(axes, pictures, ("original", "decoded"), strict=True):
+        extent = (0.0, picture.shape[1] * _HOP / rate, 0.0, float(_BINS))
+        image = axis.imshow(
+            picture, origin="lower", aspect="auto", extent=extent, vmin=top - 80, vmax=top, cmap="magma"
+        )
+        axis.set(title=title, ylabel="mel band")
+    figure.colorbar(image, ax=list(axes), label="dB")
+
+
+def _decibels(audio: Samples, rate: int) -> Samples:
     """(T,) -> (bands, frames) mel power in dB."""
     window = torch.hann_window(_FFT)
     spectrum = torch.stft(torch.from_numpy(audio), _FFT, _HOP, window=window, pad_mode="constant", return_complex=True)
     power = spectrum.abs().square().t() @ mel_filterbank(_FFT, _BINS, rate)
-    decibels: NDArray[np.float32] = (10 * power.clamp_min(1e-10).log10()).t().numpy()
+    decibels: Samples = (10 * power.clamp_min(1e-10).log10()).t().numpy()
     return decibels

@@ -22,9 +22,12 @@ from torch.nn.utils import parametrize
 from xycodec import convert
 from xycodec.config import CONFIGS, XYTokenizerConfig, parse_config
 from xycodec.errors import CheckpointError
+from xycodec.hub import fetch
 from xycodec.models.xy_tokenizer import XYTokenizer
 
 FORMAT_VERSION = 1
+CHECKPOINT_FORMAT = 1  # of training checkpoints
+CHECKPOINTS = "checkpoints"  # where a run keeps them
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 RANDOM = "xy-random"
 _SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors", ".yaml", ".json")
@@ -83,7 +86,8 @@ def load_codec(
     """Load a codec in eval mode.
 
     `name_or_path`: a name of `xycodec models`; a folder (ours: config.json and model.safetensors; published:
-    config.yaml and one checkpoint); one published checkpoint file; or a hub id such as `fdugyt/XY_Tokenizer`.
+    config.yaml and one checkpoint); one published checkpoint file; a training run's folder (its newest checkpoint)
+    or one checkpoint of it; or a hub id such as `fdugyt/XY_Tokenizer`.
     `device`: a torch device, or `auto` for CUDA, then MPS, then CPU. `dtype` float32 (None) or bfloat16: the
     towers' matrices only; worth it on a GPU, or a CPU with bfloat16 units, where codes of deep layers may differ.
     `reference`: the published rules for lengths and long audio, for parity.
@@ -201,22 +205,19 @@ def _hub_id(name: str) -> str:
 
 def _download(repo: str) -> Path:
     """The folder of a hub repository's snapshot: from the cache, or fetched into it."""
-    from huggingface_hub import snapshot_download
-
     # Only what a codec is made of; one published repository names its checkpoint like itself, without suffix.
-    wanted = ["*.json", "*.yaml", "*.yml", "*.safetensors", "*.ckpt", "*.pt", "*.pth", repo.split("/")[1]]
-    try:
-        return Path(snapshot_download(repo, allow_patterns=wanted))
-    # The hub's client raises its own classes, its HTTP library's, and OSError: all mean the same here.
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{repo}: cannot be had from the hub or its cache ({reason})") from None
+    return fetch(repo, ["*.json", "*.yaml", "*.yml", "*.safetensors", "*.ckpt", "*.pt", "*.pth", repo.split("/")[1]])
 
 
 def _load_path(path: Path) -> XYTokenizer:
     if path.is_file():
-        ours = path.name == WEIGHTS_FILE and (path.parent / CONFIG_FILE).is_file()
-        return _load_path(path.parent) if ours else _load_published([path], path.parent / "config.yaml")
+        if path.name == WEIGHTS_FILE and (path.parent / CONFIG_FILE).is_file():
+            return _load_path(path.parent)
+        if is_checkpoint(path):
+            return _load_trained(path)
+        return _load_published([path], path.parent / "config.yaml")
+    if run := sorted((path / CHECKPOINTS).glob("step_*.pt")):
+        return _load_trained(run[-1])
     settings = _read_mapping(path / CONFIG_FILE, json.loads) if (path / CONFIG_FILE).is_file() else {}
     if "format_version" in settings:
         return _load_ours(path, settings)
@@ -264,6 +265,23 @@ def _load_ours(folder: Path, settings: dict[str, Any]) -> XYTokenizer:
     return _assemble(config, read_state(folder / WEIGHTS_FILE), str(folder))
 
 
+def _load_trained(path: Path) -> XYTokenizer:
+    """The codec of a training checkpoint, folded for inference."""
+    data = read_checkpoint(path)
+    config = parse_config(XYTokenizerConfig, data["codec"], str(path), CheckpointError)
+    prefix = "codec."
+    state = {
+        key.removeprefix(prefix): value for key, value in data["networks"]["model"].items() if key.startswith(prefix)
+    }
+    codec = XYTokenizer(config)
+    try:
+        codec.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: does not fit its own configuration ({str(error).splitlines()[-1]})") from None
+    codec.fold_weight_norm()
+    return codec.requires_grad_(False).eval()
+
+
 def _load_published(files: list[Path], config_file: Path) -> XYTokenizer:
     name = str(files[0])
     state: dict[str, Tensor] = {}
@@ -290,24 +308,54 @@ def read_state(path: Path) -> dict[str, Tensor]:
     A checkpoint's `generator` entry is taken where there is one. Nothing but tensors and plain containers is
     unpickled. Raises CheckpointError.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's remarks on old pickles; what matters is raised
-            data = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise CheckpointError(f"{path}: not a plain tensor checkpoint; code in it was not run") from None
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{path}: damaged or not a checkpoint ({reason})") from None
+    data = _read_safetensors(path) if path.suffix == ".safetensors" else _unpickle(path)
     if isinstance(data, dict) and isinstance(data.get("generator"), dict):
         data = data["generator"]
     if not isinstance(data, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in data.items()):
         raise CheckpointError(f"{path}: holds something other than named tensors")
     return dict(data)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file is a checkpoint of a training run, by its name: they are large, and read once."""
+    return path.suffix == ".pt" and path.parent.name == CHECKPOINTS
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A training checkpoint as it was saved; tensors are mapped, not copied. Raises CheckpointError."""
+    data = _unpickle(path, mmap=True)
+    if not isinstance(data, dict) or "format" not in data or "networks" not in data:
+        raise CheckpointError(f"{path}: not a checkpoint of a training run")
+    if data["format"] != CHECKPOINT_FORMAT:
+        raise CheckpointError(f"{path}: format {data['format']!r} is not one this xycodec reads, upgrade it")
+    return data
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(_damaged(path, error)) from None
+
+
+def _unpickle(path: Path, mmap: bool = False) -> Any:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's remarks on old pickles; what matters is raised
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError:
+        raise CheckpointError(f"{path}: not a plain tensor checkpoint; code in it was not run") from None
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(_damaged(path, error)) from None
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    return f"{path}: damaged or not a checkpoint ({reason})"
 
 
 def _assemble(config: XYTokenizerConfig, state: dict[str, Tensor], name: str) -> XYTokenizer:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from xycodec.jobs import Job, Outcome, Work
+    from xycodec.train.plan import RunPlan
 
 
 def run_all(
@@ -139,6 +140,27 @@ def print_bench(report: dict[str, Any]) -> None:
             f"bfloat16: encode {low['encode_ratio']:.2f} x, decode {low['decode_ratio']:.2f} x as fast; "
             f"equal codes by layer: {shares}"
         )
+
+
+def print_plan(plan: "RunPlan") -> None:
+    """The report of `xycodec train --dry-run`."""
+    rows = [(part.name, f"{part.parameters:,}", _trained(part.parameters, part.trainable)) for part in plan.parts]
+    total, trained = sum(p.parameters for p in plan.parts), sum(p.trainable for p in plan.parts)
+    rows.append(("in all", f"{total:,}", f"{trained:,} trained"))
+    print_table(f"{plan.stage}: parameters", [("part", "left"), ("parameters", "right"), ("", "left")], rows)
+    memory = ", ".join(f"{name} {size:.2f}" for name, size in plan.memory_gib.items())
+    print(f"memory of a process, GiB (estimate): {memory}")
+    epoch = "unknown (streamed or endless)" if plan.steps_per_epoch is None else f"{plan.steps_per_epoch:,}"
+    print(f"{plan.processes} processes, at most {plan.clips_per_step} clips a step")
+    print(f"{plan.steps:,} steps, an epoch is {epoch}")
+    for line in plan.remarks:
+        print(line)
+
+
+def _trained(parameters: int, trainable: int) -> str:
+    if trainable == parameters:
+        return "trained"
+    return "frozen" if not trainable else f"{trainable:,} trained"
 
 
 def print_error(message: str) -> None:

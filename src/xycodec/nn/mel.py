@@ -52,10 +52,14 @@ class LogMel(nn.Module):
         self.register_buffer("filters", mel_filterbank(self.n_fft, n_mels, sample_rate), persistent=False)
 
     def forward(self, audio: Tensor) -> Tensor:
-        """(B, T) float32 in [-1, 1] with T > 200 -> (B, n_mels, T // 160).
+        """(B, T) float32 in [-1, 1] with T > 200 -> (B, n_mels, T // 160), float32 under autocast too.
 
         Each item's floor is 8 below its own maximum (log10), taken over all T // 160 frames.
         """
+        with torch.autocast(audio.device.type, enabled=False):
+            return self._log_mel(audio)
+
+    def _log_mel(self, audio: Tensor) -> Tensor:
         padded = F.pad(audio, (self.n_fft // 2, self.n_fft // 2), mode="reflect")
         spectrum = torch.stft(
             padded, self.n_fft, self.hop_length, window=self.window, center=False, return_complex=True
@@ -63,4 +67,4 @@ class LogMel(nn.Module):
         power = spectrum[..., :-1].abs().square()
         mel = product(power.transpose(1, 2), self.filters.t()).clamp_min(1e-10).log10()
         mel = mel.maximum(mel.amax(dim=(1, 2), keepdim=True) - 8.0)
-        return ((mel + 4.0) / 4.0).transpose(1, 2)
+        return (mel + 4.0).div(4.0).transpose(1, 2)

@@ -1,0 +1,5 @@
+"""`python -m xycodec`, which is how torchrun starts the command line."""
+
+from xycodec.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""From corpora to training batches: manifests, sources, clips, augmentation, and a stream that resumes exactly."""

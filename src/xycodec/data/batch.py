@@ -1,0 +1,97 @@
+"""A batch of clips as tensors, and where in the stream it stands."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from xycodec.data.clip import INPUT_RATE, Clip
+
+SILENT_SAMPLES = 1280  # at 16 kHz: one code frame
+
+
+@dataclass(frozen=True, order=True)
+class Position:
+    """Where a stream stands: `batch` batches of epoch `epoch` have been taken."""
+
+    epoch: int
+    batch: int
+
+
+BEGINNING = Position(0, 0)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clips padded to the longest of them.
+
+    ids: one per clip.
+    audio: (B, T) float32 at 16 kHz, in [-1, 1], zero past each clip's end.
+    lengths: samples of `audio` that belong to each clip.
+    target: (B, T_out), the same at the output rate; the same tensor where the rates are equal.
+    target_lengths: samples of `target` that belong to each clip.
+    texts: transcript of each clip, None where there is none that fits its audio.
+    skipped: (id, reason) of each clip that was drawn but could not be used.
+    position: where the stream stands after this batch.
+
+    If no clip could be used, the batch is one silent clip of length 0, id "" and without text, because every process
+    must take part in every step.
+    """
+
+    ids: tuple[str, ...]
+    audio: Tensor
+    lengths: tuple[int, ...]
+    target: Tensor
+    target_lengths: tuple[int, ...]
+    texts: tuple[str | None, ...]
+    skipped: tuple[tuple[str, str], ...]
+    position: Position
+
+    @property
+    def seconds(self) -> float:
+        """Audio in the batch, without padding."""
+        return sum(self.lengths) / INPUT_RATE
+
+    def pin_memory(self) -> "Batch":
+        """The same in page-locked memory; DataLoader calls it."""
+        return self._moved(Tensor.pin_memory)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same on `device`; from page-locked memory the copy runs beside what else the device does."""
+        return self._moved(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _moved(self, move: Callable[[Tensor], Tensor]) -> "Batch":
+        audio = move(self.audio)
+        return replace(self, audio=audio, target=audio if self.target is self.audio else move(self.target))
+
+
+def collate(
+    clips: Sequence[Clip], skipped: Sequence[tuple[str, str]], position: Position, *, output_sample_rate: int
+) -> Batch:
+    """Join `clips`, whose targets are at `output_sample_rate` (Hz), into a batch."""
+    if not clips:
+        return _silence(skipped, position, output_sample_rate)
+    audio = _padded([clip.audio for clip in clips])
+    same = output_sample_rate == INPUT_RATE
+    return Batch(
+        ids=tuple(clip.id for clip in clips),
+        audio=audio,
+        lengths=tuple(len(clip.audio) for clip in clips),
+        target=audio if same else _padded([clip.target for clip in clips]),
+        target_lengths=tuple(len(clip.target) for clip in clips),
+        texts=tuple(clip.text for clip in clips),
+        skipped=tuple(skipped),
+        position=position,
+    )
+
+
+def _silence(skipped: Sequence[tuple[str, str]], position: Position, output_sample_rate: int) -> Batch:
+    audio = torch.zeros(1, SILENT_SAMPLES)
+    same = output_sample_rate == INPUT_RATE
+    target = audio if same else torch.zeros(1, SILENT_SAMPLES * output_sample_rate // INPUT_RATE)
+    return Batch(("",), audio, (0,), target, (0,), (None,), tuple(skipped), position)
+
+
+def _padded(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(list(tensors), batch_first=True)

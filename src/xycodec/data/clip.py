@@ -1,0 +1,114 @@
+"""One training clip from a Lhotse cut: cropped, checked, changed, and resampled to the model's two rates."""
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import soxr
+import torch
+from lhotse.cut import Cut
+from numpy.random import Generator
+from torch import Tensor
+
+from xycodec.audio import Samples
+from xycodec.data.augment import apply_change, draw_change
+from xycodec.data.decode import decode
+from xycodec.errors import AudioError
+from xycodec.recipe import DataConfig
+
+INPUT_RATE = 16_000  # Hz
+FRAME = 1280  # samples at the input rate in a code frame
+_SLACK = 0.02  # s: times in manifests are rounded
+_MARGIN = 0.01  # s of source beyond a crop's end, for what resampling rounds away
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A clip: `audio` (T,) at 16 kHz and `target` (T x output rate / 16000,), float32, and its transcript."""
+
+    id: str
+    audio: Tensor
+    target: Tensor
+    text: str | None
+
+
+def lowest_rate(output_sample_rate: int) -> int:
+    """Hz: recordings of a lower rate lack what the codec is to learn."""
+    return max(INPUT_RATE, output_sample_rate)
+
+
+def load_clip(cut: Cut, config: DataConfig, *, output_sample_rate: int, seed: int, epoch: int) -> Clip:
+    """Decode the part of `cut` that is trained on.
+
+    Of a cut longer than `config.clip_seconds` it is the beginning or, if `config.crop` is "random", a part of whole
+    code frames (1280 samples at 16 kHz). What is random depends on `seed`, `epoch` and the cut's id alone: it is the
+    same in whatever worker, process and order. Channels are averaged.
+
+    Raises:
+        AudioError: the audio cannot be read, ends early, is empty, silent (below `config.silence_db`), holds a NaN
+            or an infinity, or was recorded below the output rate.
+    """
+    generator = _generator(seed, epoch, cut.id)
+    change = draw_change(config.augment, generator)
+    longest = _longest(config)
+    span = longest / INPUT_RATE * change.speed
+    spare = max(0.0, cut.duration - span - _MARGIN)
+    start = float(generator.uniform(0, spare)) if config.crop == "random" else 0.0
+    samples, rate = decode(cut, start, min(span + _MARGIN, cut.duration - start))
+    _check(cut, samples, rate, config, output_sample_rate)
+    samples = apply_change(samples, rate, change)
+    audio, target = _at_both_rates(samples, rate, output_sample_rate, longest)
+    if not len(audio):
+        raise AudioError(f"{cut.id}: too short for a sample at {INPUT_RATE} Hz: leave it out")
+    return Clip(cut.id, audio, target, _text(cut, start, min(start + span, cut.duration)))
+
+
+def _generator(seed: int, epoch: int, cut_id: str) -> Generator:
+    digest = hashlib.blake2b(f"{seed} {epoch} {cut_id}".encode(), digest_size=16).digest()
+    return np.random.default_rng(int.from_bytes(digest, "big"))
+
+
+def _longest(config: DataConfig) -> int:
+    """Samples of the longest clip, at the input rate."""
+    samples = round(config.clip_seconds * INPUT_RATE)
+    return max(FRAME, samples - samples % FRAME) if config.crop == "random" else samples
+
+
+def _check(cut: Cut, samples: Samples, rate: int, config: DataConfig, output_sample_rate: int) -> None:
+    if rate < lowest_rate(output_sample_rate):
+        raise AudioError(f"{cut.id}: recorded at {rate} Hz, needs {lowest_rate(output_sample_rate)} Hz: leave it out")
+    if not len(samples):
+        raise AudioError(f"{cut.id}: holds no samples: leave it out")
+    if not np.isfinite(samples).all():
+        raise AudioError(f"{cut.id}: holds a NaN or an infinity: repair it or leave it out")
+    loudest = float(np.abs(samples).max())
+    level = 20 * math.log10(loudest) if loudest else -math.inf
+    if level < config.silence_db:
+        raise AudioError(f"{cut.id}: silent (loudest sample {level:.0f} dB): leave it out or lower data.silence_db")
+
+
+def _at_both_rates(samples: Samples, rate: int, output_sample_rate: int, longest: int) -> tuple[Tensor, Tensor]:
+    """`samples` at 16 kHz, at most `longest`, and at the output rate, whose lengths have exactly the rates' ratio."""
+    target = samples if rate == output_sample_rate else soxr.resample(samples, rate, output_sample_rate)
+    # Both lengths are whole numbers.
+    step = INPUT_RATE // math.gcd(INPUT_RATE, output_sample_rate)
+    length = min(longest, len(target) * INPUT_RATE // output_sample_rate) // step * step
+    target = torch.from_numpy(np.ascontiguousarray(target[: length * output_sample_rate // INPUT_RATE]))
+    if output_sample_rate == INPUT_RATE:
+        return target, target
+    audio = soxr.resample(target.numpy(), output_sample_rate, INPUT_RATE)
+    return torch.from_numpy(audio), target
+
+
+def _text(cut: Cut, start: float, end: float) -> str | None:
+    """What is said from `start` to `end` (seconds in the cut), or None if that is not known exactly."""
+    texts = []
+    for words in cut.supervisions:
+        if words.end <= start + _SLACK or words.start >= end - _SLACK:
+            continue
+        text = (words.text or "").strip()
+        if words.start < start - _SLACK or words.end > end + _SLACK or not text:
+            return None
+        texts.append(text)
+    return " ".join(texts) or None

@@ -1,0 +1,128 @@
+"""Sharded corpora as light Lhotse cuts: WebDataset tars and Lhotse Shar folders, read shard by shard.
+
+A cut names the archive, and the place and size of its audio there. Whoever decodes the clip reads those bytes; whoever
+only passes over it reads headers.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import soundfile as sf
+from lhotse import AudioSource, MonoCut, MultiCut, Recording, SupervisionSegment
+from lhotse.cut import Cut
+
+from xycodec.audio import audio_extensions
+from xycodec.data.manifest import read_cuts
+from xycodec.data.tars import TarMember, members
+from xycodec.errors import ConfigError
+
+MEMBER = "tar_member"  # custom field of a cut: the TarMember of its audio, as a list
+_NO_AUDIO = ".nodata"  # how Shar marks a cut without a recording
+
+
+class WebDatasetCuts:
+    """The clips of WebDataset tars: KEY.json and KEY.mp3 (or .flac, .wav, .ogg, .opus, ...), side by side.
+
+    Of the JSON, `text`, `duration` (seconds), `speaker` and `language` are used (the names of Emilia). A cut's id
+    is the tar's name and the key. Iterating goes from tar to tar, in order, and may be repeated.
+    """
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths = paths
+
+    def __iter__(self) -> Iterator[Cut]:
+        for path in self.paths:
+            waiting: dict[str, TarMember | dict[str, Any]] = {}
+            for name, member in members(path):
+                key, suffix = name.rsplit(".", 1) if "." in name else (name, "")
+                if suffix != "json" and f".{suffix.lower()}" not in audio_extensions():
+                    continue
+                found = _object(path, name, member) if suffix == "json" else member
+                other = waiting.pop(key, None)
+                if other is None:
+                    waiting[key] = found
+                elif isinstance(found, TarMember) and isinstance(other, dict):
+                    yield _cut(f"{path.stem}/{key}", found, other)
+                elif isinstance(found, dict) and isinstance(other, TarMember):
+                    yield _cut(f"{path.stem}/{key}", other, found)
+                else:
+                    raise ConfigError(f"{path}: two members are {name!r}, or have its key: rename one")
+            for key, found in waiting.items():
+                if isinstance(found, TarMember):
+                    yield _cut(f"{path.stem}/{key}", found, {})
+
+
+class SharCuts:
+    """The cuts of a Lhotse Shar folder: `cuts.*.jsonl` (or `.jsonl.gz`) beside `recording.*.tar`, in step.
+
+    Unlike Lhotse's own reader, which hands out every cut with its audio, a shuffle buffer of these stays small.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.manifests = sorted(folder.glob("cuts.*.jsonl")) + sorted(folder.glob("cuts.*.jsonl.gz"))
+        self.tars = sorted(folder.glob("recording.*.tar"))
+        if not self.manifests or len(self.manifests) != len(self.tars):
+            what = f"{len(self.manifests)} cuts.*.jsonl.gz and {len(self.tars)} recording.*.tar"
+            raise ConfigError(f"{folder}: {what}: a Shar folder has as many of either; name WebDataset tars by a glob")
+
+    def __iter__(self) -> Iterator[Cut]:
+        for manifest, tar in zip(self.manifests, self.tars, strict=True):
+            audio = (found for found in members(tar) if not found[0].endswith((".json", ".nometa")))
+            for cut in read_cuts(manifest):
+                name, member = next(audio, ("nothing", None))
+                if member is None or name.rsplit(".", 1)[0] != cut.id:
+                    raise ConfigError(f"{tar}: found {name} where {manifest.name} has {cut.id}: export the shard again")
+                if not name.endswith(_NO_AUDIO):
+                    yield _with_member(cut, member)
+
+
+def member_of(cut: Cut) -> TarMember | None:
+    """Where the audio of a cut from a shard lies; None for any other cut."""
+    place = (getattr(cut, "custom", None) or {}).get(MEMBER)
+    return TarMember(*place) if place else None
+
+
+def _object(path: Path, name: str, member: TarMember) -> dict[str, Any]:
+    with member.open() as file:
+        data = file.read()
+    try:
+        row = json.loads(data)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {name} is not JSON ({error}): repair the tar") from error
+    if not isinstance(row, dict):
+        raise ConfigError(f"{path}: {name} holds no JSON object: repair the tar")
+    return row
+
+
+def _cut(key: str, member: TarMember, row: dict[str, Any]) -> Cut:
+    rate, channels, seconds = _header(member)
+    given = row.get("duration")
+    if isinstance(given, (int, float)) and 0 < given < math.inf:
+        seconds = float(given)
+    source = AudioSource(type="shar", channels=list(range(channels)), source="")
+    samples = max(1, round(seconds * rate))
+    cut = Recording(key, [source], rate, samples, samples / rate).to_cut()
+    words = {name: row[name] for name in ("text", "speaker", "language") if isinstance(row.get(name), str)}
+    cut.supervisions = [SupervisionSegment(key, key, 0.0, cut.duration, **words)]
+    return _with_member(cut, member)
+
+
+def _header(member: TarMember) -> tuple[int, int, float]:
+    """Rate in Hz, channels and seconds."""
+    with member.open() as file:
+        try:
+            info = sf.info(file)
+        except sf.LibsndfileError:
+            # The clip stays in, so that whoever decodes it can list it as unreadable.
+            return 48_000, 1, 1.0
+        return info.samplerate, info.channels, info.duration
+
+
+def _with_member(cut: Cut, member: TarMember) -> Cut:
+    if not isinstance(cut, (MonoCut, MultiCut)):
+        raise ConfigError(f"{member.path}: {cut.id} is a {type(cut).__name__}: a shard holds plain cuts")
+    cut.custom = (cut.custom or {}) | {MEMBER: [member.path, member.offset, member.size]}
+    return cut

@@ -1,0 +1,85 @@
+"""Corpora as Lhotse cuts, whatever form they are kept in; several as one."""
+
+import glob
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from lhotse import CutSet
+from lhotse.cut import Cut
+
+from xycodec.data.manifest import SUFFIXES, read_cuts
+from xycodec.data.shards import SharCuts, WebDatasetCuts
+from xycodec.data.tars import members
+from xycodec.errors import ConfigError
+from xycodec.recipe import SourceConfig
+
+
+class Cuts(Protocol):
+    """Anything that yields the same cuts, in the same order, each time it is iterated."""
+
+    def __iter__(self) -> Iterator[Cut]:
+        """Begin at the first cut."""
+
+
+class ManifestCuts:
+    """The cuts of a Lhotse manifest file, read line by line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __iter__(self) -> Iterator[Cut]:
+        return read_cuts(self.path)
+
+
+def open_source(config: SourceConfig) -> CutSet:
+    """Open a corpus as a lazy CutSet: a Lhotse manifest, a Lhotse Shar folder, or WebDataset tars (a path or glob).
+
+    Raises:
+        ConfigError: nothing is there, it is none of these, or its first cut cannot be read.
+    """
+    cuts = _opened(config.path)
+    if next(iter(cuts), None) is None:
+        raise ConfigError(f"{config.path}: holds no clips: check the path, or leave the source out")
+    return CutSet(cuts)
+
+
+def open_sources(sources: Sequence[SourceConfig], seed: int) -> CutSet:
+    """Open corpora as one: one after the other or, if they have weights, mixed without end.
+
+    In a mix every cut comes from source i with probability `weight_i / sum of weights`; a source that ends begins
+    again, and its cuts get new ids. The draws depend on `seed` alone. Raises ConfigError as `open_source` does.
+    """
+    opened = [open_source(source) for source in sources]
+    weights = [source.weight for source in sources if source.weight is not None]
+    if not weights:
+        return CutSet(_Chain(opened))
+    repeated = [cuts.repeat() for cuts in opened]
+    return CutSet.mux(*repeated, weights=weights, seed=seed) if len(repeated) > 1 else repeated[0]
+
+
+class _Chain:
+    def __init__(self, parts: Sequence[Cuts]) -> None:
+        self.parts = parts
+
+    def __iter__(self) -> Iterator[Cut]:
+        for part in self.parts:
+            yield from part
+
+
+def _opened(text: str) -> Cuts:
+    path = Path(text)
+    if path.is_dir():
+        return SharCuts(path)
+    if text.endswith(SUFFIXES):
+        return ManifestCuts(path)
+    if not text.endswith(".tar"):
+        forms = "a Lhotse manifest (.jsonl, .jsonl.gz), a Shar folder, or WebDataset tars (*.tar)"
+        raise ConfigError(f"{text}: not a source of data: give {forms}")
+    # A name may hold the signs of a glob.
+    tars = [path] if path.is_file() else [Path(name) for name in sorted(glob.glob(text, recursive=True))]
+    if not tars:
+        raise ConfigError(f"{text}: no such file: check the path")
+    for tar in tars:
+        next(members(tar), None)
+    return WebDatasetCuts(tars)

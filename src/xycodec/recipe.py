@@ -1,0 +1,341 @@
+"""Training recipes: what a YAML file in `configs/` may say. Defaults are the paper's where it names a value."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from xycodec.config import CONFIGS, Config, TowerConfig, VocosConfig, XYTokenizerConfig, parse_config
+from xycodec.errors import ConfigError
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+def _ordered(span: tuple[float, float]) -> tuple[float, float]:
+    if not span[0] <= span[1]:
+        raise ValueError(f"{list(span)} is not a range: the first number is the smaller one")
+    return span
+
+
+Span = Annotated[tuple[float, float], AfterValidator(_ordered)]
+Factors = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_ordered)]
+
+
+# ---- data --------------------------------------------------------------------------------------
+
+
+class Augmentation(Config):
+    """How often a clip is changed, and within what range; every probability is 0 by default."""
+
+    speed: Probability = 0.0
+    speed_range: Factors = (0.9, 1.1)
+    """Factor on the speed: duration and pitch change together."""
+    pitch: Probability = 0.0
+    pitch_range: Span = (-2.0, 2.0)
+    """Semitones, at the same duration."""
+    gain: Probability = 0.0
+    gain_range: Span = (-12.0, 3.0)
+    """Decibels; a clip is never pushed beyond full scale."""
+    eq: Probability = 0.0
+    eq_range: Span = (-6.0, 6.0)
+    """Decibels of each of three peaking filters at random frequencies."""
+
+
+class SourceConfig(Config):
+    """A corpus: Lhotse cuts (`.jsonl`, `.jsonl.gz`), a Lhotse Shar folder, or WebDataset tars (a glob)."""
+
+    path: str
+    weight: PositiveFloat | None = None
+    """Share of the draws. If one source has a weight, all must, and every source repeats without end."""
+
+
+def _source(value: Any) -> Any:
+    return {"path": value} if isinstance(value, str) else value
+
+
+Source = Annotated[SourceConfig, BeforeValidator(_source)]
+
+
+class DataConfig(Config):
+    """What is read, and how it becomes batches."""
+
+    train: tuple[Source, ...]
+    valid: tuple[Source, ...] = ()
+    clip_seconds: PositiveFloat = 30.0
+    """The longest a clip may be."""
+    crop: Literal["first", "random"] = "first"
+    """Which part of a longer clip is taken."""
+    batch_clips: PositiveInt = 4
+    """Clips a process takes per micro-batch, at most."""
+    batch_seconds: PositiveFloat | None = None
+    """Seconds of audio a process takes per micro-batch, at most, padding included."""
+    buckets: NonNegativeInt = 20
+    """Clips of a batch come from one of so many ranges of duration; 0 mixes all."""
+    shuffle_buffer: PositiveInt = 20_000
+    min_seconds: NonNegativeFloat = 0.5
+    """Shorter clips are left out."""
+    silence_db: float = -60.0
+    """A clip whose loudest sample lies below (dB of full scale) is skipped."""
+    workers: NonNegativeInt = 4
+    augment: Augmentation = Augmentation()
+
+    @model_validator(mode="after")
+    def _weights_for_all(self) -> "DataConfig":
+        given = [source.weight is not None for source in self.train]
+        if any(given) and not all(given):
+            raise ValueError("data.train: give every source a weight, or none")
+        if not self.train:
+            raise ValueError("data.train: name at least one source")
+        if any(source.weight is not None for source in self.valid):
+            raise ValueError("data.valid: sources are read once and have no weights")
+        return self
+
+
+# ---- optimisation ------------------------------------------------------------------------------
+
+
+class OptimizerConfig(Config):
+    """AdamW under a cosine schedule with warm-up (spec section 8)."""
+
+    lr: PositiveFloat = 1e-4
+    betas: tuple[Probability, Probability] = (0.9, 0.95)
+    weight_decay: NonNegativeFloat = 0.01
+    warmup_steps: NonNegativeInt = 2000
+    final_lr: Probability = 0.1
+    """Share of `lr` that is left at the last step."""
+    clip: PositiveFloat | None = 1.0
+    """Largest norm of the gradient."""
+
+
+class EngineConfig(Config):
+    """How a step is computed, on how many processes (`torchrun` starts them)."""
+
+    kind: Literal["auto", "single", "ddp", "fsdp2"] = "auto"
+    """`auto`: DDP where there are several processes. `fsdp2` shards gradients and optimizer (ZeRO-2)."""
+    device: str = "auto"
+    precision: Literal["float32", "bf16"] = "bf16"
+    """Autocast of the networks; quantizer, inverse STFT and losses are float32 in either."""
+    accumulate: PositiveInt = 1
+    """Micro-batches per step."""
+    compile: bool = False
+    checkpoint_activations: bool = False
+
+
+# ---- a run -------------------------------------------------------------------------------------
+
+
+class ValidationConfig(Config):
+    """When and on how much of `data.valid` a run is measured."""
+
+    every: PositiveInt = 5000
+    """Steps."""
+    clips: PositiveInt = 200
+    """Clips at most, the first ones."""
+    listen: NonNegativeInt = 4
+    """Clips whose audio and spectrograms go to TensorBoard."""
+    transcribe: NonNegativeInt = 32
+    """Clips the language model transcribes for its word error rate."""
+
+
+class CheckpointConfig(Config):
+    """When the whole state is saved, and how many are kept beside the best."""
+
+    every: PositiveInt = 1000
+    keep: PositiveInt = 2
+
+
+class RunConfig(Config):
+    """What every stage's recipe has."""
+
+    output: str
+    """The run's folder."""
+    seed: NonNegativeInt = 0
+    steps: PositiveInt
+    minutes: PositiveFloat | None = None
+    """Save and stop after so long; `--resume` goes on."""
+    data: DataConfig
+    engine: EngineConfig = EngineConfig()
+    validation: ValidationConfig = ValidationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log_every: PositiveInt = 10
+    """Steps between two lines of progress and TensorBoard scalars; `metrics.jsonl` has every step."""
+
+
+class LanguageModelConfig(Config):
+    """The language model that transcribes, in pre-training only (spec section 8.1)."""
+
+    source: str = "Qwen/Qwen2.5-0.5B"
+    """Any causal language model of Transformers: a hub id or a folder."""
+    trainable: bool = False
+    adapter: TowerConfig = TowerConfig(d_model=768, layers=4, heads=12, ffn_dim=3072)
+    reads: Literal["post_rvq_adapter", "quantizer"] = "post_rvq_adapter"
+    """Whose output the adapter reads."""
+    prompt: str = ""
+    """Fixed text between the speech and its transcript."""
+    max_tokens: PositiveInt = 448
+    """Longer transcripts are cut."""
+
+
+class PretrainingLoss(Config):
+    """Weights of the three losses; 0 leaves one out."""
+
+    asr: NonNegativeFloat = 20.0
+    mel: NonNegativeFloat = 15.0
+    commitment: NonNegativeFloat = 1.0
+
+
+class PretrainRecipe(RunConfig):
+    """X-shaped pre-training: one quantizer, read by the acoustic decoder and by a language model."""
+
+    stage: Literal["pretrain"]
+    model: XYTokenizerConfig
+    towers: str | None = "openai/whisper-small"
+    """The Whisper whose encoder both towers start from: a hub id or a folder; null starts at random."""
+    freeze_semantic: bool = True
+    weights: str | None = None
+    """A run, checkpoint or codec whose weights to start from, instead of `towers`."""
+    lm: LanguageModelConfig | None = LanguageModelConfig()
+    loss: PretrainingLoss = PretrainingLoss()
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+    @model_validator(mode="after")
+    def _listener(self) -> "PretrainRecipe":
+        if self.loss.asr and self.lm is None:
+            raise ValueError("loss.asr needs a language model: give lm, or set loss.asr to 0")
+        return self
+
+
+class PosttrainingLoss(Config):
+    """Weights of the generator's losses; 0 leaves one out."""
+
+    mel: NonNegativeFloat = 15.0
+    feature: NonNegativeFloat = 1.0
+    adversarial: NonNegativeFloat = 1.0
+
+
+class DiscriminatorsConfig(Config):
+    """Which families of discriminators there are, and how wide (spec section 9.1)."""
+
+    period: bool = True
+    scale: bool = True
+    spectrogram: bool = True
+    channels: PositiveInt = 32
+    """A multiple of 4; 32 gives the published sizes."""
+
+
+class PosttrainRecipe(RunConfig):
+    """Y-shaped post-training: encoder and quantizer frozen, the decoder against discriminators."""
+
+    stage: Literal["posttrain"]
+    weights: str
+    """A run, checkpoint or codec to start from: a name, folder, file or hub id."""
+    output_sample_rate: Literal[16000, 24000, 32000] | None = None
+    """Rate of the decoded audio (default: as in `weights`). A new rate gets a new vocoder head."""
+    vocos: VocosConfig | None = None
+    """Another vocoder than that of `weights`; it starts at random where shapes differ."""
+    model_id: str | None = None
+    discriminators: DiscriminatorsConfig = DiscriminatorsConfig()
+    keep_discriminators: bool = True
+    """Whether to go on with the discriminators of `weights`, if it has any."""
+    loss: PosttrainingLoss = PosttrainingLoss()
+    optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5)
+    discriminator_optimizer: OptimizerConfig = OptimizerConfig(lr=1e-4)
+
+    @model_validator(mode="after")
+    def _no_shards(self) -> "PosttrainRecipe":
+        if self.engine.kind == "fsdp2":
+            raise ValueError("engine.kind: post-training has two optimizers and runs on ddp or single")
+        return self
+
+
+Recipe = PretrainRecipe | PosttrainRecipe
+STAGES: dict[str, type[PretrainRecipe] | type[PosttrainRecipe]] = {
+    "pretrain": PretrainRecipe,
+    "posttrain": PosttrainRecipe,
+}
+
+
+# ---- reading -----------------------------------------------------------------------------------
+
+
+def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Read a YAML recipe, apply `key.key=value` overrides, and validate the whole.
+
+    `base: FILE` (relative to the recipe) takes everything from another recipe first; mappings are merged, all
+    else is replaced. `model.preset: NAME` does the same from a published configuration. Raises ConfigError,
+    one line, on a missing file, a wrong type or an unknown key, for which it names the nearest known one.
+    """
+    data = _read(Path(path))
+    for text in overrides:
+        data = _merge(data, _override(text))
+    data = _with_preset(data, str(path))
+    stage = data.get("stage")
+    if stage not in STAGES:
+        raise ConfigError(f"{path}: stage is {stage!r}, must be one of {', '.join(STAGES)}")
+    return parse_config(STAGES[stage], data, str(path))
+
+
+def save_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML, with nothing left to default."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not text"
+        raise ConfigError(f"{path}: cannot be read ({reason})") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected a mapping of settings")
+    base = data.pop("base", None)
+    if base is None:
+        return data
+    place = (path.parent / str(base)).resolve()
+    if place in (path.resolve(), *seen):
+        raise ConfigError(f"{path}: base {base} leads back to itself")
+    return _merge(_read(place, (*seen, path.resolve())), data)
+
+
+def _override(text: str) -> dict[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not all(key.split(".")):
+        raise ConfigError(f"{text!r} is not key=value, such as optimizer.lr=3e-4")
+    try:
+        tree: Any = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"{text!r}: the value is not YAML") from None
+    for part in reversed(key.split(".")):
+        tree = {part: tree}
+    result: dict[str, Any] = tree
+    return result
+
+
+def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _with_preset(data: dict[str, Any], where: str) -> dict[str, Any]:
+    model = data.get("model")
+    if not isinstance(model, dict) or "preset" not in model:
+        return data
+    own = {key: value for key, value in model.items() if key != "preset"}
+    if model["preset"] not in CONFIGS:
+        raise ConfigError(f"{where}: model.preset: {model['preset']!r} is not one of {', '.join(CONFIGS)}")
+    return data | {"model": _merge(CONFIGS[model["preset"]].model_dump(), own)}

@@ -1,0 +1,123 @@
+"""The whole state of a run in one file, whatever engine wrote it and whatever engine reads it."""
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.optim import Optimizer
+
+from xycodec.audio import atomic_path
+from xycodec.errors import CheckpointError
+from xycodec.pretrained import CHECKPOINT_FORMAT, CHECKPOINTS, read_checkpoint
+
+BEST = "best.pt"
+
+
+@dataclass
+class RunState:
+    """Where a run stands after `step` steps. It holds all that decides how the run goes on.
+
+    Random numbers need no state: every step draws from the run's seed, its own number and the process's.
+    """
+
+    stage: str
+    step: int
+    epoch: int
+    batch: int
+    """Batches that each process took in `epoch`."""
+    best: float | None
+    """Lowest validation loss so far."""
+    codec: dict[str, Any]
+    """The codec's configuration."""
+    recipe: dict[str, Any]
+    networks: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    optimizers: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+_FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def network_state(network: nn.Module, keep: Callable[[str], bool]) -> dict[str, Tensor]:
+    """Tensors of a network under their plain names, whole, on the CPU; on process 0 only if sharded."""
+    state: dict[str, Any] = get_model_state_dict(network, options=_FULL)
+    return {key: value for key, value in state.items() if keep(key)}
+
+
+def load_network(network: nn.Module, state: dict[str, Tensor], keep: Callable[[str], bool]) -> None:
+    """Put `network_state`'s tensors back; what it left out stays. Raises CheckpointError if names or shapes differ."""
+    whole: dict[str, Any] = get_model_state_dict(network)
+    own = {key: value for key, value in whole.items() if keep(key)}
+    for key in sorted(own.keys() ^ state.keys()):
+        verb = "lacks" if key in own else "has the unknown"
+        raise CheckpointError(f"the checkpoint is of another architecture: it {verb} {key!r}")
+    for key, value in own.items():
+        if value.shape != state[key].shape:
+            raise CheckpointError(
+                f"the checkpoint is of another architecture: {key} is {tuple(state[key].shape)}, "
+                f"the recipe asks for {tuple(value.shape)}"
+            )
+    set_model_state_dict(network, dict(state), options=StateDictOptions(full_state_dict=True, strict=False))
+
+
+def optimizer_state(network: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    """State of an optimizer by the plain names of its parameters, whole, on the CPU."""
+    return dict(get_optimizer_state_dict(network, optimizer, options=_FULL))
+
+
+def load_optimizer(network: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Put `optimizer_state`'s state back."""
+    set_optimizer_state_dict(network, optimizer, state, options=StateDictOptions(full_state_dict=True))
+
+
+# ---- files -------------------------------------------------------------------------------------
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Checkpoints of a run, oldest first."""
+    return sorted((run / CHECKPOINTS).glob("step_*.pt"))
+
+
+def save_state(run: Path, state: RunState, keep: int, best: bool) -> Path:
+    """Write `state` beside the others, whole or not at all, and drop all but the last `keep`.
+
+    `best` also makes it `best.pt`. Raises CheckpointError, one line; the earlier checkpoints are untouched then.
+    """
+    folder = run / CHECKPOINTS
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"step_{state.step:08d}.pt"
+    try:
+        with atomic_path(target, CheckpointError) as scratch, open(scratch, "wb") as file:
+            torch.save({"format": CHECKPOINT_FORMAT, **vars(state)}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if best:
+            with atomic_path(folder / BEST, CheckpointError) as scratch:
+                shutil.copyfile(target, scratch)
+    # torch reports a full disk as a RuntimeError of its archive writer.
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        last = checkpoints(run)
+        kept = f"; the run can resume from {last[-1]}" if last else ""
+        raise CheckpointError(f"{target} cannot be written ({reason}): free some space{kept}") from None
+    for old in checkpoints(run)[:-keep]:
+        old.unlink()
+    return target
+
+
+def load_state(path: Path) -> RunState:
+    """Read a checkpoint. Raises CheckpointError if it is none, or of another format."""
+    data = read_checkpoint(path)
+    data.pop("format")
+    return RunState(**data)

@@ -1,0 +1,143 @@
+"""Devices and processes: where a step is computed, and how its gradients meet."""
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from xycodec.errors import ConfigError
+from xycodec.nn.transformer import TransformerLayer
+from xycodec.nn.vocos import ConvNeXtBlock
+from xycodec.pretrained import resolve_device
+from xycodec.recipe import EngineConfig
+
+BLOCKS = (TransformerLayer, ConvNeXtBlock)
+
+
+class Engine:
+    """One process of a run. `torchrun` tells each its place; without it there is one.
+
+    `kind` is `single`, `ddp` or `fsdp2`. The latter shards gradients and optimizer state (ZeRO-2): parameters are
+    gathered once a step and kept until the backward pass is over. Frozen parameters are never sharded. Raises
+    ConfigError where the configuration does not fit the number of processes or the device.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        self.rank, self.world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.kind = ("ddp" if self.world_size > 1 else "single") if config.kind == "auto" else config.kind
+        if self.kind == "single" and self.world_size > 1:
+            raise ConfigError(f"engine.kind: single, but torchrun started {self.world_size} processes: use ddp")
+        self.device = self._device(config.device)
+        self._started = False
+        if self.kind != "single" and not dist.is_initialized():
+            self._join()
+
+    def _device(self, name: str) -> torch.device:
+        device = resolve_device(name)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+            torch.cuda.set_device(device)
+        return device
+
+    def _join(self) -> None:
+        backend = "nccl" if self.device.type == "cuda" else "gloo"
+        # Without torchrun there is no one to meet, but sharding asks for a group.
+        store = None if "MASTER_ADDR" in os.environ else torch.distributed.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.world_size)
+        self._started = True
+
+    def close(self) -> None:
+        """Leave the other processes."""
+        if self._started:
+            dist.destroy_process_group()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that writes files and speaks."""
+        return self.rank == 0
+
+    # ---- networks ------------------------------------------------------------------------------
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """Put a network on the device, in the form in which its gradients are joined."""
+        module.to(self.device)
+        prepare_blocks(module, checkpointing=self.config.checkpoint_activations, compiling=self.config.compile)
+        if self.kind == "ddp":
+            places = [self.device] if self.device.type == "cuda" else None
+            # The quantizer's buffers follow the data of all processes by themselves.
+            return DistributedDataParallel(
+                module, device_ids=places, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+        if self.kind == "fsdp2":
+            mesh = init_device_mesh(self.device.type, (self.world_size,))
+            frozen = {p for p in module.parameters() if not p.requires_grad}
+            for part in module.modules():
+                if isinstance(part, BLOCKS) and _learns(part):
+                    fully_shard(part, mesh=mesh, reshard_after_forward=False)
+            fully_shard(module, mesh=mesh, reshard_after_forward=False, ignored_params=frozen)
+        return module
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """What networks run in. Quantizer, front-end, inverse STFT and losses leave it themselves."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+
+    def joining(self, network: nn.Module, last: bool) -> AbstractContextManager[object]:
+        """Around forward and backward of one micro-batch: gradients meet at the `last` one of a step."""
+        if isinstance(network, DistributedDataParallel) and not last:
+            return network.no_sync()
+        if isinstance(network, FSDPModule):
+            network.set_requires_gradient_sync(last)
+        return nullcontext()
+
+    @contextmanager
+    def whole(self, network: nn.Module) -> Iterator[nn.Module]:
+        """The plain module with its parameters whole, to call its parts."""
+        sharded = [part for part in network.modules() if isinstance(part, FSDPModule)]
+        for part in sharded:
+            part.unshard()
+        yield plain(network)
+        for part in sharded:
+            part.reshard()
+
+
+def plain(network: nn.Module) -> nn.Module:
+    """The module that `Engine.wrap` was given."""
+    module: nn.Module = network.module if isinstance(network, DistributedDataParallel) else network
+    return module
+
+
+def prepare_blocks(module: nn.Module, *, checkpointing: bool, compiling: bool) -> None:
+    """Compile each transformer and ConvNeXt block, or compute it again in the backward pass, in place.
+
+    Block by block, compiling takes seconds instead of minutes. A frozen tower keeps nothing for a backward pass,
+    so there is nothing to compute again.
+    """
+    for part in module.modules():
+        if not isinstance(part, BLOCKS):
+            continue
+        if compiling:
+            part.compile(dynamic=True)
+        if checkpointing and _learns(part):
+            part.forward = _Checkpointed(part.forward)  # type: ignore[assignment]
+
+
+class _Checkpointed:
+    """A block's forward pass that keeps its input only."""
+
+    def __init__(self, forward: object) -> None:
+        self.forward = forward
+
+    def __call__(self, *args: object) -> object:
+        return checkpoint(self.forward, *args, use_reentrant=False)
+
+
+def _learns(module: nn.Module) -> bool:
+    return any(p.requires_grad for p in module.parameters())

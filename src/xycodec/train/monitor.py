@@ -1,0 +1,131 @@
+"""What a run shows and keeps: metrics as JSON lines, TensorBoard, a line of progress."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+
+METRICS, SKIPPED = "metrics.jsonl", "skipped.jsonl"
+
+
+class Monitor:
+    """Files and screen of a run. Only process 0 has one that does anything.
+
+    A run that resumes at `step` drops what was recorded from there on: it will be recorded again.
+    """
+
+    def __init__(self, run: Path, step: int, steps: int, *, quiet: bool = False) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        run.mkdir(parents=True, exist_ok=True)
+        forget_from(run / METRICS, step)
+        self._run = run
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step)
+        self._console = Console(stderr=True, quiet=quiet)
+        self._bar = Progress(
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=quiet or not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=steps, completed=step)
+        self._bar.start()
+
+    def close(self) -> None:
+        """Write everything out."""
+        self._bar.stop()
+        self._board.close()
+
+    def record(self, step: int, values: Mapping[str, Any], kind: str = "train") -> None:
+        """One line of `metrics.jsonl`."""
+        line = {"step": step, "kind": kind, **{key: _rounded(value) for key, value in values.items()}}
+        self._append(METRICS, [line])
+
+    def say(self, text: str) -> None:
+        """A line for the person who watches."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def progress(self, step: int, values: Mapping[str, float]) -> None:
+        """What the last steps were like: on TensorBoard, and in the bar or, where no one watches, as a line."""
+        for key, value in values.items():
+            self._board.add_scalar(f"train/{key}", value, step)
+        shown = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
+        self._bar.update(self._task, completed=step, description=shown)
+        if not self._console.is_terminal:
+            self.say(f"step {step}: {shown}")
+
+    def histogram(self, step: int, counts: Tensor) -> None:
+        """How often each code of every layer was used (n_q, K)."""
+        for layer, uses in enumerate(counts.float().cpu().numpy()):
+            # A histogram of code numbers, each as often as it was used.
+            edges = np.arange(len(uses) + 1) - 0.5
+            self._board.add_histogram_raw(
+                f"codes/layer {layer + 1}",
+                min=0,
+                max=len(uses) - 1,
+                num=int(uses.sum()),
+                sum=float((uses * np.arange(len(uses))).sum()),
+                sum_squares=float((uses * np.arange(len(uses)) ** 2).sum()),
+                bucket_limits=edges[1:].tolist(),
+                bucket_counts=uses.tolist(),
+                global_step=step,
+            )
+
+    def validation(self, step: int, values: Mapping[str, float]) -> None:
+        """Results of a validation."""
+        self.record(step, values, kind="valid")
+        for key, value in values.items():
+            self._board.add_scalar(f"valid/{key}", value, step)
+        self.say(f"step {step}, validation: " + ", ".join(f"{key} {value:.4g}" for key, value in values.items()))
+
+    def listen(self, step: int, name: str, original: Tensor, decoded: Tensor, sample_rate: int) -> None:
+        """One clip (T,) before and after, to be heard and seen."""
+        from xycodec.picture import draw_pair
+
+        # The original does not change, but a board that starts in the middle needs it too.
+        for kind, audio in (("original", original), ("decoded", decoded)):
+            self._board.add_audio(f"{name}/{kind}", audio.clamp(-1, 1), step, sample_rate)
+        figure = draw_pair(original.numpy(), decoded.numpy(), sample_rate)
+        self._board.add_figure(f"{name}/spectrograms", figure, step, close=False)
+
+    def text(self, step: int, pairs: Sequence[tuple[str, str]]) -> None:
+        """What was said and what the language model heard."""
+        table = "\n".join(f"    said:  {said}\n    heard: {heard}\n" for said, heard in pairs)
+        self._board.add_text("transcripts", table, step)
+
+    def skipped(self, step: int, clips: Sequence[tuple[str, str]]) -> None:
+        """Clips that could not be used, and why."""
+        self._append(SKIPPED, [{"step": step, "id": clip, "reason": reason} for clip, reason in clips])
+
+    def _append(self, name: str, lines: Sequence[Mapping[str, Any]]) -> None:
+        # Opened anew each time, so that a killed run loses nothing.
+        with open(self._run / name, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def forget_from(metrics: Path, step: int) -> None:
+    """Drop lines of `metrics.jsonl` that a run resuming at `step` will write again, and one that was cut off."""
+    if not metrics.exists():
+        return
+    lines = metrics.read_text(encoding="utf-8").splitlines()
+    metrics.write_text("".join(line + "\n" for line in lines if _step_of(line) <= step), encoding="utf-8")
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # cut off
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.8g}") if isinstance(value, float) else value

@@ -1,0 +1,45 @@
+"""AdamW under a cosine schedule with warm-up."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+
+from xycodec.recipe import OptimizerConfig
+
+
+def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
+    """The rate of step `step` of `steps`: linear warm-up, then half a cosine down to `final_lr` of the peak."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+    return config.lr * (config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+
+
+class Updater:
+    """The optimizer of one network. Decay is for matrices; norms, biases and scales have none."""
+
+    def __init__(self, network: nn.Module, config: OptimizerConfig, steps: int) -> None:
+        self.network, self.config, self.steps = network, config, steps
+        trained = [p for p in network.parameters() if p.requires_grad]
+        self._trained = trained
+        groups = [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]], lr=config.lr, betas=config.betas, fused=True
+        )
+
+    def update(self, step: int) -> Tensor:
+        """One step along the gradients, which are cleared; returns their norm before clipping, on the device."""
+        limit = math.inf if self.config.clip is None else self.config.clip
+        norm = clip_grad_norm_(self._trained, limit)
+        rate = learning_rate(self.config, step, self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        # Sharded gradients give a sharded norm.
+        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm

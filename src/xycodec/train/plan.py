@@ -1,0 +1,166 @@
+"""What a run would be, before anything starts: sizes, memory, steps per epoch."""
+
+from dataclasses import dataclass
+from math import ceil
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from xycodec.data.batch import Batch, Position
+from xycodec.data.sources import open_sources
+from xycodec.data.stream import BatchStream
+from xycodec.models.semantic_lm import Tokens
+from xycodec.nn.discriminators import Discriminators
+from xycodec.recipe import PretrainRecipe, Recipe
+from xycodec.train import posttrain, pretrain
+from xycodec.train.engine import Engine, prepare_blocks
+from xycodec.train.posttrain import PostTraining
+from xycodec.train.pretrain import PreTraining
+from xycodec.train.run import remarks
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the networks."""
+
+    name: str
+    parameters: int
+    trainable: int
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What `xycodec train --dry-run` prints."""
+
+    stage: str
+    parts: tuple[Part, ...]
+    memory_gib: dict[str, float]
+    """Per process: weights, gradients, optimizer, activations of one micro-batch at its longest."""
+    processes: int
+    clips_per_step: int
+    steps: int
+    steps_per_epoch: int | None
+    """None where the data have no end or only reading all of them would tell."""
+    remarks: tuple[str, ...]
+
+
+def plan_run(recipe: Recipe) -> RunPlan:
+    """Measure a run without weights or steps. Raises what `train` would raise before its first step."""
+    engine = Engine(recipe.engine)
+    try:
+        networks = _networks(recipe)
+        rate = networks[0].codec.output_sample_rate
+        cuts = open_sources(recipe.data.train, recipe.seed)
+        notes = tuple(remarks(recipe, rate))
+        per_epoch = None
+        if notes:  # manifests, which are quickly read
+            stream = BatchStream(
+                cuts, recipe.data, output_sample_rate=rate, seed=recipe.seed,
+                rank=engine.rank, world_size=engine.world_size,
+            )  # fmt: skip
+            batches = stream.batches_per_epoch()
+            per_epoch = None if batches is None else ceil(batches / recipe.engine.accumulate)
+        return RunPlan(
+            stage=recipe.stage,
+            parts=tuple(part for network in networks if network is not None for part in _parts(network)),
+            memory_gib=_memory(recipe, *networks, engine),
+            processes=engine.world_size,
+            clips_per_step=recipe.data.batch_clips * recipe.engine.accumulate * engine.world_size,
+            steps=recipe.steps,
+            steps_per_epoch=per_epoch,
+            remarks=notes,
+        )
+    finally:
+        engine.close()
+
+
+def _networks(recipe: Recipe) -> tuple[PreTraining | PostTraining, Discriminators | None]:
+    if isinstance(recipe, PretrainRecipe):
+        return pretrain.build(recipe, meta=True), None
+    return posttrain.build(recipe, meta=True)
+
+
+def _parts(network: nn.Module) -> list[Part]:
+    """The codec's parts, the language model's two, the families of discriminators."""
+    parts: list[Part] = []
+    for name, child in network.named_children():
+        inner = child.named_children() if name in ("codec", "semantic_lm") else [(name, child)]
+        for label, part in inner:
+            count = sum(p.numel() for p in part.parameters())
+            trained = sum(p.numel() for p in part.parameters() if p.requires_grad)
+            prefix = "semantic_lm." if name == "semantic_lm" else ""
+            if count:
+                parts.append(Part(prefix + label, count, trained))
+    return parts
+
+
+def _memory(
+    recipe: Recipe, model: PreTraining | PostTraining, discriminators: Discriminators | None, engine: Engine
+) -> dict[str, float]:
+    parameters = [p for network in (model, discriminators) if network is not None for p in network.parameters()]
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    shards = engine.world_size if engine.kind == "fsdp2" else 1
+    sizes = {
+        "weights": 4 * sum(p.numel() for p in parameters),
+        "gradients": 4 * trained / shards,
+        "optimizer": 8 * trained / shards,
+        "activations": _activations(recipe, model, discriminators),
+    }
+    return {name: size / GIB for name, size in sizes.items()} | {"in all": sum(sizes.values()) / GIB}
+
+
+def _activations(recipe: Recipe, model: PreTraining | PostTraining, discriminators: Discriminators | None) -> float:
+    """Bytes that the longest micro-batch keeps for its backward pass."""
+    prepare_blocks(model, checkpointing=recipe.engine.checkpoint_activations, compiling=False)
+    kept: dict[int, int] = {}
+    alive: list[Tensor] = []  # or another storage could get the same address
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[_storage(tensor)] = tensor.untyped_storage().nbytes()
+        alive.append(tensor)
+        return tensor
+
+    low = recipe.engine.precision == "bf16"
+    # Its tensors have all but their values: nothing is computed, and nothing is held.
+    with (
+        FakeTensorMode(allow_non_fake_inputs=True),
+        torch.autocast("cpu", torch.bfloat16, enabled=low),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+    ):
+        batch = _longest_batch(recipe, model.codec.output_sample_rate)
+        model.to_empty(device="cpu")
+        parameters = list(model.parameters())
+        if isinstance(model, PreTraining):
+            # About as many tokens as are said in 30 s.
+            tokens = Tokens(torch.zeros(len(batch.ids), 100, dtype=torch.int64), (100,) * len(batch.ids))
+            model.eval()(batch, None if model.semantic_lm is None else tokens)
+        elif discriminators is not None:
+            parameters += discriminators.to_empty(device="cpu").parameters()
+            fake, real, _ = model.train()(batch)
+            discriminators(torch.cat([real, fake]))
+        own = {_storage(p) for p in parameters}
+    return float(sum(size for storage, size in kept.items() if storage not in own))
+
+
+def _storage(tensor: Tensor) -> int:
+    address: int = tensor.untyped_storage()._cdata
+    return address
+
+
+def _longest_batch(recipe: Recipe, output_sample_rate: int) -> Batch:
+    clips, samples = recipe.data.batch_clips, int(recipe.data.clip_seconds * 16_000)
+    audio = torch.zeros(clips, samples)
+    target = torch.zeros(clips, samples * output_sample_rate // 16_000)
+    return Batch(
+        ids=("",) * clips,
+        audio=audio,
+        lengths=(samples,) * clips,
+        target=target,
+        target_lengths=(target.shape[1],) * clips,
+        texts=("",) * clips,
+        skipped=(),
+        position=Position(0, 0),
+    )

@@ -1,0 +1,193 @@
+"""X-shaped pre-training: one quantizer, read by the acoustic decoder and by a language model (spec section 8)."""
+
+from collections.abc import Mapping, Sequence
+from math import ceil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from xycodec.data.batch import Batch
+from xycodec.errors import ConfigError
+from xycodec.eval.wer import WordErrors, word_error_rate
+from xycodec.losses import MultiScaleMel
+from xycodec.models.semantic_lm import SemanticLM, Tokens, load_semantic_lm
+from xycodec.models.whisper_init import initialise_towers
+from xycodec.models.xy_tokenizer import XYTokenizer
+from xycodec.nn.mean import Mean
+from xycodec.recipe import PretrainRecipe
+from xycodec.train.engine import Engine
+from xycodec.train.initialise import load_weights
+from xycodec.train.optimize import Updater
+from xycodec.train.stage import Measured, Stage, StepReport, frames_mask, joint_values, weighted
+
+TOKENS_PER_SECOND = 10  # more than anyone says: where transcription gives up
+
+
+class Pass(NamedTuple):
+    """What the model gives for a batch. Plain tuples, because FSDP looks for tensors in them."""
+
+    losses: dict[str, tuple[Tensor, Tensor]]
+    """Total and count of each loss's `Mean`."""
+    accuracy: tuple[Tensor, Tensor] | None
+    """Of the language model's next token."""
+    counts: Tensor
+    """(n_q, codebook_size) uses of every code."""
+    audio: Tensor
+    """(B, T) decoded."""
+    features: Tensor
+    """(B, L, D) what the language model reads."""
+
+
+class PreTraining(nn.Module):
+    """The codec and its listener, from a batch to its losses."""
+
+    def __init__(self, codec: XYTokenizer, semantic_lm: SemanticLM | None, recipe: PretrainRecipe) -> None:
+        super().__init__()
+        self.codec, self.semantic_lm = codec, semantic_lm
+        self.mel = MultiScaleMel(codec.output_sample_rate)
+        self.weights = recipe.loss
+        self.reads_adapter = recipe.lm is None or recipe.lm.reads == "post_rvq_adapter"
+
+    def forward(self, batch: Batch, tokens: Tokens | None) -> Pass:
+        """Losses whose weight is zero are not computed."""
+        codec = self.codec
+        # A batch of which nothing could be read still goes through: one silent frame that counts nowhere.
+        latents, _ = codec.encode_latents(batch.audio, [max(n, 1) for n in batch.lengths])
+        frames = [codec.num_frames(n) for n in batch.lengths]
+        mask = frames_mask(frames, latents.shape[1])
+        quantized = codec.quantizer(latents, mask)
+        device_mask = None if mask is None else mask.to(latents.device, non_blocking=True)
+        hidden = codec.post_rvq_adapter(quantized.quantized, device_mask)
+        audio = codec.synthesise(hidden, device_mask)
+
+        losses: dict[str, Mean] = {}
+        if self.weights.mel:
+            target = F.pad(batch.target, (0, audio.shape[1] - batch.target.shape[1]))
+            losses["mel"] = self.mel(audio, target, torch.tensor(batch.target_lengths))
+        if self.weights.commitment:
+            losses["commitment"] = quantized.commitment_loss
+        features = hidden if self.reads_adapter else quantized.quantized
+        accuracy = None
+        if self.semantic_lm is not None and tokens is not None:
+            heard = self.semantic_lm(features, frames, tokens)
+            losses["asr"], accuracy = heard.loss, heard.accuracy
+        return Pass(
+            losses={name: (mean.total, mean.count) for name, mean in losses.items()},
+            accuracy=None if accuracy is None else (accuracy.total, accuracy.count),
+            counts=quantized.counts,
+            audio=audio,
+            features=features,
+        )
+
+
+class PretrainStage(Stage):
+    """Pre-training as the trainer sees it."""
+
+    name = "pretrain"
+
+    def __init__(self, recipe: PretrainRecipe, engine: Engine) -> None:
+        self.recipe, self.engine = recipe, engine
+        self.weights: dict[str, float] = recipe.loss.model_dump()
+        self.output_sample_rate = recipe.model.output_sample_rate
+        model = build(recipe)
+        self.codec, self.semantic_lm = model.codec, model.semantic_lm
+        self.model = engine.wrap(model)
+        self.networks = {"model": self.model}
+        self.updaters = {"model": Updater(self.model, recipe.optimizer, recipe.steps)}
+
+    def step(self, batches: Sequence[Batch], step: int) -> StepReport:
+        """Gradients of the micro-batches add up; each is a mean over what its batches hold on all processes."""
+        self.model.train()
+        values: dict[str, Tensor] = {}
+        counts = None
+        for index, batch in enumerate(batches):
+            with self.engine.joining(self.model, last=index == len(batches) - 1):
+                made = self._compute(batch)
+                joined = joint_values(_means(made))
+                (weighted(joined, self._active(joined)) / len(batches)).backward()
+            for name, value in joined.items():
+                values[name] = values.get(name, 0.0) + value.detach() / len(batches)
+            counts = made.counts if counts is None else counts + made.counts
+        values["loss"] = weighted(values, self._active(values))
+        return StepReport(values, {"grad_norm": self.updaters["model"].update(step)}, counts)
+
+    @torch.no_grad()
+    def measure(self, batch: Batch, *, transcribe: bool) -> Measured:
+        """Losses, token accuracy, and what the language model hears."""
+        self.model.eval()
+        made = self._compute(batch)
+        texts: tuple[str, ...] = ()
+        words = WordErrors(0, 0)
+        if transcribe and self.semantic_lm is not None:
+            with self.engine.whole(self.model), self.engine.autocast():
+                frames = [self.codec.num_frames(n) for n in batch.lengths]
+                most = ceil(TOKENS_PER_SECOND * max(batch.lengths) / 16_000) + 1
+                texts = tuple(self.semantic_lm.transcribe(made.features, frames, most))
+            pairs = [(text, heard) for text, heard in zip(batch.texts, texts, strict=True) if text]
+            if pairs:
+                words = word_error_rate(*map(list, zip(*pairs, strict=True)))
+        return Measured(_means(made), made.counts, made.audio, words, texts)
+
+    def loss(self, values: Mapping[str, float]) -> float:
+        """The weighted sum that training lessens."""
+        return float(weighted(values, self._active(values)))
+
+    def codec_config(self) -> dict[str, Any]:
+        """The configuration of the codec that is trained."""
+        return self.recipe.model.model_dump(mode="json")
+
+    def kept(self, network: str, key: str) -> bool:
+        """All but a frozen language model, which comes from its source again."""
+        frozen = self.semantic_lm is not None and not self.semantic_lm.trainable
+        return not (frozen and key.startswith("semantic_lm.lm."))
+
+    def _compute(self, batch: Batch) -> Pass:
+        tokens = None if self.semantic_lm is None else self.semantic_lm.tokenize(batch.texts)
+        with self.engine.autocast():
+            made: Pass = self.model(batch, tokens)
+        return made
+
+    def _active(self, values: Mapping[str, Any]) -> dict[str, float]:
+        return {name: weight for name, weight in self.weights.items() if name in values}
+
+
+def _means(made: Pass) -> dict[str, Mean]:
+    means = {name: Mean(*pair) for name, pair in made.losses.items()}
+    if made.accuracy is not None:
+        means["accuracy"] = Mean(*made.accuracy)
+    return means
+
+
+def build(recipe: PretrainRecipe, *, meta: bool = False) -> PreTraining:
+    """The networks of a recipe with their starting weights; `meta` builds them without any, to count them.
+
+    Raises CheckpointError or ConfigError where towers, weights or language model do not fit.
+    """
+    config = recipe.model
+    with torch.random.fork_rng(devices=[]), torch.device("meta" if meta else "cpu"):
+        torch.manual_seed(recipe.seed)
+        codec = XYTokenizer(config)
+        lm = None
+        if recipe.loss.asr and recipe.lm is not None:
+            lm = load_semantic_lm(recipe.lm, input_dim=config.latent_dim, window_frames=config.window_frames, meta=meta)
+    if recipe.data.clip_seconds > codec.window_samples / codec.input_sample_rate:
+        raise ConfigError(
+            f"data.clip_seconds: {recipe.data.clip_seconds:g} s is longer than the model's window of "
+            f"{codec.window_samples / codec.input_sample_rate:g} s: lower it, or raise model.window_frames"
+        )
+    model = PreTraining(codec, lm, recipe)
+    if not meta:
+        _initialise(model, recipe)
+    if recipe.freeze_semantic and codec.semantic_encoder is not None:
+        codec.semantic_encoder.requires_grad_(False)
+    return model
+
+
+def _initialise(model: PreTraining, recipe: PretrainRecipe) -> None:
+    if recipe.weights is not None:
+        load_weights(model, Path(recipe.weights))
+    elif recipe.towers is not None:
+        initialise_towers(model.codec, recipe.towers)

@@ -1,0 +1,315 @@
+"""The loop: batches in, steps, and what surrounds them - records, validation, checkpoints, an orderly end."""
+
+import json
+import math
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from xycodec.data.batch import Batch, Position
+from xycodec.distributed import all_reduce_, rank, world_size
+from xycodec.errors import XycodecError
+from xycodec.nn.quantize import codebook_perplexity, codebook_usage
+from xycodec.recipe import Recipe
+from xycodec.train.checkpoint import (
+    RunState,
+    load_network,
+    load_optimizer,
+    network_state,
+    optimizer_state,
+    save_state,
+)
+from xycodec.train.engine import Engine
+from xycodec.train.monitor import SKIPPED, Monitor
+from xycodec.train.stage import Stage
+from xycodec.train.validate import validate
+
+
+class TrainingError(XycodecError):
+    """A run that cannot go on."""
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A step that the device may still be computing."""
+
+    step: int
+    ids: tuple[str, ...]
+    names: tuple[str, ...]
+    values: Tensor
+    """On the host once `ready`; averages over processes, then the sums: audio seconds, wish to stop."""
+    ready: Any
+    waited: float
+    """Seconds spent waiting for data."""
+
+
+class Trainer:
+    """Runs a stage from where it stands to `recipe.steps`.
+
+    The host never waits for the step it has just issued: numbers of a step are read while the next one computes, and
+    with them whether they are finite and whether a process was told to stop.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        stage: Stage,
+        engine: Engine,
+        stream: Callable[[Position], Iterator[Batch]],
+        validation: Callable[[], Iterator[Batch]],
+        run: Path,
+        monitor: Monitor | None,
+    ) -> None:
+        self.recipe, self.stage, self.engine, self.run = recipe, stage, engine, run
+        self._stream, self._validation, self._monitor = stream, validation, monitor
+        self.step = 0
+        self.best: float | None = None
+        self._position = Position(0, 0)
+        self._pending: deque[_Pending] = deque()
+        self._window = _Window()
+        self._stop_wished = self._stopping = False
+        self._saved_at = -1
+
+    # ---- state ---------------------------------------------------------------------------------
+
+    def restore(self, state: RunState) -> None:
+        """Continue where a checkpoint stands. Raises CheckpointError if it is of another architecture."""
+        for name, network in self.stage.networks.items():
+            load_network(network, state.networks[name], partial(self.stage.kept, name))
+        for name, updater in self.stage.updaters.items():
+            load_optimizer(updater.network, updater.optimizer, state.optimizers[name])
+        self.step, self.best = state.step, state.best
+        self._position = Position(state.epoch, state.batch)
+        self._saved_at = state.step
+
+    def save(self, *, best: bool = False) -> None:
+        """Write a checkpoint of the steps that are done. Every process takes part, process 0 writes."""
+        if self._saved_at == self.step and not best:
+            return
+        state = RunState(
+            stage=self.stage.name,
+            step=self.step,
+            epoch=self._position.epoch,
+            batch=self._position.batch,
+            best=self.best,
+            codec=self.stage.codec_config(),
+            recipe=self.recipe.model_dump(mode="json"),
+            networks={
+                name: network_state(network, partial(self.stage.kept, name))
+                for name, network in self.stage.networks.items()
+            },
+            optimizers={
+                name: optimizer_state(updater.network, updater.optimizer)
+                for name, updater in self.stage.updaters.items()
+            },
+        )
+        if self.engine.leads:
+            save_state(self.run, state, self.recipe.checkpoint.keep, best)
+        self._saved_at = self.step
+
+    # ---- the loop ------------------------------------------------------------------------------
+
+    def train(self) -> bool:
+        """Run to the last step; False if the run was stopped before it, to be resumed.
+
+        Raises TrainingError at a loss or gradient that is not finite, CheckpointError if none can be written.
+        """
+        batches = self._stream(self._position)
+        started = time.monotonic()
+        before = _on_signals(self._wish_to_stop)
+        try:
+            while self.step < self.recipe.steps and not self._stopping:
+                self._one_step(batches)
+                if self.recipe.minutes is not None and time.monotonic() - started > 60 * self.recipe.minutes:
+                    self._stop_wished = True
+                self._after_step()
+            self._settle(0)
+            self.save()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        return self.step >= self.recipe.steps
+
+    def _wish_to_stop(self, number: int, frame: FrameType | None) -> None:
+        self._stop_wished = True
+
+    def _one_step(self, batches: Iterator[Batch]) -> None:
+        began = time.perf_counter()
+        taken = [next(batches) for _ in range(self.recipe.engine.accumulate)]
+        waited = time.perf_counter() - began
+        seed_step(self.recipe.seed, self.step)
+        report = self.stage.step([batch.to(self.engine.device) for batch in taken], self.step)
+        self.step += 1
+        self._position = taken[-1].position
+        values = report.values | report.norms
+        # Gradient norms are equal on all processes already; so is their average.
+        sums = [float(sum(batch.seconds for batch in taken)), float(self._stop_wished)]
+        packed = torch.cat(
+            [
+                torch.stack([value.detach().float() for value in values.values()]) / world_size(),
+                torch.tensor(sums, pin_memory=self._on_cuda).to(self.engine.device, non_blocking=True),
+            ]
+        )
+        all_reduce_(packed)
+        ids = tuple(id for batch in taken for id in batch.ids)
+        self._pending.append(_Pending(self.step, ids, tuple(values), *self._to_host(packed), waited))
+        if report.counts is not None:
+            self._window.count(report.counts)
+        if self._monitor is not None:
+            for batch in taken:
+                if batch.skipped:
+                    self._monitor.skipped(self.step, batch.skipped)
+
+    @property
+    def _on_cuda(self) -> bool:
+        return self.engine.device.type == "cuda"
+
+    def _to_host(self, values: Tensor) -> tuple[Tensor, Any]:
+        """A copy that is under way, and the event that says when it has arrived."""
+        if not self._on_cuda:
+            return values, None
+        copy = torch.empty_like(values, device="cpu", pin_memory=True)
+        copy.copy_(values, non_blocking=True)
+        event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        return copy, event
+
+    def _after_step(self) -> None:
+        recipe, step = self.recipe, self.step
+        self._settle(1)
+        if step % recipe.log_every == 0:
+            self._log()
+        validate_now = step % recipe.validation.every == 0 or step == recipe.steps
+        if validate_now:
+            self._settle(0)
+            self._validate()
+        elif step % recipe.checkpoint.every == 0:
+            self._settle(0)
+            self.save()
+
+    # ---- reading what has been computed --------------------------------------------------------
+
+    def _settle(self, leave: int) -> None:
+        """Read all steps but the last `leave`. What is not finite ends the run before it reaches a checkpoint."""
+        while len(self._pending) > leave:
+            pending = self._pending.popleft()
+            if pending.ready is not None:
+                pending.ready.synchronize()
+            *numbers, seconds, stop = pending.values.tolist()
+            values = dict(zip(pending.names, numbers, strict=True))
+            self._require_finite(pending, values)
+            self._stopping |= stop > 0
+            self._window.add(values, seconds, pending.waited)
+            if self._monitor is not None:
+                self._monitor.record(pending.step, values)
+
+    def _require_finite(self, pending: _Pending, values: dict[str, float]) -> None:
+        broken = [name for name, value in values.items() if not math.isfinite(value)]
+        if not broken:
+            return
+        place = self.run / f"not_finite_step{pending.step}_rank{rank()}.json"
+        place.write_text(json.dumps({"step": pending.step, "values": values, "clips": pending.ids}, indent=2) + "\n")
+        raise TrainingError(
+            f"step {pending.step}: {', '.join(broken)} not finite; the batch's clips are named in {place}, "
+            "the last checkpoint is from before"
+        )
+
+    def _log(self) -> None:
+        counts = self._window.counts
+        if counts is not None:
+            counts = all_reduce_(counts.clone())
+        if self._window.silent:
+            raise TrainingError(
+                f"step {self.step}: no clip of the last {self._window.steps} steps could be read, "
+                f"{self.run / SKIPPED} says why"
+            )
+        if self._monitor is not None and self._window.steps:
+            values = self._window.summary()
+            if counts is not None:
+                values["codes_used"] = float(codebook_usage(counts).mean())
+                values["perplexity"] = float(codebook_perplexity(counts).mean())
+            values["lr"] = self.stage.updaters["model"].optimizer.param_groups[0]["lr"]
+            self._monitor.record(self.step, values, kind="window")
+            self._monitor.progress(self.step, values)
+        self._window = _Window()
+
+    # ---- validation and checkpoints ------------------------------------------------------------
+
+    def _validate(self) -> None:
+        result = validate(self.stage, self.engine, self._validation(), self.recipe.validation)
+        if result is None:
+            self.save()
+            return
+        loss = result.values["loss"]
+        best = self.best is None or loss < self.best
+        if best:
+            self.best = loss
+        self.save(best=best)
+        if self._monitor is not None:
+            self._monitor.validation(self.step, result.values)
+            self._monitor.histogram(self.step, result.counts)
+            rate = self.stage.output_sample_rate
+            for name, original, decoded in result.clips:
+                self._monitor.listen(self.step, name, original, decoded, rate)
+            if result.transcripts:
+                self._monitor.text(self.step, result.transcripts)
+        # The clock of the window must not count what was no training.
+        self._window.pause()
+
+
+class _Window:
+    """What happened since the last line of progress."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+        self.steps = 0
+        self._totals: dict[str, float] = {}
+        self._heard = self._seconds = self._waited = 0.0
+        self.counts: Tensor | None = None
+
+    def add(self, values: dict[str, float], seconds: float, waited: float) -> None:
+        self.steps += 1
+        self._heard += seconds
+        self._seconds += seconds
+        self._waited += waited
+        for name, value in values.items():
+            self._totals[name] = self._totals.get(name, 0.0) + value
+
+    def count(self, counts: Tensor) -> None:
+        self.counts = counts if self.counts is None else self.counts + counts
+
+    @property
+    def silent(self) -> bool:
+        """Whether there were steps but no audio in them."""
+        return self.steps > 0 and self._heard == 0
+
+    def pause(self) -> None:
+        self._began = time.perf_counter()
+        self._seconds = self._waited = 0.0
+
+    def summary(self) -> dict[str, float]:
+        """Averages over steps, seconds of audio a second, and the share of time spent waiting for data."""
+        passed = max(time.perf_counter() - self._began, 1e-9)
+        averages = {name: total / self.steps for name, total in self._totals.items()}
+        return averages | {"audio_s_per_s": self._seconds / passed, "waiting": self._waited / passed}
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Random numbers of a step follow from the run's seed, the step and the process: nothing is to be saved."""
+    state = np.random.SeedSequence([seed, step, rank()]).generate_state(1, np.uint64)
+    torch.manual_seed(int(state[0]))
+
+
+def _on_signals(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
+    """Let SIGTERM and Ctrl-C end the run in order; returns the handlers that were there."""
+    return {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}

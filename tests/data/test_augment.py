@@ -1,0 +1,112 @@
+import numpy as np
+import pytest
+from corpus import noise, tone
+from scipy.signal import freqz
+
+from xycodec.data.augment import EQ_BANDS, Change, Peak, _peaking, apply_change, draw_change
+from xycodec.recipe import Augmentation
+
+RATES = (16000, 24000, 44100)
+ALL = Augmentation(speed=1, pitch=1, gain=1, eq=1)
+
+
+def frequency(samples, rate):
+    """Hz of the strongest partial, from the middle of the clip."""
+    middle = samples[len(samples) // 4 : -len(samples) // 4]
+    size = 1 << 20
+    return np.argmax(np.abs(np.fft.rfft(middle * np.hanning(len(middle)), size))) * rate / size
+
+
+def level(samples):
+    middle = samples[len(samples) // 4 : -len(samples) // 4]
+    return 10 * np.log10(np.mean(middle.astype(np.float64) ** 2))
+
+
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("speed", [0.9, 1.07, 1.1])
+def test_speed_changes_duration_and_frequency(rate, speed):
+    out = apply_change(tone(440, 3, rate), rate, Change(speed=speed))
+    assert len(out) == round(3 * rate / speed)
+    assert frequency(out, rate) == pytest.approx(440 * speed, rel=1e-4)
+    assert level(out) == pytest.approx(level(tone(440, 3, rate)), abs=0.05)
+
+
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("semitones", [-2.0, 0.5, 2.0])
+def test_pitch_changes_frequency_alone(rate, semitones):
+    out = apply_change(tone(440, 3, rate), rate, Change(semitones=semitones))
+    assert len(out) == 3 * rate
+    # A tenth of a semitone is 0.58 %.
+    assert frequency(out, rate) == pytest.approx(440 * 2 ** (semitones / 12), rel=0.005)
+    assert level(out) == pytest.approx(level(tone(440, 3, rate)), abs=0.5)
+
+
+def test_pitch_stays_where_it_was_in_time():
+    click = np.zeros(16000, np.float32)
+    click[8000] = 0.9
+    out = apply_change(click, 16000, Change(semitones=1.0))
+    assert abs(int(np.argmax(np.abs(out))) - 8000) <= 160
+
+
+@pytest.mark.parametrize("db", [-12.0, 3.0])
+def test_gain_is_exact_in_decibels(db):
+    samples = tone(440, 1, 16000)
+    out = apply_change(samples, 16000, Change(gain_db=db))
+    np.testing.assert_allclose(out, samples * 10 ** (db / 20), rtol=1e-6)
+
+
+@pytest.mark.parametrize("change", [Change(gain_db=12), Change(peaks=(Peak(440, 12.0),)), Change(semitones=1.3)])
+def test_nothing_goes_beyond_full_scale(change):
+    samples = tone(440, 1, 16000, level=0.99)
+    out = apply_change(samples, 16000, change)
+    assert 0.9 < np.abs(out).max() <= 1
+
+
+@pytest.mark.parametrize("hz", [150.0, 1000.0, 5000.0])
+@pytest.mark.parametrize("db", [-6.0, 4.0])
+def test_a_peak_moves_its_own_frequency_by_its_gain(hz, db):
+    out = apply_change(tone(hz, 2, 16000, level=0.1), 16000, Change(peaks=(Peak(hz, db),)))
+    assert level(out) - level(tone(hz, 2, 16000, level=0.1)) == pytest.approx(db, abs=0.02)
+    (section,) = _peaking(Peak(hz, db), 16000)
+    _, response = freqz(section[:3], section[3:], worN=[0.0, np.pi])
+    np.testing.assert_allclose(np.abs(response), 1, atol=1e-9)
+
+
+def test_a_peak_beyond_the_band_does_nothing():
+    samples = noise(0.5, 8000)
+    np.testing.assert_array_equal(apply_change(samples, 8000, Change(peaks=(Peak(6000.0, 6.0),))), samples)
+
+
+def test_the_default_change_returns_the_samples_themselves():
+    samples = noise(0.5, level=3.0)
+    assert apply_change(samples, 16000, Change()) is samples
+
+
+def test_a_change_is_the_same_every_time():
+    change = draw_change(ALL, np.random.default_rng(5))
+    samples = noise(1.0, 24000)
+    np.testing.assert_array_equal(apply_change(samples, 24000, change), apply_change(samples, 24000, change))
+
+
+def test_draws_lie_in_their_ranges_and_happen_as_often_as_asked():
+    generator = np.random.default_rng(0)
+    settings = Augmentation(speed=0.5, speed_range=(0.8, 0.9), pitch=0.25, gain=1, gain_range=(-3, -1), eq=0.1)
+    changes = [draw_change(settings, generator) for _ in range(4000)]
+    shares = [np.mean([made(c) for c in changes]) for made in (lambda c: c.speed != 1, lambda c: c.semitones != 0)]
+    assert shares == pytest.approx([0.5, 0.25], abs=0.03)
+    assert np.mean([bool(c.peaks) for c in changes]) == pytest.approx(0.1, abs=0.03)
+    assert all(c.speed == 1 or 0.8 <= c.speed <= 0.9 for c in changes)
+    assert all(-2 <= c.semitones <= 2 and -3 <= c.gain_db <= -1 for c in changes)
+    for change in changes:
+        for peak, (low, high) in zip(change.peaks, EQ_BANDS, strict=bool(change.peaks)):
+            assert low <= peak.hz <= high
+            assert -6 <= peak.db <= 6
+
+
+def test_no_probability_no_change():
+    assert draw_change(Augmentation(), np.random.default_rng(0)) == Change()
+
+
+def test_one_setting_does_not_disturb_the_others():
+    alone, beside = (draw_change(settings, np.random.default_rng(3)) for settings in (Augmentation(gain=1), ALL))
+    assert alone.gain_db == beside.gain_db != 0
