@@ -339,6 +339,28 @@ def data_import(
         print(f"{cuts}: {report.clips:,} clips, {report.seconds / 3600:.2f} h, {len(report.left_out)} left out")
 
 
+@data_app.command(name="lm")
+def data_lm(
+    cuts: Annotated[Path, typer.Argument(help="A Lhotse manifest whose texts it learns its tokens from.")],
+    folder: Annotated[Path, typer.Argument(help="A new folder: what lm.source names in a recipe.")],
+    vocabulary: Annotated[int, typer.Option(min=257, help="Tokens, at most.")] = 1000,
+    hidden: Annotated[int, typer.Option(min=16, help="Width.")] = 256,
+    layers: Annotated[int, typer.Option(min=1, help="Layers.")] = 4,
+    heads: Annotated[int, typer.Option(min=1, help="Attention heads.")] = 4,
+) -> None:
+    """Make a small random language model to train along (lm.trainable=true), where no pretrained one is at hand."""
+    _require_extra("train", "lhotse", "transformers")
+    from xycodec.data.sources import open_source
+    from xycodec.recipe import SourceConfig
+    from xycodec.train.small_lm import make_small_lm
+
+    if hidden % (2 * heads):
+        raise typer.BadParameter(f"{hidden} is no even multiple of {heads} heads", param_hint="--hidden")
+    texts = (words.text or "" for cut in open_source(SourceConfig(path=str(cuts))) for words in cut.supervisions)
+    count = make_small_lm(folder, texts, vocabulary=vocabulary, hidden=hidden, layers=layers, heads=heads)
+    print(f"{folder}: {count:,} parameters with random weights; set lm.source={folder} and lm.trainable=true")
+
+
 def _require_extra(extra: str, *modules: str) -> None:
     from importlib.util import find_spec
 

@@ -19,6 +19,7 @@ from xycodec.config import CONFIGS, Config, TowerConfig, VocosConfig, XYTokenize
 from xycodec.errors import ConfigError
 
 Probability = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 def _ordered(span: tuple[float, float]) -> tuple[float, float]:
@@ -108,7 +109,7 @@ class OptimizerConfig(Config):
     """AdamW under a cosine schedule with warm-up (spec section 8)."""
 
     lr: PositiveFloat = 1e-4
-    betas: tuple[Probability, Probability] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     weight_decay: NonNegativeFloat = 0.01
     warmup_steps: NonNegativeInt = 2000
     final_lr: Probability = 0.1
@@ -280,7 +281,7 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
         data = _merge(data, _override(text))
     data = _with_preset(data, str(path))
     stage = data.get("stage")
-    if stage not in STAGES:
+    if not isinstance(stage, str) or stage not in STAGES:
         raise ConfigError(f"{path}: stage is {stage!r}, must be one of {', '.join(STAGES)}")
     return parse_config(STAGES[stage], data, str(path))
 
@@ -336,6 +337,6 @@ def _with_preset(data: dict[str, Any], where: str) -> dict[str, Any]:
     if not isinstance(model, dict) or "preset" not in model:
         return data
     own = {key: value for key, value in model.items() if key != "preset"}
-    if model["preset"] not in CONFIGS:
+    if not isinstance(model["preset"], str) or model["preset"] not in CONFIGS:
         raise ConfigError(f"{where}: model.preset: {model['preset']!r} is not one of {', '.join(CONFIGS)}")
     return data | {"model": _merge(CONFIGS[model["preset"]].model_dump(), own)}

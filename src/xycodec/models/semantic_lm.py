@@ -247,6 +247,7 @@ def _pretrained(source: str, meta: bool) -> tuple[Any, Any]:
     import transformers
 
     library: Any = transformers
+    library.utils.logging.disable_progress_bar()  # a run has its own
     # A path is never asked for on the hub; code that comes with a model is never run.
     local = Path(source).is_dir() or source.startswith((".", "/", "~"))
     if local and not Path(source).is_dir():

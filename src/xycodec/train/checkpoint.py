@@ -47,6 +47,7 @@ class RunState:
 
 
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
+_GO_ON = "resume with the recipe of its run, or choose another output"
 
 
 def network_state(network: nn.Module, keep: Callable[[str], bool]) -> dict[str, Tensor]:
@@ -61,12 +62,12 @@ def load_network(network: nn.Module, state: dict[str, Tensor], keep: Callable[[s
     own = {key: value for key, value in whole.items() if keep(key)}
     for key in sorted(own.keys() ^ state.keys()):
         verb = "lacks" if key in own else "has the unknown"
-        raise CheckpointError(f"the checkpoint is of another architecture: it {verb} {key!r}")
+        raise CheckpointError(f"of another architecture, it {verb} {key!r}: {_GO_ON}")
     for key, value in own.items():
         if value.shape != state[key].shape:
             raise CheckpointError(
-                f"the checkpoint is of another architecture: {key} is {tuple(state[key].shape)}, "
-                f"the recipe asks for {tuple(value.shape)}"
+                f"of another architecture, {key} is {tuple(state[key].shape)}, "
+                f"the recipe asks for {tuple(value.shape)}: {_GO_ON}"
             )
     set_model_state_dict(network, dict(state), options=StateDictOptions(full_state_dict=True, strict=False))
 
@@ -77,7 +78,13 @@ def optimizer_state(network: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
 
 
 def load_optimizer(network: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Put `optimizer_state`'s state back."""
+    """Put `optimizer_state`'s state back. Raises CheckpointError if other parameters are trained."""
+    trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    plain = {name.removeprefix("module.") for name in trained}
+    known = {name for group in state["param_groups"] for name in group["params"]}
+    for name in sorted(plain ^ known):
+        verb = "does not train" if name in plain else "trains"
+        raise CheckpointError(f"of a run that {verb} {name}, unlike the recipe: {_GO_ON}")
     set_optimizer_state_dict(network, optimizer, state, options=StateDictOptions(full_state_dict=True))
 
 
@@ -95,16 +102,20 @@ def save_state(run: Path, state: RunState, keep: int, best: bool) -> Path:
     `best` also makes it `best.pt`. Raises CheckpointError, one line; the earlier checkpoints are untouched then.
     """
     folder = run / CHECKPOINTS
-    folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step_{state.step:08d}.pt"
     try:
-        with atomic_path(target, CheckpointError) as scratch, open(scratch, "wb") as file:
-            torch.save({"format": CHECKPOINT_FORMAT, **vars(state)}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if best:
-            with atomic_path(folder / BEST, CheckpointError) as scratch:
-                shutil.copyfile(target, scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        # A run that was killed while it wrote leaves as much as a checkpoint takes.
+        for stray in folder.glob(".*.tmp.pt"):
+            stray.unlink()
+        with atomic_path(target, CheckpointError) as scratch:
+            with open(scratch, "wb") as file:
+                torch.save({"format": CHECKPOINT_FORMAT, **vars(state)}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            if best:
+                # Before the other name: a run that is killed between the two finds the same best again.
+                _replace(folder / BEST, scratch)
     # torch reports a full disk as a RuntimeError of its archive writer.
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
@@ -120,4 +131,17 @@ def load_state(path: Path) -> RunState:
     """Read a checkpoint. Raises CheckpointError if it is none, or of another format."""
     data = read_checkpoint(path)
     data.pop("format")
-    return RunState(**data)
+    try:
+        return RunState(**data)
+    except TypeError:
+        raise CheckpointError(f"{path}: not a whole checkpoint of a training run: resume from another") from None
+
+
+def _replace(target: Path, source: Path) -> None:
+    """Make `target` a second name of `source`'s content, or a copy where the disk has no such names."""
+    with atomic_path(target, CheckpointError) as scratch:
+        try:
+            scratch.unlink()
+            os.link(source, scratch)
+        except OSError:
+            shutil.copyfile(source, scratch)

@@ -11,7 +11,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-METRICS, SKIPPED = "metrics.jsonl", "skipped.jsonl"
+from xycodec.audio import atomic_path
+from xycodec.distributed import rank
+
+METRICS = "metrics.jsonl"
 
 
 class Monitor:
@@ -26,7 +29,7 @@ class Monitor:
         run.mkdir(parents=True, exist_ok=True)
         forget_from(run / METRICS, step)
         self._run = run
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step)
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
         self._console = Console(stderr=True, quiet=quiet)
         self._bar = Progress(
             BarColumn(),
@@ -45,10 +48,14 @@ class Monitor:
         self._bar.stop()
         self._board.close()
 
+    def flush(self) -> None:
+        """Write out what TensorBoard holds back, so that a killed run has lost nothing from before its checkpoint."""
+        self._board.flush()
+
     def record(self, step: int, values: Mapping[str, Any], kind: str = "train") -> None:
         """One line of `metrics.jsonl`."""
         line = {"step": step, "kind": kind, **{key: _rounded(value) for key, value in values.items()}}
-        self._append(METRICS, [line])
+        _append(self._run / METRICS, [line])
 
     def say(self, text: str) -> None:
         """A line for the person who watches."""
@@ -102,22 +109,30 @@ class Monitor:
         table = "\n".join(f"    said:  {said}\n    heard: {heard}\n" for said, heard in pairs)
         self._board.add_text("transcripts", table, step)
 
-    def skipped(self, step: int, clips: Sequence[tuple[str, str]]) -> None:
-        """Clips that could not be used, and why."""
-        self._append(SKIPPED, [{"step": step, "id": clip, "reason": reason} for clip, reason in clips])
 
-    def _append(self, name: str, lines: Sequence[Mapping[str, Any]]) -> None:
-        # Opened anew each time, so that a killed run loses nothing.
-        with open(self._run / name, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
+def skipped_file(run: Path) -> Path:
+    """Where this process lists clips that could not be used; others have their own."""
+    return run / ("skipped.jsonl" if rank() == 0 else f"skipped_rank{rank()}.jsonl")
+
+
+def record_skipped(run: Path, step: int, clips: Sequence[tuple[str, str]]) -> None:
+    """List clips that could not be used, and why."""
+    _append(skipped_file(run), [{"step": step, "id": clip, "reason": reason} for clip, reason in clips])
+
+
+def _append(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    # Opened anew each time, so that a killed run loses nothing.
+    with open(path, "a", encoding="utf-8") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
 
 
 def forget_from(metrics: Path, step: int) -> None:
-    """Drop lines of `metrics.jsonl` that a run resuming at `step` will write again, and one that was cut off."""
+    """Drop lines of a file such as `metrics.jsonl` that a run resuming at `step` will write again, and one that was cut off."""
     if not metrics.exists():
         return
     lines = metrics.read_text(encoding="utf-8").splitlines()
-    metrics.write_text("".join(line + "\n" for line in lines if _step_of(line) <= step), encoding="utf-8")
+    with atomic_path(metrics) as scratch:
+        scratch.write_text("".join(line + "\n" for line in lines if _step_of(line) <= step), encoding="utf-8")
 
 
 def _step_of(line: str) -> float:

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
 
+from xycodec.audio import os_error_line
 from xycodec.data.batch import Batch, Position
 from xycodec.data.sources import Cuts, open_sources
 from xycodec.data.stream import BatchStream, validation_batches
@@ -14,11 +16,14 @@ from xycodec.errors import CheckpointError, ConfigError
 from xycodec.recipe import PosttrainRecipe, PretrainRecipe, Recipe, SourceConfig, save_recipe
 from xycodec.train.checkpoint import RunState, checkpoints, load_state
 from xycodec.train.engine import Engine
-from xycodec.train.monitor import Monitor
+from xycodec.train.monitor import Monitor, forget_from, skipped_file
 from xycodec.train.posttrain import PosttrainStage
 from xycodec.train.pretrain import PretrainStage
 from xycodec.train.stage import Stage
 from xycodec.train.trainer import Trainer, TrainingError
+
+
+SURVEYED = 100_000  # clips: all of a large corpus take longer than the other processes wait
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,20 @@ def train(recipe: Recipe, *, resume: bool = False, quiet: bool = False) -> Ended
     `resume` goes on from the newest checkpoint in the run's folder, or begins where there is none. Raises an
     XycodecError, one line, on anything that does not fit, before the first step where that is possible.
     """
-    run, data = Path(recipe.output), recipe.data
+    try:
+        return _train(recipe, Path(recipe.output), resume, quiet)
+    except torch.OutOfMemoryError:
+        raise TrainingError(
+            "out of memory on the device: lower data.batch_clips or data.batch_seconds (engine.accumulate makes up "
+            "for it), or set engine.checkpoint_activations"
+        ) from None
+    except OSError as error:
+        place = error.filename or recipe.output
+        raise TrainingError(f"{place}: {error.strerror or error}: see to the disk, --resume goes on") from None
+
+
+def _train(recipe: Recipe, run: Path, resume: bool, quiet: bool) -> Ended:
+    data = recipe.data
     state = _state(recipe, run, resume)
     engine = Engine(recipe.engine)
     monitor = None
@@ -46,26 +64,39 @@ def train(recipe: Recipe, *, resume: bool = False, quiet: bool = False) -> Ended
         cuts = [open_sources(sources, recipe.seed) if sources else None for sources in (data.train, data.valid)]
         stage = open_stage(_starting(recipe, run, state), engine)
         corpus = _Corpus(recipe, engine, stage.output_sample_rate, *cuts)
-        if engine.leads:
-            run.mkdir(parents=True, exist_ok=True)
-            (run / "recipe.yaml").write_text(save_recipe(recipe), encoding="utf-8")
-            monitor = Monitor(run, state.step if state else 0, recipe.steps, quiet=quiet)
-            for line in remarks(recipe, stage.output_sample_rate):
-                monitor.say(line)
-        trainer = Trainer(recipe, stage, engine, corpus.stream, corpus.validation, run, monitor)
+        trainer = Trainer(recipe, stage, engine, corpus.stream, corpus.validation, run)
         if state is not None:
-            trainer.restore(state)
+            _restore(trainer, state, run)
+            state = None  # all its tensors
+        # Nothing of an earlier run is touched before all fits.
+        if engine.leads:
+            said = list(remarks(recipe, stage.output_sample_rate))
+            monitor = trainer.monitor = _open_run(recipe, run, trainer.step, quiet)
+            for line in said:
+                monitor.say(line)
+        forget_from(skipped_file(run), trainer.step)
         finished = trainer.train()
         return Ended(trainer.step, finished, trainer.best)
-    except torch.OutOfMemoryError:
-        raise TrainingError(
-            "out of memory on the device: lower data.batch_clips or data.batch_seconds (engine.accumulate makes up "
-            "for it), or set engine.checkpoint_activations"
-        ) from None
     finally:
         if monitor is not None:
             monitor.close()
         engine.close()
+
+
+def _open_run(recipe: Recipe, run: Path, step: int, quiet: bool) -> Monitor:
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "recipe.yaml").write_text(save_recipe(recipe), encoding="utf-8")
+        return Monitor(run, step, recipe.steps, quiet=quiet)
+    except OSError as error:
+        raise ConfigError(os_error_line(f"output {run}", "written", error)) from None
+
+
+def _restore(trainer: Trainer, state: RunState, run: Path) -> None:
+    try:
+        trainer.restore(state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoints(run)[-1]}: {error}") from None
 
 
 def open_stage(recipe: Recipe, engine: Engine) -> Stage:
@@ -115,24 +146,32 @@ class _Corpus:
         return validation_batches(self._valid, self._config, clips=self._clips, **self._share)
 
 
-def remarks(recipe: Recipe, output_sample_rate: int) -> Iterator[str]:
-    """What a person should know of the data before the first step, a line each."""
-    found = survey_sources(recipe, output_sample_rate)
+def remarks(recipe: Recipe, output_sample_rate: int, most: int | None = SURVEYED) -> Iterator[str]:
+    """What a person should know of the data before the first step, a line each, from the first `most` clips.
+
+    Raises ConfigError if the language model is to learn from clips of which none has a text.
+    """
+    found = survey_sources(recipe, output_sample_rate, most)
     if found is None:
         return
-    yield f"data: {found.clips:,} clips, {found.hours:,.2f} h, {found.with_text:,} with text"
+    asr = isinstance(recipe, PretrainRecipe) and bool(recipe.loss.asr)
+    if asr and found.clips and not found.with_text:
+        raise ConfigError("data.train: no clip has a text, which the ASR loss needs: set loss.asr=0, or add texts")
+    seen = found.clips + sum(left.clips for left in found.left_out)
+    first = "the first " if seen == most else ""
+    yield f"data: {first}{found.clips:,} clips, {found.hours:,.2f} h, {found.with_text:,} with text"
     for left in found.left_out:
         yield f"left out: {left.clips:,} clips {left.reason}, the first is {left.first_id}"
-    if isinstance(recipe, PretrainRecipe) and recipe.loss.asr and found.with_text < found.clips:
+    if asr and found.with_text < found.clips:
         yield f"without text: {found.clips - found.with_text:,} clips, which train reconstruction only"
 
 
-def survey_sources(recipe: Recipe, output_sample_rate: int) -> Survey | None:
-    """Counts of the training data; None where only reading whole tars would tell."""
+def survey_sources(recipe: Recipe, output_sample_rate: int, most: int | None) -> Survey | None:
+    """Counts of the first `most` training clips; None where only reading whole tars would tell."""
     if not all(_is_manifest(source) for source in recipe.data.train):
         return None
     plain = tuple(source.model_copy(update={"weight": None}) for source in recipe.data.train)
-    return survey(open_sources(plain, recipe.seed), recipe.data, output_sample_rate)
+    return survey(islice(open_sources(plain, recipe.seed), most), recipe.data, output_sample_rate)
 
 
 def _is_manifest(source: SourceConfig) -> bool:

@@ -23,6 +23,7 @@ from xycodec.nn.quantize import codebook_perplexity, codebook_usage
 from xycodec.recipe import Recipe
 from xycodec.train.checkpoint import (
     RunState,
+    checkpoints,
     load_network,
     load_optimizer,
     network_state,
@@ -30,7 +31,7 @@ from xycodec.train.checkpoint import (
     save_state,
 )
 from xycodec.train.engine import Engine
-from xycodec.train.monitor import SKIPPED, Monitor
+from xycodec.train.monitor import Monitor, record_skipped, skipped_file
 from xycodec.train.stage import Stage
 from xycodec.train.validate import validate
 
@@ -47,7 +48,7 @@ class _Pending:
     ids: tuple[str, ...]
     names: tuple[str, ...]
     values: Tensor
-    """On the host once `ready`; averages over processes, then the sums: audio seconds, wish to stop."""
+    """On the host once `ready`: averages over processes, then sums of audio seconds, skipped clips, wishes to stop."""
     ready: Any
     waited: float
     """Seconds spent waiting for data."""
@@ -68,10 +69,10 @@ class Trainer:
         stream: Callable[[Position], Iterator[Batch]],
         validation: Callable[[], Iterator[Batch]],
         run: Path,
-        monitor: Monitor | None,
     ) -> None:
         self.recipe, self.stage, self.engine, self.run = recipe, stage, engine, run
-        self._stream, self._validation, self._monitor = stream, validation, monitor
+        self._stream, self._validation = stream, validation
+        self.monitor: Monitor | None = None
         self.step = 0
         self.best: float | None = None
         self._position = Position(0, 0)
@@ -113,7 +114,10 @@ class Trainer:
                 for name, updater in self.stage.updaters.items()
             },
         )
+        if self.monitor is not None:
+            self.monitor.flush()
         if self.engine.leads:
+            self._require_whole(state)
             save_state(self.run, state, self.recipe.checkpoint.keep, best)
         self._saved_at = self.step
 
@@ -153,7 +157,8 @@ class Trainer:
         self._position = taken[-1].position
         values = report.values | report.norms
         # Gradient norms are equal on all processes already; so is their average.
-        sums = [float(sum(batch.seconds for batch in taken)), float(self._stop_wished)]
+        skipped = [clip for batch in taken for clip in batch.skipped]
+        sums = [float(sum(batch.seconds for batch in taken)), float(len(skipped)), float(self._stop_wished)]
         packed = torch.cat(
             [
                 torch.stack([value.detach().float() for value in values.values()]) / world_size(),
@@ -165,10 +170,8 @@ class Trainer:
         self._pending.append(_Pending(self.step, ids, tuple(values), *self._to_host(packed), waited))
         if report.counts is not None:
             self._window.count(report.counts)
-        if self._monitor is not None:
-            for batch in taken:
-                if batch.skipped:
-                    self._monitor.skipped(self.step, batch.skipped)
+        if skipped:
+            record_skipped(self.run, self.step, skipped)
 
     @property
     def _on_cuda(self) -> bool:
@@ -186,11 +189,11 @@ class Trainer:
 
     def _after_step(self) -> None:
         recipe, step = self.recipe, self.step
-        self._settle(1)
-        if step % recipe.log_every == 0:
+        last = step == recipe.steps
+        self._settle(0 if last else 1)
+        if last or step % recipe.log_every == 0:
             self._log()
-        validate_now = step % recipe.validation.every == 0 or step == recipe.steps
-        if validate_now:
+        if last or step % recipe.validation.every == 0:
             self._settle(0)
             self._validate()
         elif step % recipe.checkpoint.every == 0:
@@ -205,24 +208,40 @@ class Trainer:
             pending = self._pending.popleft()
             if pending.ready is not None:
                 pending.ready.synchronize()
-            *numbers, seconds, stop = pending.values.tolist()
+            *numbers, seconds, skipped, stop = pending.values.tolist()
             values = dict(zip(pending.names, numbers, strict=True))
             self._require_finite(pending, values)
             self._stopping |= stop > 0
-            self._window.add(values, seconds, pending.waited)
-            if self._monitor is not None:
-                self._monitor.record(pending.step, values)
+            self._window.add(values, seconds, int(skipped), pending.waited)
+            if self.monitor is not None:
+                self.monitor.record(pending.step, values)
 
     def _require_finite(self, pending: _Pending, values: dict[str, float]) -> None:
         broken = [name for name, value in values.items() if not math.isfinite(value)]
         if not broken:
             return
         place = self.run / f"not_finite_step{pending.step}_rank{rank()}.json"
-        place.write_text(json.dumps({"step": pending.step, "values": values, "clips": pending.ids}, indent=2) + "\n")
+        # JSON has no word for NaN.
+        told = {name: str(value) if name in broken else value for name, value in values.items()}
+        place.write_text(json.dumps({"step": pending.step, "values": told, "clips": pending.ids}, indent=2) + "\n")
         raise TrainingError(
-            f"step {pending.step}: {', '.join(broken)} not finite; the batch's clips are named in {place}, "
-            "the last checkpoint is from before"
+            f"step {pending.step}: {', '.join(broken)} not finite, {place} names the batch's clips: "
+            f"leave them out or lower the learning rate{self._way_back()}"
         )
+
+    def _require_whole(self, state: RunState) -> None:
+        """Losses are of the weights before the step: what it made of them has to be looked at."""
+        for name, tensors in state.networks.items():
+            for key, value in tensors.items():
+                if value.is_floating_point() and not value.isfinite().all():
+                    raise TrainingError(
+                        f"step {self.step}: {key} of the {name} is not finite, and not saved: "
+                        f"lower the learning rate{self._way_back()}"
+                    )
+
+    def _way_back(self) -> str:
+        last = checkpoints(self.run)
+        return f"; the run can resume from {last[-1]}" if last else "; no checkpoint had been written"
 
     def _log(self) -> None:
         counts = self._window.counts
@@ -231,16 +250,16 @@ class Trainer:
         if self._window.silent:
             raise TrainingError(
                 f"step {self.step}: no clip of the last {self._window.steps} steps could be read, "
-                f"{self.run / SKIPPED} says why"
+                f"{skipped_file(self.run)} says why"
             )
-        if self._monitor is not None and self._window.steps:
+        if self.monitor is not None and self._window.steps:
             values = self._window.summary()
             if counts is not None:
                 values["codes_used"] = float(codebook_usage(counts).mean())
                 values["perplexity"] = float(codebook_perplexity(counts).mean())
             values["lr"] = self.stage.updaters["model"].optimizer.param_groups[0]["lr"]
-            self._monitor.record(self.step, values, kind="window")
-            self._monitor.progress(self.step, values)
+            self.monitor.record(self.step, values, kind="window")
+            self.monitor.progress(self.step, values)
         self._window = _Window()
 
     # ---- validation and checkpoints ------------------------------------------------------------
@@ -251,18 +270,23 @@ class Trainer:
             self.save()
             return
         loss = result.values["loss"]
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"step {self.step}: the validation loss is {loss}: lower the learning rate{self._way_back()}"
+            )
+        # Before the checkpoint: a run that is killed between the two records it again.
+        if self.monitor is not None:
+            self.monitor.validation(self.step, result.values)
+            self.monitor.histogram(self.step, result.counts)
+            rate = self.stage.output_sample_rate
+            for name, original, decoded in result.clips:
+                self.monitor.listen(self.step, name, original, decoded, rate)
+            if result.transcripts:
+                self.monitor.text(self.step, result.transcripts)
         best = self.best is None or loss < self.best
         if best:
             self.best = loss
         self.save(best=best)
-        if self._monitor is not None:
-            self._monitor.validation(self.step, result.values)
-            self._monitor.histogram(self.step, result.counts)
-            rate = self.stage.output_sample_rate
-            for name, original, decoded in result.clips:
-                self._monitor.listen(self.step, name, original, decoded, rate)
-            if result.transcripts:
-                self._monitor.text(self.step, result.transcripts)
         # The clock of the window must not count what was no training.
         self._window.pause()
 
@@ -275,10 +299,12 @@ class _Window:
         self.steps = 0
         self._totals: dict[str, float] = {}
         self._heard = self._seconds = self._waited = 0.0
+        self._skipped = 0
         self.counts: Tensor | None = None
 
-    def add(self, values: dict[str, float], seconds: float, waited: float) -> None:
+    def add(self, values: dict[str, float], seconds: float, skipped: int, waited: float) -> None:
         self.steps += 1
+        self._skipped += skipped
         self._heard += seconds
         self._seconds += seconds
         self._waited += waited
@@ -298,10 +324,11 @@ class _Window:
         self._seconds = self._waited = 0.0
 
     def summary(self) -> dict[str, float]:
-        """Averages over steps, seconds of audio a second, and the share of time spent waiting for data."""
+        """Averages over steps, seconds of audio a second, share of time spent waiting for data, clips left out."""
         passed = max(time.perf_counter() - self._began, 1e-9)
         averages = {name: total / self.steps for name, total in self._totals.items()}
-        return averages | {"audio_s_per_s": self._seconds / passed, "waiting": self._waited / passed}
+        speed = {"audio_s_per_s": self._seconds / passed, "waiting": self._waited / passed}
+        return averages | speed | ({"skipped": float(self._skipped)} if self._skipped else {})
 
 
 def seed_step(seed: int, step: int) -> None:
