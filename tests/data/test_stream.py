@@ -161,6 +161,18 @@ def test_a_batch_comes_from_one_bucket(tmp_path):
     assert padding(5) < 0.5 * padding(0)
 
 
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_buckets_of_few_and_of_many_batches_end_together(tmp_path, world_size):
+    # A batch holds 4 clips of 0.5 s or 2 of 1 s, so that there are twice as many batches of long clips.
+    cuts = corpus(tmp_path, 80, lambda i: 1.0 if i % 2 else 0.5)
+    long = {cut.id for cut in cuts if cut.duration > 0.75}
+    settings = config(buckets=4, batch_clips=4, batch_seconds=2.0, clip_seconds=1.0)
+    for epoch in range(3):
+        kinds = [batch.ids[0] in long for batch in one_epoch(cuts, settings, epoch, world_size=world_size)]
+        halves = kinds[: len(kinds) // 2], kinds[len(kinds) // 2 :]
+        assert all(0.4 < sum(half) / len(half) < 0.9 for half in halves)
+
+
 def mixed(folder):
     """Good clips beside clips that fail in each way."""
     cuts = list(corpus(folder, 8))
@@ -182,7 +194,7 @@ def test_clips_that_cannot_be_used_are_listed_and_the_stream_goes_on(tmp_path, w
     assert "No such file" in skipped["001.wav"]
     assert "cannot be decoded" in skipped["003.wav"]
     assert "silent" in skipped["silent.wav"]
-    names = sorted(name for batch in first for name in batch.ids)
+    names = sorted(name for batch in first for name in batch.ids if name)
     assert names == ["000.wav", "002.wav", "004.wav", "005.wav", "006.wav", "007.wav"]
 
 

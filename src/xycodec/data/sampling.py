@@ -1,16 +1,12 @@
-"""Which clips make up the batches of an epoch: Lhotse's duration buckets, drawn alike in every process."""
+"""Which clips make up the batches of an epoch: drawn from buckets of like duration, alike in every process."""
 
 import math
 import random
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 
 from lhotse.cut import Cut
-from lhotse.dataset.sampling.base import SamplingConstraint
-from lhotse.dataset.sampling.dynamic import DurationBatcher
-from lhotse.dataset.sampling.dynamic_bucketing import DynamicBucketer, estimate_duration_buckets
-from lhotse.utils import streaming_shuffle
 
 from xycodec.errors import ConfigError
 from xycodec.recipe import DataConfig
@@ -18,98 +14,85 @@ from xycodec.recipe import DataConfig
 _FOR_ESTIMATE = 10_000  # cuts whose durations set the buckets
 
 
-@dataclass
-class BatchSize(SamplingConstraint):  # type: ignore[misc]  # lhotse ships no types
-    """Lhotse's question when a batch is full, answered by its bucket: its longest possible clip sets the number.
-
-    Asking the longest clip so far, as Lhotse's own constraint does, overshoots when a long one follows short ones.
-    """
-
-    edges: Sequence[float]
-    """Longest clip of each bucket in seconds, ascending."""
-    sizes: Sequence[int]
-    """Clips of a batch from each bucket."""
-    slowest: float
-    """Factor of the slowest speed."""
-    bucket: int = 0
-    count: int = 0
-
-    def measure_length(self, example: Cut) -> float:
-        """Seconds of the clip that is made of a cut, at most."""
-        return min(float(example.duration) / self.slowest, self.edges[-1])
-
-    def add(self, example: Cut) -> None:
-        """Count a clip."""
-        self.bucket = self.select_bucket(self.edges, example)
-        self.count += 1
-
-    def close_to_exceeding(self) -> bool:
-        """Whether the batch is full."""
-        return self.count >= self.sizes[self.bucket]
-
-    def exceeded(self) -> bool:
-        """Whether the batch is more than full."""
-        return self.count > self.sizes[self.bucket]
-
-    def reset(self) -> None:
-        """Begin another batch."""
-        self.count = 0
-
-
 class Sampler:
     """Draws an epoch's batches, reading manifests only: `cuts` must be the same, in the same order, in every process.
 
-    Raises ConfigError if a batch may not hold even one clip, or there is no cut.
+    A bucket is chosen in proportion to the steps it can still give. Lhotse's own sampler chooses all alike, so that
+    buckets of long clips, of which few fill a batch, run dry early and an epoch ends on short ones alone; it also
+    repeats its choice in every epoch, and fills the last step with repeated clips. Raises ConfigError if a batch may
+    not hold even one clip, or there is no cut.
     """
 
     def __init__(self, cuts: Iterable[Cut], config: DataConfig, *, seed: int, rank: int, world_size: int) -> None:
         self.cuts, self.config, self.seed, self.rank, self.world_size = cuts, config, seed, rank, world_size
-        self.constraint = _constraint(cuts, config)
+        self.slowest = min(1.0, config.augment.speed_range[0]) if config.augment.speed else 1.0
+        limit = config.batch_seconds or math.inf
+        if limit < config.clip_seconds:
+            raise ConfigError(
+                f"data.batch_seconds {limit:g} is below data.clip_seconds {config.clip_seconds:g}: not a clip would fit"
+            )
+        first = sorted(self._length(cut) for cut in islice(cuts, _FOR_ESTIMATE))
+        if not first:
+            raise ConfigError("data: no clip is left of those that are too short or below the rate: check the sources")
+        self.edges = [*_edges(first, config.buckets, config.clip_seconds), config.clip_seconds]
+        """Longest clip of each bucket in seconds, ascending."""
+        self.sizes = [min(config.batch_clips, _whole(limit / edge)) for edge in self.edges]
+        """Clips of a batch of each bucket: its longest possible clip sets the number."""
 
     def epoch(self, epoch: int) -> Iterator[list[Cut]]:
         """Yield the cuts of this process's batches: as many batches as in every other process.
 
-        Clips of one step come from one bucket in all processes, as long as there are enough. At the end of the
-        epoch batches are split rather than clips repeated, and a process may be left with an empty one.
+        Clips of one step come from one bucket in all processes. At the end of the epoch batches are split rather
+        than clips repeated, and a process may be left with an empty one.
         """
-        batches = self._batches(epoch)
-        while step := [list(batch) for batch in islice(batches, self.world_size)]:
+        for step in self._steps(random.Random(f"{self.seed} {epoch}")):
             yield _split(step, self.world_size)[self.rank]
 
-    def _batches(self, epoch: int) -> Iterator[Iterable[Cut]]:
-        # Not Lhotse's sampler objects around these two: their choice of buckets repeats every epoch, and they fill
-        # the last step from several buckets, beyond what a batch may hold, or with repeated clips.
-        shuffling, choosing = (random.Random(f"{self.seed} {epoch} {use}") for use in ("shuffle", "bucket"))
-        cuts, buffer = iter(self.cuts), self.config.shuffle_buffer
-        if len(self.constraint.edges) == 1:
-            shuffled = streaming_shuffle(cuts, bufsize=buffer, rng=shuffling)
-            return iter(DurationBatcher(shuffled, constraint=self.constraint.copy()))
-        bucketer = DynamicBucketer(
-            cuts,
-            duration_bins=list(self.constraint.edges[:-1]),
-            world_size=self.world_size,
-            constraint=self.constraint.copy(),
-            buffer_size=buffer,
-            shuffle=True,
-            rng=shuffling,
-            bucket_rng=choosing,
-        )
-        return iter(bucketer)
+    def _steps(self, rng: random.Random) -> Iterator[list[list[Cut]]]:
+        """What all processes take together: a batch for each, fewer when a bucket ends."""
+        cuts = iter(self.cuts)
+        buckets: list[list[Cut]] = [[] for _ in self.edges]
+        self._fill(buckets, islice(cuts, self.config.shuffle_buffer))
+        while any(buckets):
+            number = self._choose(buckets, rng)
+            bucket, size = buckets[number], self.sizes[number]
+            step = [batch for _ in range(self.world_size) if (batch := _draw(bucket, size, rng))]
+            yield step
+            self._fill(buckets, islice(cuts, sum(map(len, step))))
+
+    def _fill(self, buckets: list[list[Cut]], cuts: Iterable[Cut]) -> None:
+        for cut in cuts:
+            buckets[bisect_left(self.edges, self._length(cut))].append(cut)
+
+    def _choose(self, buckets: Sequence[Sequence[Cut]], rng: random.Random) -> int:
+        """Among buckets with a full step, if there are any."""
+        steps = [len(bucket) / (size * self.world_size) for bucket, size in zip(buckets, self.sizes, strict=True)]
+        full = [math.floor(count) for count in steps]
+        return rng.choices(range(len(buckets)), weights=full if any(full) else steps)[0]
+
+    def _length(self, cut: Cut) -> float:
+        """Seconds of the clip that is made of a cut, at most."""
+        return min(float(cut.duration) / self.slowest, self.config.clip_seconds)
 
 
-def _constraint(cuts: Iterable[Cut], config: DataConfig) -> BatchSize:
-    longest, limit = config.clip_seconds, config.batch_seconds or math.inf
-    if limit < longest:
-        raise ConfigError(f"data.batch_seconds {limit:g} is below data.clip_seconds {longest:g}: not a clip would fit")
-    slowest = min(1.0, config.augment.speed_range[0]) if config.augment.speed else 1.0
-    alone = BatchSize([longest], [1], slowest)
-    first = list(islice(cuts, _FOR_ESTIMATE))
-    if not first:
-        raise ConfigError("data: no clip is left of those that are too short or below the rate: check the sources")
-    buckets = min(config.buckets, len(first))
-    bins = estimate_duration_buckets(first, buckets, alone) if buckets > 1 else []
-    edges = [*sorted({float(edge) for edge in bins if edge < longest}), longest]
-    return BatchSize(edges, [min(config.batch_clips, _whole(limit / edge)) for edge in edges], slowest)
+def _edges(lengths: Sequence[float], buckets: int, longest: float) -> list[float]:
+    """Upper ends of all buckets but the last, such that each holds as many seconds of the sorted `lengths`."""
+    total, passed, edges = math.fsum(lengths), 0.0, list[float]()
+    for length in lengths:
+        passed += length
+        if buckets > 1 and passed >= total * (len(edges) + 1) / buckets and length < longest:
+            edges.append(length)
+    return sorted(set(edges))
+
+
+def _draw(bucket: list[Cut], size: int, rng: random.Random) -> list[Cut]:
+    """Take `size` random cuts out of a bucket, or what is left."""
+    drawn = []
+    for _ in range(min(size, len(bucket))):
+        place = rng.randrange(len(bucket))
+        bucket[place], bucket[-1] = bucket[-1], bucket[place]
+        drawn.append(bucket.pop())
+    return drawn
 
 
 def _whole(ratio: float) -> int:
