@@ -1,7 +1,7 @@
 """Speed of a training step, with random weights and synthetic clips that lie on the device already.
 
     python benchmarks/train_step.py [--stage pretrain|posttrain|both] [--size full|small|tiny] [--clips N]
-        [--seconds S] [--steps N] [--device auto] [--precision bf16|float32] [--json OUT]
+        [--seconds S] [--steps N] [--device auto] [--precision bf16|float32] [--threads N] [--json OUT]
 
 Prints Markdown: seconds of audio per second, memory, the share of time per part, arithmetic against the device's
 matrix-product peak, and how often the host waited for the device. The paper's speeds are targets for the full size on
@@ -15,25 +15,24 @@ import os
 import platform
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import date
-from itertools import cycle
+from itertools import cycle, pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
 from speed import against, cpu_name, peak_memory, say, table
 from xycodec import bench
 from xycodec.config import CONFIGS, QuantizerConfig, TowerConfig, VocosConfig, XYTokenizerConfig
 from xycodec.data.batch import BEGINNING, Batch
+from xycodec.errors import XycodecError
 from xycodec.pretrained import random_codec, resolve_device, save_codec
 from xycodec.recipe import (
     DataConfig,
@@ -138,6 +137,7 @@ def save_lm(folder: Path, size: Mapping[str, int]) -> Path:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     library: Any = transformers
+    library.utils.logging.disable_progress_bar()
     config = library.Qwen2Config(tie_word_embeddings=True, max_position_embeddings=32_768, **size)
     library.Qwen2ForCausalLM(config).save_pretrained(folder)
     letters = {letter: number for number, letter in enumerate([*sorted(pre_tokenizers.ByteLevel.alphabet()), END])}
@@ -200,7 +200,7 @@ class Stopwatch:
         """A moment in the device's work."""
         if not self._on_cuda:
             return bench.clock()
-        event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event: Any = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
 
@@ -236,12 +236,15 @@ class Stopwatch:
         return run
 
     def parts(self) -> dict[str, float]:
-        """Seconds of each part so far, in the order in which they first came, and forget them."""
+        """Seconds of each part so far, in the order in which they first came. The device must have finished."""
         totals: dict[str, float] = {}
         for name, start, end in self._spans:
             totals[name] = totals.get(name, 0.0) + self.between(start, end)
-        self._spans.clear()
         return totals
+
+    def forget(self) -> None:
+        """Start anew."""
+        self._spans.clear()
 
 
 @contextmanager
@@ -261,7 +264,7 @@ def watching(stage: PretrainStage | PosttrainStage, watch: Stopwatch) -> Iterato
         watch.watch(stage.mel, "mel loss")
         watch.watch(stage.discriminators, "discriminators, forward")
     for updater in stage.updaters.values():
-        updater.update = watch.timed(updater.update, cycle(["optimizer"]))  # type: ignore[method-assign]
+        updater.update = watch.timed(updater.update, cycle(["optimizer"]))
     plain = torch.autograd.backward
     torch.autograd.backward = watch.timed(plain, cycle(BACKWARDS[stage.name]))
     try:
@@ -333,14 +336,14 @@ def measure(stage: PretrainStage | PosttrainStage, batch: Batch, steps: int, pea
     gflop = step_flops(step)
     watch = Stopwatch(device)
     with watching(stage, watch):
-        step()  # the device gets busy, so that no event waits for the host
-        watch.parts()
+        step()  # so that a GPU has work when the first moment comes, and the host is ahead of it
+        watch.forget()
         moments = [watch.mark()]
         for _ in range(steps):
             step()
             moments.append(watch.mark())
         bench.elapsed(lambda: None, device)  # until the device has finished
-    times = [watch.between(*pair) for pair in zip(moments[:-1], moments[1:], strict=True)]
+    times = [watch.between(*pair) for pair in pairwise(moments)]
     parameters = [p for network in stage.networks.values() for p in network.parameters()]
     return Result(
         stage=stage.name,
@@ -368,28 +371,9 @@ def step_memory(step: Callable[[], object], device: torch.device) -> float | Non
 
 def step_flops(step: Callable[[], object]) -> float:
     """GFLOP of one step, as it is really executed."""
-    # The counter knows CUDA's attention kernels, not the CPU's.
-    extra = {
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward_flops,
-    }
-    with FlopCounterMode(display=False, custom_mapping=extra) as counter:
+    with bench.flop_counter() as counter:
         step()
     return counter.get_total_flops() / 1e9
-
-
-def attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
-    """Scores, then the weighted sum, of shapes (B, heads, T, size)."""
-    b, heads, t, size = query
-    return 2 * b * heads * t * key[2] * (size + value[3])
-
-
-def attention_backward_flops(
-    gradient: Sequence[int], query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any
-) -> int:
-    """Scores again, and the gradients of scores, queries, keys and values."""
-    b, heads, t, size = query
-    return 2 * b * heads * t * key[2] * (3 * size + 2 * value[3])
 
 
 def host_waits(step: Callable[[], object]) -> dict[str, int]:
@@ -403,7 +387,7 @@ def host_waits(step: Callable[[], object]) -> dict[str, int]:
             torch.cuda.set_sync_debug_mode("default")
     places: dict[str, int] = {}
     for warning in caught:
-        if "synchroniz" in str(warning.message):
+        if "called a synchronizing" in str(warning.message):
             place = f"{Path(warning.filename).name}:{warning.lineno}"
             places[place] = places.get(place, 0) + 1
     return places
@@ -464,18 +448,10 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
 
 
-def main() -> int:
-    """Parse, run, write."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--stage", choices=[*TARGETS, "both"], default="both")
-    parser.add_argument("--size", choices=list(SIZES), default="full")
-    parser.add_argument("--clips", type=int, metavar="N", help="clips in a step (default: the size's)")
-    parser.add_argument("--seconds", type=float, metavar="S", help="length of a clip (default: the size's)")
-    parser.add_argument("--steps", type=int, metavar="N", default=10, help="steps that are timed (default: 10)")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", choices=["bf16", "float32"], help="default: bf16 on a GPU, else float32")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="also write the numbers to this file")
-    args = parser.parse_args()
+def measure_and_write(args: argparse.Namespace) -> None:
+    """Everything, once the arguments are parsed. Raises XycodecError on a device or a length that cannot be had."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
     device = resolve_device(args.device)
     args.precision = args.precision or ("bf16" if device.type == "cuda" else "float32")
     machine = {
@@ -495,6 +471,26 @@ def main() -> int:
         numbers = [asdict(r) | {"audio_s_per_s": r.speed, "gflops": r.gflops, "peak_share": r.peak_share}
                    for r in results]  # fmt: skip
         args.json.write_text(json.dumps(machine | {"stages": numbers}, indent=2) + "\n", encoding="utf-8")
+
+
+def main() -> int:
+    """Parse, run, write; 1 if a setting does not fit."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--stage", choices=[*TARGETS, "both"], default="both")
+    parser.add_argument("--size", choices=list(SIZES), default="full")
+    parser.add_argument("--clips", type=int, metavar="N", help="clips in a step (default: the size's)")
+    parser.add_argument("--seconds", type=float, metavar="S", help="length of a clip (default: the size's)")
+    parser.add_argument("--steps", type=int, metavar="N", default=10, help="steps that are timed (default: 10)")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", choices=["bf16", "float32"], help="default: bf16 on a GPU, else float32")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="also write the numbers to this file")
+    args = parser.parse_args()
+    try:
+        measure_and_write(args)
+    except XycodecError as error:
+        print(f"train_step.py: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -112,19 +112,35 @@ def matmul_peak(
 def count_flops(codec: Codec, seconds: float) -> Flops:
     """Count the arithmetic of encoding and of decoding one clip of `seconds`, as it is really executed."""
     audio = _clip(codec, seconds)[None]
-    # The counter knows CUDA's attention kernels, not the CPU's.
-    extra = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
-    with FlopCounterMode(display=False, custom_mapping=extra) as encoding:
+    with flop_counter() as encoding:
         codes = codec.encode(audio).codes
-    with FlopCounterMode(display=False, custom_mapping=extra) as decoding:
+    with flop_counter() as decoding:
         codec.decode(codes)
     return Flops(encoding.get_total_flops() / 1e9, decoding.get_total_flops() / 1e9)
+
+
+def flop_counter() -> FlopCounterMode:
+    """Counts what runs within it, forward and backward: matrix products, convolutions and attention."""
+    # Torch's own knows CUDA's attention kernels, not the CPU's.
+    extra = {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+    }
+    return FlopCounterMode(display=False, custom_mapping=extra)
 
 
 def _attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
     """Scores, then the weighted sum, of shapes (B, heads, T, size)."""
     b, heads, t, size = query
     return 2 * b * heads * t * key[2] * (size + value[3])
+
+
+def _attention_backward_flops(
+    _: Sequence[int], query: Sequence[int], key: Sequence[int], value: Sequence[int], *__: Any, **___: Any
+) -> int:
+    """Scores again, and the gradients of scores, queries, keys and values."""
+    b, heads, t, size = query
+    return 2 * b * heads * t * key[2] * (3 * size + 2 * value[3])
 
 
 def measure(
