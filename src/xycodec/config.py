@@ -14,10 +14,10 @@ TOWER_RATE = 50  # transformer rows a second, after the stride 2 of the convolut
 
 
 class Config(BaseModel):
-    """Base of every configuration: immutable, and an unknown key is an error."""
+    """Base of every configuration: immutable, its numbers finite, and an unknown key is an error."""
 
     # Older pydantic reserves names that begin with model_.
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
 
 class TowerConfig(Config):
@@ -145,9 +145,16 @@ def parse_config(cls: type[ConfigT], data: Any, where: str, error: type[XycodecE
 def _field_names(cls: type[BaseModel]) -> Iterator[str]:
     for name, field in cls.model_fields.items():
         yield name
-        for part in getattr(field.annotation, "__args__", (field.annotation,)):
-            if isinstance(part, type) and issubclass(part, BaseModel):
-                yield from _field_names(part)
+        for part in _models(field.annotation):
+            yield from _field_names(part)
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Models that an annotation names, inside optional ones and tuples as well."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in getattr(annotation, "__args__", ()):
+        yield from _models(part)
 
 
 _SMALL = TowerConfig(d_model=768, layers=12, heads=12, ffn_dim=3072)

@@ -317,14 +317,22 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a file is a checkpoint of a training run, by its name: they are large, and read once."""
-    return path.suffix == ".pt" and path.parent.name == CHECKPOINTS
+    """Whether a file is a checkpoint of a training run: by its place in one, or its contents; tensors stay unread."""
+    if path.suffix != ".pt" or path.parent.name == CHECKPOINTS:
+        return path.suffix == ".pt"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            contents = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+            return b"optimizers" in archive.read(contents)
+    except (OSError, zipfile.BadZipFile, StopIteration):
+        return False
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """A training checkpoint as it was saved; tensors are mapped, not copied. Raises CheckpointError."""
     data = _unpickle(path, mmap=True)
-    if not isinstance(data, dict) or "format" not in data or "networks" not in data:
+    parts = {"format", "codec", "networks"}
+    if not isinstance(data, dict) or not parts <= data.keys() or "model" not in data["networks"]:
         raise CheckpointError(f"{path}: not a checkpoint of a training run")
     if data["format"] != CHECKPOINT_FORMAT:
         raise CheckpointError(f"{path}: format {data['format']!r} is not one this xycodec reads, upgrade it")

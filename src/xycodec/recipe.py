@@ -195,6 +195,11 @@ class PretrainingLoss(Config):
     commitment: NonNegativeFloat = 1.0
 
 
+def _require_a_loss(weights: Config) -> None:
+    if not any(weights.model_dump().values()):
+        raise ValueError("loss: every weight is 0: give at least one")
+
+
 class PretrainRecipe(RunConfig):
     """X-shaped pre-training: one quantizer, read by the acoustic decoder and by a language model."""
 
@@ -213,6 +218,7 @@ class PretrainRecipe(RunConfig):
     def _listener(self) -> "PretrainRecipe":
         if self.loss.asr and self.lm is None:
             raise ValueError("loss.asr needs a language model: give lm, or set loss.asr to 0")
+        _require_a_loss(self.loss)
         return self
 
 
@@ -256,6 +262,7 @@ class PosttrainRecipe(RunConfig):
     def _no_shards(self) -> "PosttrainRecipe":
         if self.engine.kind == "fsdp2":
             raise ValueError("engine.kind: post-training has two optimizers and runs on ddp or single")
+        _require_a_loss(self.loss)
         return self
 
 

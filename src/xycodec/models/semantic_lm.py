@@ -161,7 +161,10 @@ class SemanticLM(nn.Module):
         prompt = torch.tensor(self.prompt, dtype=torch.int64).expand(len(heard), -1)
         rows = torch.cat([speech.take_along_dim(order[..., None], 1), self._embed(prompt, features.device)], dim=1)
         mask = F.pad((column >= start).long(), (0, prompt.shape[1]), value=1).to(features.device)
-        made = self.lm.generate(inputs_embeds=rows, attention_mask=mask, max_new_tokens=max_new_tokens)
+        # Each process listens by itself: Transformers would have all of a sharded run take as many steps.
+        made = self.lm.generate(
+            inputs_embeds=rows, attention_mask=mask, max_new_tokens=max_new_tokens, synced_gpus=False
+        )
         for index, ids in zip(heard, made.tolist(), strict=True):
             texts[index] = self._decode(ids)
         return texts

@@ -33,7 +33,8 @@ class ConvNeXtBlock(nn.Module):
 
     def _mix_frames(self, x: Tensor) -> Tensor:
         # As a flat picture with channels last, x keeps its layout and oneDNN several times its speed.
-        weight = self.dwconv.weight.unsqueeze(2).contiguous(memory_format=torch.channels_last)
+        # A view, not unsqueeze, whose gradient would have other strides than the weight: DDP would have to copy it.
+        weight = self.dwconv.weight.view(-1, 1, 1, 7).contiguous(memory_format=torch.channels_last)
         picture = x.transpose(1, 2).unsqueeze(2)
         mixed = F.conv2d(picture, weight, self.dwconv.bias, padding=(0, 3), groups=self.dwconv.groups)
         return mixed.squeeze(2).transpose(1, 2)

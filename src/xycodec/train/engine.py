@@ -44,13 +44,18 @@ class Engine:
         device = resolve_device(name)
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+            if device.index >= torch.cuda.device_count():
+                raise ConfigError(
+                    f"engine.device: process {device.index} of this machine has no GPU of its own, there are "
+                    f"{torch.cuda.device_count()}: lower torchrun's --nproc-per-node"
+                )
             torch.cuda.set_device(device)
         return device
 
     def _join(self) -> None:
         backend = "nccl" if self.device.type == "cuda" else "gloo"
-        # Without torchrun there is no one to meet, but sharding asks for a group.
-        store = None if "MASTER_ADDR" in os.environ else torch.distributed.HashStore()  # type: ignore[attr-defined]
+        # Alone there is no one to meet, but sharding asks for a group.
+        store = None if self.world_size > 1 else dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.world_size)
         self._started = True
 
@@ -72,18 +77,26 @@ class Engine:
         prepare_blocks(module, checkpointing=self.config.checkpoint_activations, compiling=self.config.compile)
         if self.kind == "ddp":
             places = [self.device] if self.device.type == "cuda" else None
-            # The quantizer's buffers follow the data of all processes by themselves.
-            return DistributedDataParallel(
-                module, device_ids=places, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+            network = DistributedDataParallel(module, device_ids=places, gradient_as_bucket_view=True)
+            # The quantizer's buffers follow the data of all processes by themselves. Newer versions of torch know the
+            # argument by another name, but all know this.
+            network.broadcast_buffers = False
+            return network
         if self.kind == "fsdp2":
-            mesh = init_device_mesh(self.device.type, (self.world_size,))
-            frozen = {p for p in module.parameters() if not p.requires_grad}
-            for part in module.modules():
-                if isinstance(part, BLOCKS) and _learns(part):
-                    fully_shard(part, mesh=mesh, reshard_after_forward=False)
-            fully_shard(module, mesh=mesh, reshard_after_forward=False, ignored_params=frozen)
+            self._shard(module)
         return module
+
+    def _shard(self, module: nn.Module) -> None:
+        mesh = init_device_mesh(self.device.type, (self.world_size,))
+        frozen = {p for p in module.parameters() if not p.requires_grad}
+        parts: list[nn.Module] = [part for part in module.modules() if isinstance(part, BLOCKS) and _learns(part)]
+        for part in parts:
+            fully_shard(part, mesh=mesh, reshard_after_forward=False)
+        fully_shard(module, mesh=mesh, reshard_after_forward=False, ignored_params=frozen)
+        for part in (*parts, module):
+            # All is still gathered in the backward pass. FSDP would foresee its order from the forward passes since
+            # the last one, validation's too, of which processes have unlike numbers: they would wait for ever.
+            part.set_modules_to_backward_prefetch([part])  # type: ignore[operator]
 
     def autocast(self) -> AbstractContextManager[object]:
         """What networks run in. Quantizer, front-end, inverse STFT and losses leave it themselves."""
@@ -103,9 +116,11 @@ class Engine:
         sharded = [part for part in network.modules() if isinstance(part, FSDPModule)]
         for part in sharded:
             part.unshard()
-        yield plain(network)
-        for part in sharded:
-            part.reshard()
+        try:
+            yield plain(network)
+        finally:
+            for part in sharded:
+                part.reshard()
 
 
 def plain(network: nn.Module) -> nn.Module:
@@ -136,7 +151,8 @@ class _Checkpointed:
         self.forward = forward
 
     def __call__(self, *args: object) -> object:
-        return checkpoint(self.forward, *args, use_reentrant=False)
+        # Blocks draw no random numbers.
+        return checkpoint(self.forward, *args, use_reentrant=False, preserve_rng_state=False)
 
 
 def _learns(module: nn.Module) -> bool:

@@ -127,7 +127,7 @@ def _append(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 
 
 def forget_from(metrics: Path, step: int) -> None:
-    """Drop lines of a file such as `metrics.jsonl` that a run resuming at `step` will write again, and one that was cut off."""
+    """Drop lines, as of `metrics.jsonl`, that a run resuming at `step` will write again, and one that was cut off."""
     if not metrics.exists():
         return
     lines = metrics.read_text(encoding="utf-8").splitlines()

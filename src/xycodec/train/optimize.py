@@ -13,7 +13,7 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     """The rate of step `step` of `steps`: linear warm-up, then half a cosine down to `final_lr` of the peak."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
-    done = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+    done = (step + 1 - config.warmup_steps) / max(1, steps - config.warmup_steps)
     return config.lr * (config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
@@ -25,8 +25,8 @@ class Updater:
         trained = [p for p in network.parameters() if p.requires_grad]
         self._trained = trained
         groups = [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": [p for p in trained if _is_matrix(p)], "weight_decay": config.weight_decay},
+            {"params": [p for p in trained if not _is_matrix(p)], "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW(
             [group for group in groups if group["params"]], lr=config.lr, betas=config.betas, fused=True
@@ -43,3 +43,8 @@ class Updater:
         self.optimizer.zero_grad(set_to_none=True)
         # Sharded gradients give a sharded norm.
         return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+
+def _is_matrix(parameter: Tensor) -> bool:
+    # The lengths that weight norm trains are one number per row, in the weight's number of dimensions.
+    return parameter.ndim > 1 and parameter.numel() > parameter.shape[0]

@@ -48,13 +48,15 @@ class RunPlan:
 
 
 def plan_run(recipe: Recipe) -> RunPlan:
-    """Measure a run without weights or steps. Raises what `train` would raise before its first step."""
+    """Measure a run without weights or steps. Raises what `train` would raise before them, but for weights."""
     engine = Engine(recipe.engine)
     try:
         networks = _networks(recipe)
         rate = networks[0].codec.output_sample_rate
         cuts = open_sources(recipe.data.train, recipe.seed)
-        notes = tuple(remarks(recipe, rate))
+        if recipe.data.valid:
+            open_sources(recipe.data.valid, recipe.seed)
+        notes = tuple(remarks(recipe, rate, most=None))
         per_epoch = None
         if notes:  # manifests, which are quickly read
             stream = BatchStream(
@@ -150,8 +152,15 @@ def _storage(tensor: Tensor) -> int:
     return address
 
 
+def _clips(recipe: Recipe) -> int:
+    """Clips in a micro-batch of the longest ones."""
+    data = recipe.data
+    fitting = data.batch_clips if data.batch_seconds is None else int(data.batch_seconds / data.clip_seconds)
+    return min(data.batch_clips, fitting)
+
+
 def _longest_batch(recipe: Recipe, output_sample_rate: int) -> Batch:
-    clips, samples = recipe.data.batch_clips, int(recipe.data.clip_seconds * 16_000)
+    clips, samples = _clips(recipe), int(recipe.data.clip_seconds * 16_000)
     audio = torch.zeros(clips, samples)
     target = torch.zeros(clips, samples * output_sample_rate // 16_000)
     return Batch(

@@ -94,10 +94,13 @@ class PosttrainStage(Stage):
             with self.engine.joining(self.generator, last), self.engine.joining(self.discriminators, last):
                 with self.engine.autocast():
                     fake, real, used = self.generator(batch)
-                joined = self._teach_discriminators(real, fake.detach(), len(batches))
+                # A batch of which nothing could be read is silence: it goes all the way, and counts nowhere.
+                share = float(any(batch.target_lengths))
+                joined = self._teach_discriminators(real, fake.detach(), share, len(batches))
                 if last:
                     norms["discriminator_grad_norm"] = self.updaters["discriminators"].update(step)
-                joined |= self._teach_generator(real, fake, torch.tensor(batch.target_lengths), len(batches))
+                lengths = torch.tensor(batch.target_lengths)
+                joined |= self._teach_generator(real, fake, lengths, share, len(batches))
             for name, value in joined.items():
                 values[name] = values.get(name, 0.0) + value.detach() / len(batches)
             counts = used if counts is None else counts + used
@@ -105,16 +108,18 @@ class PosttrainStage(Stage):
         values["loss"] = weighted(values, self._active(values))
         return StepReport(values, norms, counts)
 
-    def _teach_discriminators(self, real: Tensor, fake: Tensor, parts: int) -> dict[str, Tensor]:
+    def _teach_discriminators(self, real: Tensor, fake: Tensor, share: float, parts: int) -> dict[str, Tensor]:
         self.discriminators.train()
         with self.engine.autocast():
             # In one batch: spectral norm moves at every pass, and both sides must meet the same weights.
             outputs = self.discriminators(torch.cat([real, fake]))
-        values = joint_values({"discriminator": discriminator_loss(*_halves(outputs))})
+        values = joint_values({"discriminator": _scaled(discriminator_loss(*_halves(outputs)), share)})
         torch.autograd.backward(values["discriminator"] / parts)
         return values
 
-    def _teach_generator(self, real: Tensor, fake: Tensor, lengths: Tensor, parts: int) -> dict[str, Tensor]:
+    def _teach_generator(
+        self, real: Tensor, fake: Tensor, lengths: Tensor, share: float, parts: int
+    ) -> dict[str, Tensor]:
         means: dict[str, Mean] = {}
         if self.weights["mel"]:
             means["mel"] = self.mel(fake, real, lengths)
@@ -126,8 +131,8 @@ class PosttrainStage(Stage):
                     known = judges(real)
                 judged = judges(fake)
             judges.requires_grad_(True)
-            means["adversarial"] = adversarial_loss(judged)
-            means["feature"] = feature_matching(known, judged)
+            means["adversarial"] = _scaled(adversarial_loss(judged), share)
+            means["feature"] = _scaled(feature_matching(known, judged), share)
         values = joint_values(means)
         (weighted(values, self._active(values)) / parts).backward()
         return values
@@ -150,6 +155,11 @@ class PosttrainStage(Stage):
 
     def _active(self, values: Mapping[str, Any]) -> dict[str, float]:
         return {name: weight for name, weight in self.weights.items() if name in values}
+
+
+def _scaled(mean: Mean, share: float) -> Mean:
+    """As if `share` of everything had been there."""
+    return Mean(mean.total * share, mean.count * share)
 
 
 def _halves(outputs: Sequence[DiscriminatorOutput]) -> tuple[list[DiscriminatorOutput], list[DiscriminatorOutput]]:

@@ -1,6 +1,6 @@
 """X-shaped pre-training: one quantizer, read by the acoustic decoder and by a language model (spec section 8)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ TOKENS_PER_SECOND = 10  # more than anyone says: where transcription gives up
 
 
 class Pass(NamedTuple):
-    """What the model gives for a batch. Plain tuples, because FSDP looks for tensors in them."""
+    """What the model gives for a batch. Plain tuples, because FSDP looks for tensors in them. Losses have gradients."""
 
     losses: dict[str, tuple[Tensor, Tensor]]
     """Total and count of each loss's `Mean`."""
@@ -36,7 +36,7 @@ class Pass(NamedTuple):
     counts: Tensor
     """(n_q, codebook_size) uses of every code."""
     audio: Tensor
-    """(B, T) decoded."""
+    """(B, T) decoded; empty in training where no loss hears it."""
     features: Tensor
     """(B, L, D) what the language model reads."""
 
@@ -61,7 +61,10 @@ class PreTraining(nn.Module):
         quantized = codec.quantizer(latents, mask)
         device_mask = None if mask is None else mask.to(latents.device, non_blocking=True)
         hidden = codec.post_rvq_adapter(quantized.quantized, device_mask)
-        audio = codec.synthesise(hidden, device_mask)
+        if self.weights.mel or not self.training:
+            audio = codec.synthesise(hidden, device_mask)
+        else:
+            audio = hidden.new_zeros(len(hidden), 0)
 
         losses: dict[str, Mean] = {}
         if self.weights.mel:
@@ -75,11 +78,12 @@ class PreTraining(nn.Module):
             heard = self.semantic_lm(features, frames, tokens)
             losses["asr"], accuracy = heard.loss, heard.accuracy
         return Pass(
-            losses={name: (mean.total, mean.count) for name, mean in losses.items()},
+            # Copies, because FSDP cannot guard views.
+            losses={name: (mean.total.clone(), mean.count) for name, mean in losses.items()},
             accuracy=None if accuracy is None else (accuracy.total, accuracy.count),
             counts=quantized.counts,
-            audio=audio,
-            features=features,
+            audio=audio.detach(),
+            features=features.detach(),
         )
 
 
@@ -123,7 +127,9 @@ class PretrainStage(Stage):
         words = WordErrors(0, 0)
         if transcribe and self.semantic_lm is not None:
             with self.engine.whole(self.model), self.engine.autocast():
-                frames = [self.codec.num_frames(n) for n in batch.lengths]
+                # A clip without text has nothing to be compared with.
+                counts = zip(batch.lengths, batch.texts, strict=True)
+                frames = [self.codec.num_frames(n) if text else 0 for n, text in counts]
                 most = ceil(TOKENS_PER_SECOND * max(batch.lengths) / 16_000) + 1
                 texts = tuple(self.semantic_lm.transcribe(made.features, frames, most))
             pairs = [(text, heard) for text, heard in zip(batch.texts, texts, strict=True) if text]
@@ -183,7 +189,21 @@ def build(recipe: PretrainRecipe, *, meta: bool = False) -> PreTraining:
         _initialise(model, recipe)
     if recipe.freeze_semantic and codec.semantic_encoder is not None:
         codec.semantic_encoder.requires_grad_(False)
+    for part in _unreached(model):
+        part.requires_grad_(False)
     return model
+
+
+def _unreached(model: PreTraining) -> Iterator[nn.Module]:
+    """Parts without a loss. They are frozen, because engines wait for the gradient of all that is trained."""
+    codec, weights = model.codec, model.weights
+    if weights.mel:
+        return
+    yield from (codec.upsample, codec.acoustic_decoder, codec.vocos)
+    if not (weights.asr and model.reads_adapter):
+        yield codec.post_rvq_adapter
+    if not weights.asr:
+        yield codec.quantizer.output_proj
 
 
 def _initialise(model: PreTraining, recipe: PretrainRecipe) -> None:

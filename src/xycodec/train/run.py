@@ -22,7 +22,6 @@ from xycodec.train.pretrain import PretrainStage
 from xycodec.train.stage import Stage
 from xycodec.train.trainer import Trainer, TrainingError
 
-
 SURVEYED = 100_000  # clips: all of a large corpus take longer than the other processes wait
 
 
@@ -61,9 +60,10 @@ def _train(recipe: Recipe, run: Path, resume: bool, quiet: bool) -> Ended:
     monitor = None
     try:
         # Corpora first: they are quickly found to be missing.
-        cuts = [open_sources(sources, recipe.seed) if sources else None for sources in (data.train, data.valid)]
+        cuts = open_sources(data.train, recipe.seed)
+        valid = open_sources(data.valid, recipe.seed) if data.valid else None
         stage = open_stage(_starting(recipe, run, state), engine)
-        corpus = _Corpus(recipe, engine, stage.output_sample_rate, *cuts)
+        corpus = _Corpus(recipe, engine, stage.output_sample_rate, cuts, valid)
         trainer = Trainer(recipe, stage, engine, corpus.stream, corpus.validation, run)
         if state is not None:
             _restore(trainer, state, run)
@@ -129,17 +129,18 @@ class _Corpus:
     """The recipe's data as this process reads them."""
 
     def __init__(
-        self, recipe: Recipe, engine: Engine, output_sample_rate: int, train: Cuts | None, valid: Cuts | None
+        self, recipe: Recipe, engine: Engine, output_sample_rate: int, train: Cuts, valid: Cuts | None
     ) -> None:
-        self._config, self._clips, self._seed = recipe.data, recipe.validation.clips, recipe.seed
-        self._train, self._valid = () if train is None else train, () if valid is None else valid
+        self._config, self._clips = recipe.data, recipe.validation.clips
+        self._valid = () if valid is None else valid
         self._share = {
             "output_sample_rate": output_sample_rate, "rank": engine.rank, "world_size": engine.world_size,
         }  # fmt: skip
+        self._train = BatchStream(train, recipe.data, seed=recipe.seed, **self._share)
 
     def stream(self, start: Position) -> Iterator[Batch]:
         """Endless batches of this process."""
-        return BatchStream(self._train, self._config, seed=self._seed, **self._share).batches(start)
+        return self._train.batches(start)
 
     def validation(self) -> Iterator[Batch]:
         """This process's share of the validation clips."""

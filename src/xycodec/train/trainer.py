@@ -195,7 +195,10 @@ class Trainer:
             self._log()
         if last or step % recipe.validation.every == 0:
             self._settle(0)
+            began = time.perf_counter()
             self._validate()
+            # The clock of the window must not count what was no training.
+            self._window.pause(time.perf_counter() - began)
         elif step % recipe.checkpoint.every == 0:
             self._settle(0)
             self.save()
@@ -287,8 +290,6 @@ class Trainer:
         if best:
             self.best = loss
         self.save(best=best)
-        # The clock of the window must not count what was no training.
-        self._window.pause()
 
 
 class _Window:
@@ -298,14 +299,13 @@ class _Window:
         self._began = time.perf_counter()
         self.steps = 0
         self._totals: dict[str, float] = {}
-        self._heard = self._seconds = self._waited = 0.0
+        self._seconds = self._waited = 0.0
         self._skipped = 0
         self.counts: Tensor | None = None
 
     def add(self, values: dict[str, float], seconds: float, skipped: int, waited: float) -> None:
         self.steps += 1
         self._skipped += skipped
-        self._heard += seconds
         self._seconds += seconds
         self._waited += waited
         for name, value in values.items():
@@ -317,11 +317,10 @@ class _Window:
     @property
     def silent(self) -> bool:
         """Whether there were steps but no audio in them."""
-        return self.steps > 0 and self._heard == 0
+        return self.steps > 0 and self._seconds == 0
 
-    def pause(self) -> None:
-        self._began = time.perf_counter()
-        self._seconds = self._waited = 0.0
+    def pause(self, seconds: float) -> None:
+        self._began += seconds
 
     def summary(self) -> dict[str, float]:
         """Averages over steps, seconds of audio a second, share of time spent waiting for data, clips left out."""
