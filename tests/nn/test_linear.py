@@ -15,9 +15,10 @@ def test_a_row_depends_on_neither_rows_nor_threads(threads, rows):
         assert torch.equal(product(x[:rows], weight, bias), expected)
 
 
-# Sums and rows of the full-size model: long sums over a few hundred rows, and few rows, are what threads divide.
+# Sums and rows of real models: threads divide long sums, sums of some lengths, and few rows.
 @pytest.mark.parametrize(
-    ("terms", "columns"), [(201, 80), (400, 642), (768, 2304), (2304, 768), (3072, 512), (4096, 512)]
+    ("terms", "columns"),
+    [(201, 80), (240, 768), (384, 128), (400, 642), (512, 642), (768, 768), (2304, 768), (3072, 512), (4096, 512)],
 )
 @pytest.mark.parametrize("rows", [1, 8, 12, 48, 200])
 def test_a_long_sum_does_not_depend_on_threads(threads, rows, terms, columns):
@@ -25,7 +26,7 @@ def test_a_long_sum_does_not_depend_on_threads(threads, rows, terms, columns):
     threads(1)
     expected = product(x, weight, bias)
     torch.testing.assert_close(expected.double(), x.double() @ weight.double().T + bias, atol=1e-3, rtol=0)
-    for count in (2, 3, 4):
+    for count in (2, 3, 4, 8, 16):
         threads(count)
         assert torch.equal(product(x, weight, bias), expected)
 
@@ -36,6 +37,13 @@ def test_product_is_a_linear_map():
         x = torch.randn(*shape, dtype=torch.float64)
         expected = x @ layer.weight.double().T + layer.bias.double()
         torch.testing.assert_close(layer(x.float()), expected.float(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("terms", [1, 255, 256, 257, 511, 512, 513, 767, 768, 769, 2000])
+def test_the_pieces_of_a_sum_are_all_of_it(terms):
+    x, weight = torch.randn(5, terms), torch.randn(3, terms)
+    exact = (x.double() @ weight.double().T).float()
+    torch.testing.assert_close(product(x, weight), exact, atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("terms", [6, 2000])

@@ -74,6 +74,19 @@ def test_encoder_and_codebooks_stay_bit_for_bit(weights, precision):
     assert stage.generator.codec.vocos.training
 
 
+def test_another_rate_is_another_model(weights):
+    name = stage_of(weights).codec_config()["model_id"]
+    assert stage_of(weights, output_sample_rate=24000).codec_config()["model_id"] == f"{name}-24k"
+    assert stage_of(weights, output_sample_rate=16000).codec_config()["model_id"] == name
+
+
+@pytest.mark.parametrize(("left_out", "kept"), [("feature", "adversarial"), ("adversarial", "feature")])
+def test_a_loss_without_weight_is_not_computed(weights, left_out, kept):
+    values = run(stage_of(weights, loss={left_out: 0}), 1)[0]
+    assert left_out not in values
+    assert values["loss"] == pytest.approx(15 * values["mel"] + values[kept])
+
+
 def test_discriminators_learn_first(weights):
     stage = stage_of(weights)
     order = []

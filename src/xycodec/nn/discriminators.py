@@ -82,7 +82,7 @@ class PeriodDiscriminator(nn.Module):
         padded = F.pad(audio[:, None], (0, missing), mode="reflect")
         folded = padded.view(len(audio), 1, -1, self.period)
         features = _activations(self.layers, folded, slope=0.1)
-        features.append(self.post(features[-1]))
+        features.append(_convolve(self.post, features[-1]))
         return DiscriminatorOutput(features[-1].flatten(1), features)
 
 
@@ -119,7 +119,7 @@ class ScaleDiscriminator(nn.Module):
         for _ in range(self.poolings):
             pooled = F.avg_pool1d(pooled, 4, 2, padding=2)
         features = _activations(self.layers, pooled, slope=0.1)
-        features.append(self.post(features[-1]))
+        features.append(_convolve(self.post, features[-1]))
         return DiscriminatorOutput(features[-1].flatten(1), features)
 
 
@@ -152,7 +152,7 @@ class SpectrogramDiscriminator(nn.Module):
             )
         picture = torch.view_as_real(spectrum).permute(0, 3, 2, 1)
         features = _activations(self.layers, picture, slope=0.2)
-        return DiscriminatorOutput(self.post(features[-1]), features)
+        return DiscriminatorOutput(_convolve(self.post, features[-1]), features)
 
 
 def _activations(layers: nn.ModuleList, x: Tensor, slope: float) -> list[Tensor]:
@@ -160,6 +160,14 @@ def _activations(layers: nn.ModuleList, x: Tensor, slope: float) -> list[Tensor]
     features = []
     for layer in layers:
         # In place: no gradient needs what went into the rectifier, and these maps are most of the memory.
-        x = F.leaky_relu(layer(x), slope, inplace=True)
+        x = F.leaky_relu(_convolve(layer, x), slope, inplace=True)
         features.append(x)
     return features
+
+
+def _convolve(layer: nn.Module, x: Tensor) -> Tensor:
+    """Apply a convolution whose weight is computed from its norm in float32: autocast would round the estimate."""
+    with torch.autocast(x.device.type, enabled=False):
+        weight = layer.weight
+    convolved: Tensor = layer._conv_forward(x, weight, layer.bias)  # type: ignore[operator]
+    return convolved

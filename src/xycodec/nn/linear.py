@@ -1,21 +1,24 @@
 """Matrix products whose rows depend on neither the number of rows nor the number of threads.
 
 MKL, which torch's CPU builds use, chooses among kernels and divides work by the shape and the number of threads.
-Three habits keep that out of the results, each measured bit for bit on AMD and Intel processors: the last one to
-three rows of a block meet another kernel (so rows are a multiple of four), few rows divide a sum among threads (so
-there are at least sixteen), and so do long sums over a few hundred rows (so none is longer than 768 terms). Codes
-depend on that, so every product on the way to them is made here.
+Three habits keep that out of the results, each measured bit for bit with up to 32 threads on AMD and Intel: the last
+one to three rows of a block meet another kernel (so rows are a multiple of four); few rows divide a sum among threads
+(so there are at least sixteen); and so do sums of 384, 768 or more than 768 terms (so each is added up in pieces of
+512 and 256). Codes depend on that, so every product on the way to them is made here.
 """
+
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_ROWS, _FEWEST, _TERMS = 4, 16, 768
+_ROWS, _FEWEST = 4, 16
+_LONG, _SHORT = 512, 256  # terms of a piece
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear`: (..., in) by (out, in) -> (..., out), in a shape that threads do not matter to on a CPU."""
+    """`F.linear`: (..., in) by (out, in) -> (..., out), in shapes that threads do not matter to on a CPU."""
     if x.device.type != "cpu" or weight.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight, bias)
     flat = x.reshape(-1, x.shape[-1])
@@ -23,11 +26,21 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     missing = max(_FEWEST - rows, -rows % _ROWS)
     if missing:
         flat = F.pad(flat, (0, 0, 0, missing))
-    out = F.linear(flat[:, :_TERMS], weight[:, :_TERMS], bias)
-    for start in range(_TERMS, flat.shape[1], _TERMS):
-        terms = slice(start, start + _TERMS)
-        out.addmm_(flat[:, terms], weight[:, terms].t())
+    first, *others = _pieces(flat.shape[1])
+    out = F.linear(flat[:, first], weight[:, first], bias)
+    for piece in others:
+        out.addmm_(flat[:, piece], weight[:, piece].t())
     return out[:rows].view(*x.shape[:-1], weight.shape[0])
+
+
+@cache
+def _pieces(terms: int) -> tuple[slice, ...]:
+    """Where a sum of `terms` is cut."""
+    if terms <= _SHORT or terms == _LONG:
+        return (slice(0, terms),)
+    size = _LONG if terms > _LONG else _SHORT
+    rest = _pieces(terms - size)
+    return (slice(0, size), *(slice(size + piece.start, size + piece.stop) for piece in rest))
 
 
 class Linear(nn.Linear):

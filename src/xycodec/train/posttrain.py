@@ -123,16 +123,19 @@ class PosttrainStage(Stage):
         means: dict[str, Mean] = {}
         if self.weights["mel"]:
             means["mel"] = self.mel(fake, real, lengths)
-        if self.weights["adversarial"] or self.weights["feature"]:
+        adversarial, feature = self.weights["adversarial"], self.weights["feature"]
+        if adversarial or feature:
             # Past the wrapper: no gradient of theirs is to be made, let alone joined.
             judges = plain(self.discriminators).eval().requires_grad_(False)
             with self.engine.autocast():
                 with torch.no_grad():
-                    known = judges(real)
+                    known = judges(real) if feature else []
                 judged = judges(fake)
             judges.requires_grad_(True)
-            means["adversarial"] = _scaled(adversarial_loss(judged), share)
-            means["feature"] = _scaled(feature_matching(known, judged), share)
+            if adversarial:
+                means["adversarial"] = _scaled(adversarial_loss(judged), share)
+            if feature:
+                means["feature"] = _scaled(feature_matching(known, judged), share)
         values = joint_values(means)
         (weighted(values, self._active(values)) / parts).backward()
         return values
@@ -200,8 +203,10 @@ def build(recipe: PosttrainRecipe, *, meta: bool = False) -> tuple[PostTraining,
 
 def _adapted(config: XYTokenizerConfig, recipe: PosttrainRecipe) -> XYTokenizerConfig:
     changes: dict[str, Any] = {}
-    if recipe.output_sample_rate is not None:
-        changes["output_sample_rate"] = recipe.output_sample_rate
+    rate = recipe.output_sample_rate
+    if rate is not None and rate != config.output_sample_rate:
+        # A file of codes finds its model by this name, and the rate of its audio with it.
+        changes |= {"output_sample_rate": rate, "model_id": f"{config.model_id}-{rate // 1000}k"}
     if recipe.vocos is not None:
         changes["vocos"] = recipe.vocos.model_dump()
     if recipe.model_id is not None:
