@@ -154,18 +154,23 @@ class Running:
         return self.result()
 
     def kill(self):
-        ended = self.signal(signal.SIGKILL)
+        os.kill(self.process.pid, signal.SIGKILL)
+        # Workers that lose their parent in the middle of a word may print a traceback of multiprocessing's.
+        ended = self.ended()
         assert ended.code == -signal.SIGKILL, ended
 
     def result(self):
+        ended = self.ended()
+        assert "Traceback" not in ended.err, ended.err
+        return ended
+
+    def ended(self):
         self.process.join(100)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
             raise AssertionError("did not end: " + self.files[1].read_text())
-        ended = Ended(self.process.exitcode, *(file.read_text() for file in self.files))
-        assert "Traceback" not in ended.err, ended.err
-        return ended
+        return Ended(self.process.exitcode, *(file.read_text() for file in self.files))
 
 
 def xycodec(folder, *arguments, prepare=None):
