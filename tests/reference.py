@@ -8,6 +8,18 @@ from torch import nn
 
 from xycodec.config import QuantizerConfig, TowerConfig, VocosConfig, XYTokenizerConfig
 
+PUBLISHED_PARAMETERS = {  # spec section 1
+    "semantic_encoder": 87_002_112,
+    "semantic_encoder_adapter": 28_349_952,
+    "acoustic_encoder": 87_002_112,
+    "pre_rvq_adapter": 29_530_368,
+    "downsample": 28_317_696,
+    "quantizer": 3_152_896,
+    "post_rvq_adapter": 33_072_384,
+    "upsample": 9_437_184,
+    "acoustic_decoder": 87_001_424,
+    "vocos": 126_754_946,
+}
 TINY = TowerConfig(d_model=32, layers=2, heads=4, ffn_dim=48)
 
 

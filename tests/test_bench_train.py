@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from xycodec import bench
+from xycodec.nn.linear import product
 from xycodec.recipe import EngineConfig
 from xycodec.train.engine import Engine
 
@@ -92,6 +93,13 @@ def test_a_result_s_rates(train_step):
     assert "240.0 (target 136.7)" in printed
     assert "2 (wanted 0, MISSED: file.py:3 x 2)" in printed
     assert "MISSED)" in train_step.report(result, 300.0)
+
+
+def test_a_product_in_pieces_is_counted_whole():
+    x, weight = torch.randn(20, 1300), torch.randn(48, 1300)
+    with bench.flop_counter() as counted:
+        product(x, weight)
+    assert counted.get_total_flops() == 2 * 20 * 1300 * 48
 
 
 def test_attention_is_counted_in_both_directions():

@@ -121,12 +121,18 @@ def count_flops(codec: Codec, seconds: float) -> Flops:
 
 def flop_counter() -> FlopCounterMode:
     """Counts what runs within it, forward and backward: matrix products, convolutions and attention."""
-    # Torch's own knows CUDA's attention kernels, not the CPU's.
+    # Torch's own knows CUDA's attention kernels, not the CPU's, and products that add to nothing else.
     extra = {
+        torch.ops.aten.addmm_: _addmm_flops,
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
     }
     return FlopCounterMode(display=False, custom_mapping=extra)
+
+
+def _addmm_flops(_: Sequence[int], left: Sequence[int], right: Sequence[int], *__: Any, **___: Any) -> int:
+    """A product (n, k) by (k, m) that is added in place."""
+    return 2 * left[0] * left[1] * right[1]
 
 
 def _attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:

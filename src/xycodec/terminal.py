@@ -151,7 +151,7 @@ def print_plan(plan: "RunPlan") -> None:
     memory = ", ".join(f"{name} {size:.2f}" for name, size in plan.memory_gib.items())
     print(f"memory of a process, GiB (estimate): {memory}")
     epoch = "unknown (streamed or endless)" if plan.steps_per_epoch is None else f"{plan.steps_per_epoch:,}"
-    print(f"{plan.processes} processes, at most {plan.clips_per_step} clips a step")
+    print(f"processes: {plan.processes}; clips a step: at most {plan.clips_per_step}")
     print(f"{plan.steps:,} steps, an epoch is {epoch}")
     for line in plan.remarks:
         print(line)

@@ -9,6 +9,7 @@ from resource import RUSAGE_SELF, getrusage
 
 import pytest
 import torch
+from tests.reference import PUBLISHED_PARAMETERS
 from tests.training import save_lm
 from tests.training_runs import post_settings, settings, smallest_config, write_corpus, write_recipe, xycodec
 
@@ -22,18 +23,6 @@ from xycodec.train.engine import Engine
 from xycodec.train.plan import _longest_batch, plan_run
 from xycodec.train.run import open_stage
 
-FULL = {  # spec section 1
-    "semantic_encoder": 87_002_112,
-    "semantic_encoder_adapter": 28_349_952,
-    "acoustic_encoder": 87_002_112,
-    "pre_rvq_adapter": 29_530_368,
-    "downsample": 28_317_696,
-    "quantizer": 3_152_896,
-    "post_rvq_adapter": 33_072_384,
-    "upsample": 9_437_184,
-    "acoustic_decoder": 87_001_424,
-    "vocos": 126_754_946,
-}
 FULL_DISCRIMINATORS = {"periods": 41_105_770, "scales": 29_618_821, "spectrograms": 472_330}  # spec section 9.1
 CONFIG_FOLDER = Path(__file__).parents[2] / "configs" / "xy_tokenizer"
 
@@ -78,12 +67,12 @@ def test_the_paper_s_pretraining_offline(tmp_path, corpus, lm):
     ended = xycodec(tmp_path, "train", recipe, *overrides, "--dry-run", prepare=tell_peak)
     assert ended.code == 0, ended
     rows = dict(row for line in ended.out.splitlines() if (row := cells(line)))
-    for name, count in FULL.items():
+    for name, count in PUBLISHED_PARAMETERS.items():
         assert rows[name] == (f"{count:,}", "frozen" if name == "semantic_encoder" else "trained")
     assert rows["semantic_lm.lm"][1] == "frozen"
     assert rows["semantic_lm.adapter"][1] == "trained"
     assert "in all" in rows
-    assert "1 processes, at most 4 clips a step" in ended.out
+    assert "processes: 1; clips a step: at most 4" in ended.out
     assert "800,000 steps, an epoch is 3" in ended.out
     assert "data: 11 clips" in ended.out
     # The weights alone would be 2 GiB.
@@ -101,11 +90,11 @@ def test_the_paper_s_sizes(read, lm):
     recipe = read(model={"preset": "xy-tokenizer"}, freeze_semantic=True, lm={"source": str(lm)}, loss={"asr": 20})
     plan = plan_run(recipe)
     counts = {part.name: part.parameters for part in plan.parts}
-    assert {name: counts[name] for name in FULL} == FULL
-    assert sum(FULL.values()) == 519_621_074
+    assert {name: counts[name] for name in PUBLISHED_PARAMETERS} == PUBLISHED_PARAMETERS
+    assert sum(PUBLISHED_PARAMETERS.values()) == 519_621_074
     trained = {part.name: part.trainable for part in plan.parts}
     assert (trained["semantic_encoder"], trained["semantic_lm.lm"]) == (0, 0)
-    assert trained["acoustic_encoder"] == FULL["acoustic_encoder"]
+    assert trained["acoustic_encoder"] == PUBLISHED_PARAMETERS["acoustic_encoder"]
     assert plan.memory_gib["weights"] == pytest.approx(4 * sum(counts.values()) / 2**30)
     assert plan.memory_gib["gradients"] == pytest.approx(4 * sum(trained.values()) / 2**30)
     assert plan.memory_gib["optimizer"] == 2 * plan.memory_gib["gradients"]
