@@ -13,7 +13,7 @@ import torch
 from tests.training_runs import lines_of, settings, write_corpus, write_recipe
 
 from xycodec.recipe import load_recipe
-from xycodec.train.monitor import Monitor, forget_from, record_skipped
+from xycodec.train.monitor import Monitor, _brief, forget_from, record_skipped
 from xycodec.train.run import train
 
 
@@ -120,6 +120,12 @@ def test_what_is_flushed_outlives_a_kill(tmp_path, monitor):
     monitor.progress(4, {"loss": 2.5})
     monitor.flush()
     assert scalars(tmp_path / "run", "train/loss") == [(4, 2.5)]
+
+
+def test_beside_the_bar_stands_what_fits():
+    values = {"loss": 88.634, "mel": 5.902, "asr": 5.1, "grad_norm": 94.27, "audio_s_per_s": 18.11, "codes_used": 0.119}
+    assert _brief(values) == "loss 88.6, mel 5.9, asr 5.1, 18.1 x, codes 12%"
+    assert _brief({"loss": 2.5}) == "loss 2.5"
 
 
 def test_lines_where_no_one_watches(tmp_path, capsys):

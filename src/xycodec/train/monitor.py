@@ -32,7 +32,7 @@ class Monitor:
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
         self._console = Console(stderr=True, quiet=quiet)
         self._bar = Progress(
-            BarColumn(),
+            BarColumn(bar_width=10),
             MofNCompleteColumn(),
             TextColumn("{task.description}"),
             TimeElapsedColumn(),
@@ -66,7 +66,7 @@ class Monitor:
         for key, value in values.items():
             self._board.add_scalar(f"train/{key}", value, step)
         shown = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
-        self._bar.update(self._task, completed=step, description=shown)
+        self._bar.update(self._task, completed=step, description=_brief(values))
         if not self._console.is_terminal:
             self.say(f"step {step}: {shown}")
 
@@ -140,6 +140,18 @@ def _step_of(line: str) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf  # cut off
+
+
+def _brief(values: Mapping[str, float]) -> str:
+    """What fits beside a bar in 80 columns: losses, times real time, share of the codes in use."""
+    forms = {
+        "loss": "loss {:.3g}",
+        "mel": "mel {:.3g}",
+        "asr": "asr {:.3g}",
+        "audio_s_per_s": "{:.3g} x",
+        "codes_used": "codes {:.0%}",
+    }
+    return ", ".join(form.format(values[name]) for name, form in forms.items() if name in values)
 
 
 def _rounded(value: Any) -> Any:
