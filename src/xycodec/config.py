@@ -3,9 +3,9 @@
 import difflib
 from collections.abc import Iterator
 from math import log2
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, ValidationError, model_validator
 
 from xycodec.errors import ConfigError, XycodecError
 
@@ -41,10 +41,10 @@ class QuantizerConfig(Config):
     n_q: PositiveInt = 8
     codebook_size: PositiveInt = 1024
     codebook_dim: PositiveInt = 512
-    decay: float = 0.99
-    dead_code_threshold: float = 2.0
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    dead_code_threshold: NonNegativeFloat = 2.0
     kmeans_iterations: PositiveInt = 10
-    dropout: float = 0.0
+    dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
     commitment: Literal["l1", "l2"] = "l2"
     commit_every_layer: bool = True
 
