@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-SHOWN = ("mel", "asr", "commitment", "accuracy", "adversarial", "feature", "discriminator", "codes_used", "wer")
+SHOWN = ("loss", "mel", "asr", "commitment", "accuracy", "adversarial", "feature", "discriminator", "codes_used", "wer")
 
 
 def read(run: Path) -> dict[str, dict[str, list[tuple[int, float]]]]:
@@ -28,22 +28,22 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
     runs = {run.name: read(run) for run in args.runs}
-    names = [name for name in SHOWN if any(name in curves for curves in runs.values())]
-    figure = Figure(figsize=(4.5 * len(runs), 1.9 * len(names)), layout="constrained")
-    axes = figure.subplots(len(names), len(runs), squeeze=False)
+    rows = max(len(curves) for curves in runs.values())
+    figure = Figure(figsize=(4.5 * len(runs), 1.7 * rows), layout="constrained")
+    axes = figure.subplots(rows, len(runs), squeeze=False)
     for column, (run, curves) in zip(axes.T, runs.items(), strict=True):
+        names = [name for name in SHOWN if name in curves]
         column[0].set_title(run)
-        for axis, name in zip(column, names, strict=True):
-            if name not in curves:
-                axis.axis("off")
-                continue
+        for axis, name in zip(column, names, strict=False):
             for kind, label in (("window", "training"), ("valid", "validation")):
                 if points := curves[name].get(kind):
                     axis.plot(*zip(*points, strict=True), label=label, marker="o" if kind == "valid" else None, ms=3)
             axis.set_ylabel(name)
             axis.grid(alpha=0.3)
+        for axis in column[len(names) :]:
+            axis.axis("off")
         column[0].legend()
-        column[-1].set_xlabel("step")
+        column[len(names) - 1].set_xlabel("step")
     figure.savefig(args.output, dpi=90)
     print(args.output)
 
