@@ -5,12 +5,15 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 SAMPLE := src/xycodec/assets/fox.flac
 
-.PHONY: run test lint clean
+.PHONY: run install-train test lint clean
 
 run: $(VENV)/.installed
 	@echo "No trained model is bundled yet: this run shows the pipeline on random weights, whose audio is noise."
 	$(BIN)/xycodec roundtrip $(SAMPLE) --model xy-random --output out --overwrite
 	@echo "Your own file: $(BIN)/xycodec roundtrip FILE --model fdugyt/XY_Tokenizer --output out"
+
+# What `xycodec train` needs beside the codec.
+install-train: $(VENV)/.installed-train
 
 test: $(VENV)/.installed-dev
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
@@ -29,6 +32,10 @@ $(VENV)/.torch: constraints.txt
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-train: $(VENV)/.installed
+	$(PIP) --editable '.[train]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

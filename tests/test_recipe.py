@@ -157,7 +157,7 @@ def test_a_saved_recipe_says_all_and_loads_as_the_same(write):
         ("optimizer.weight_decy=0", "optimizer.weight_decy: unknown key, did you mean 'weight_decay'?"),
         ("data.augment.pich=1", "data.augment.pich: unknown key, did you mean 'pitch'?"),
         ("model.quantizer.n_k=1", "model.quantizer.n_k: unknown key, did you mean 'n_q'?"),
-        ("model.quantizer.decay=1", "model.quantizer.decay: "),
+        ("model.quantizer.decay=1.5", "model.quantizer.decay: "),
         ("model.quantizer.dropout=1.5", "model.quantizer.dropout: "),
         ("model.quantizer.dead_code_threshold=-1", "model.quantizer.dead_code_threshold: "),
         ("data.train=[{path: a, wieght: 1}]", "data.train.0.wieght: unknown key, did you mean 'weight'?"),

@@ -41,7 +41,7 @@ class QuantizerConfig(Config):
     n_q: PositiveInt = 8
     codebook_size: PositiveInt = 1024
     codebook_dim: PositiveInt = 512
-    decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    decay: Annotated[float, Field(ge=0, le=1)] = 0.99
     dead_code_threshold: NonNegativeFloat = 2.0
     kmeans_iterations: PositiveInt = 10
     dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
