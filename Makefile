@@ -25,7 +25,7 @@ lint: $(VENV)/.installed-dev
 
 # torch first and exactly, so that nothing else picks a build for it.
 $(VENV)/.torch: constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit("xycodec needs Python 3.10 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
+	@$(PYTHON) -c 'import sys; sys.exit("xycodec needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) $$(grep '^torch==' constraints.txt)
 	@touch $@

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from dataclasses import asdict
-from enum import Enum
+from enum import StrEnum
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -31,14 +31,14 @@ app = typer.Typer(
 )
 
 
-class Precision(str, Enum):
+class Precision(StrEnum):
     """What matrices are computed in."""
 
     float32 = "float32"
     bfloat16 = "bfloat16"
 
 
-class Storage(str, Enum):
+class Storage(StrEnum):
     """What weights are stored in."""
 
     float32 = "float32"
