@@ -26,13 +26,6 @@ def all_reduce_(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def broadcast_(tensor: Tensor, source: int = 0) -> Tensor:
-    """Overwrite `tensor` with the one of process `source`, in place."""
-    if _active():
-        dist.broadcast(tensor, source)
-    return tensor
-
-
 def rank_offsets(count: Tensor) -> tuple[Tensor, Tensor]:
     """Place of this process in the concatenation of all: (items before it, items in all), as 0-d int64.
 

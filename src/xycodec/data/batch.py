@@ -6,9 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from xycodec.data.clip import INPUT_RATE, Clip
-
-SILENT_SAMPLES = 1280  # at 16 kHz: one code frame
+from xycodec.data.clip import FRAME, INPUT_RATE, Clip
 
 
 @dataclass(frozen=True, order=True)
@@ -87,9 +85,9 @@ def collate(
 
 
 def _silence(skipped: Sequence[tuple[str, str]], position: Position, output_sample_rate: int) -> Batch:
-    audio = torch.zeros(1, SILENT_SAMPLES)
+    audio = torch.zeros(1, FRAME)
     same = output_sample_rate == INPUT_RATE
-    target = audio if same else torch.zeros(1, SILENT_SAMPLES * output_sample_rate // INPUT_RATE)
+    target = audio if same else torch.zeros(1, FRAME * output_sample_rate // INPUT_RATE)
     return Batch(("",), audio, (0,), target, (0,), (None,), tuple(skipped), position)
 
 

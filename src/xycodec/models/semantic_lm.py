@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from xycodec.errors import CheckpointError, ConfigError
 from xycodec.nn.mean import Mean
-from xycodec.nn.transformer import Adapter
+from xycodec.nn.transformer import Adapter, frame_mask
 from xycodec.recipe import LanguageModelConfig
 
 _IGNORED = -100
@@ -153,7 +153,7 @@ class SemanticLM(nn.Module):
         if not heard:
             return texts
         counts = [frames[index] for index in heard]
-        speech = self._speech(features[heard], _mask(counts, features.shape[1]))
+        speech = self._speech(features[heard], frame_mask(counts, features.shape[1]))
         # The speech of every item ends where the prompt begins, so the padding is on the left.
         column = torch.arange(max(counts))[None]
         start = max(counts) - torch.tensor(counts)[:, None]
@@ -200,20 +200,13 @@ def _layout(frames: Sequence[int], tokens: Tokens, prompt: list[int], width: int
     target = torch.arange(ids.shape[1])[None]
     return _Layout(
         items=torch.tensor(items),
-        mask=_mask([count for count, _ in kept], width),
+        mask=frame_mask([count for count, _ in kept], width),
         words=words,
         order=order,
         readers=(speech + len(prompt) - 1 + target).clamp(0, length - 1),
         targets=ids.where(target < texts, _IGNORED),
         count=sum(text for _, text in kept),
     )
-
-
-def _mask(counts: Sequence[int], width: int) -> Tensor | None:
-    """(B, width) bool on the CPU, or None where all are full."""
-    if min(counts) == width:
-        return None
-    return torch.arange(width)[None] < torch.tensor(counts)[:, None]
 
 
 # ---- loading -----------------------------------------------------------------------------------

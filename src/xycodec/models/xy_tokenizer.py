@@ -15,7 +15,7 @@ from xycodec.models.base import Codec
 from xycodec.nn.mel import LogMel
 from xycodec.nn.quantize import ResidualVectorQuantizer
 from xycodec.nn.resample import GatedDownsample, Upsample
-from xycodec.nn.transformer import Adapter, TransformerLayer
+from xycodec.nn.transformer import Adapter, TransformerLayer, frame_mask
 from xycodec.nn.vocos import ConvNeXtBlock, Vocos
 from xycodec.nn.whisper import AcousticDecoder, WhisperEncoder
 
@@ -77,7 +77,7 @@ class XYTokenizer(Codec):
         rows = [self._rows(n) for n in lengths]
         longest = max(rows)
         mel = self.mel(self._with_margin(audio, lengths))
-        mask = _mask(rows)
+        mask = frame_mask(rows, longest)
         device_mask = None if mask is None else mask.to(audio.device, non_blocking=True)
         joint = self.acoustic_encoder(mel, longest, device_mask)
         if self.semantic_encoder is not None and self.semantic_encoder_adapter is not None:
@@ -85,7 +85,7 @@ class XYTokenizer(Codec):
             semantic = self.semantic_encoder_adapter(semantic, device_mask)
             joint = torch.cat([semantic, joint], dim=-1)
         latents = self.downsample(self.pre_rvq_adapter(joint, device_mask))
-        return latents, _mask([row // self.downsample.factor for row in rows])
+        return latents, frame_mask([row // self.downsample.factor for row in rows], latents.shape[1])
 
     def _rows(self, num_samples: int) -> int:
         """50 Hz rows of a clip: of whole code frames, or (reference) of its own mel frames."""
@@ -141,7 +141,7 @@ class XYTokenizer(Codec):
         batch = torch.zeros(len(codes), codes[0].shape[0], max(frames), dtype=torch.int64, device=self.device)
         for row, item in zip(batch, codes, strict=True):
             row[:, : item.shape[1]] = item
-        mask = _mask(frames)
+        mask = frame_mask(frames, max(frames))
         audio = self.decode_latents(self.quantizer.decode(batch), None if mask is None else mask.to(self.device))
         hop = self.config.output_hop_length
         return [item[: count * hop] for item, count in zip(audio, frames, strict=True)]
@@ -175,13 +175,6 @@ def _encoder(size: TowerConfig, n_mels: int, positions: int) -> WhisperEncoder:
 
 def _adapter(size: TowerConfig, input_dim: int, output_dim: int, positions: int) -> Adapter:
     return Adapter(input_dim=input_dim, output_dim=output_dim, max_positions=positions, **size.model_dump())
-
-
-def _mask(lengths: Sequence[int]) -> Tensor | None:
-    """(B, max) bool on the CPU, or None where all items are equally long."""
-    if len(set(lengths)) == 1:
-        return None
-    return torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
 
 
 def _stretch(mask: Tensor | None, factor: int) -> Tensor | None:

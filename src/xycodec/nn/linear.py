@@ -1,10 +1,10 @@
 """Matrix products whose rows depend on neither the number of rows nor the number of threads.
 
 MKL, which torch's CPU builds use, chooses among kernels and divides work by the shape and the number of threads.
-Three habits keep that out of the results, each measured bit for bit with up to 32 threads on AMD and Intel: the last
-one to three rows of a block meet another kernel (so rows are a multiple of four); few rows divide a sum among threads
-(so there are at least sixteen); and so do sums of 384, 768 or more than 768 terms (so each is added up in pieces of
-512 and 256). Codes depend on that, so every product on the way to them is made here.
+Three habits keep that out of the results, each measured bit for bit. On an AMD EPYC, the last one to three rows of a
+block met another kernel (so rows are a multiple of four). On an Intel Xeon, with up to 32 threads, few rows divided a
+sum among threads (so there are at least sixteen), and so did sums of 384, 768 or more than 768 terms (so each is added
+up in pieces of 512 and 256). Codes depend on that, so every product on the way to them is made here.
 """
 
 from functools import cache

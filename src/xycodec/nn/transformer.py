@@ -8,6 +8,7 @@ each matrix product takes its input in its weight's own type, and the sum promot
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,13 @@ def sinusoids(length: int, dim: int) -> Tensor:
     rates = torch.exp(-math.log(10_000) / (dim // 2 - 1) * torch.arange(dim // 2))
     angles = torch.arange(length)[:, None] * rates
     return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def frame_mask(lengths: Sequence[int], width: int) -> Tensor | None:
+    """(B, width) bool on the CPU, True on each item's valid frames; None where all are."""
+    if min(lengths) == width:
+        return None
+    return torch.arange(width) < torch.tensor(lengths)[:, None]
 
 
 def zero_padding(x: Tensor, mask: Tensor | None) -> Tensor:

@@ -18,7 +18,7 @@ METRICS = "metrics.jsonl"
 
 
 class Monitor:
-    """Files and screen of a run. Only process 0 has one that does anything.
+    """Files and screen of a run. Only process 0 has one.
 
     A run that resumes at `step` drops what was recorded from there on: it will be recorded again.
     """

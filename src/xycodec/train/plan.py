@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from xycodec.data.batch import Batch, Position
+from xycodec.data.clip import INPUT_RATE
 from xycodec.data.sources import open_sources
 from xycodec.data.stream import BatchStream
 from xycodec.models.semantic_lm import Tokens
@@ -160,9 +161,9 @@ def _clips(recipe: Recipe) -> int:
 
 
 def _longest_batch(recipe: Recipe, output_sample_rate: int) -> Batch:
-    clips, samples = _clips(recipe), int(recipe.data.clip_seconds * 16_000)
+    clips, samples = _clips(recipe), int(recipe.data.clip_seconds * INPUT_RATE)
     audio = torch.zeros(clips, samples)
-    target = torch.zeros(clips, samples * output_sample_rate // 16_000)
+    target = torch.zeros(clips, samples * output_sample_rate // INPUT_RATE)
     return Batch(
         ids=("",) * clips,
         audio=audio,

@@ -15,12 +15,13 @@ from xycodec.losses import MultiScaleMel, adversarial_loss, discriminator_loss, 
 from xycodec.models.xy_tokenizer import XYTokenizer
 from xycodec.nn.discriminators import DiscriminatorOutput, Discriminators
 from xycodec.nn.mean import Mean
+from xycodec.nn.transformer import frame_mask
 from xycodec.pretrained import load_codec, read_checkpoint
 from xycodec.recipe import PosttrainRecipe
 from xycodec.train.engine import Engine, plain
 from xycodec.train.initialise import adopt_codec, find_checkpoint
 from xycodec.train.optimize import Updater
-from xycodec.train.stage import Measured, Stage, StepReport, frames_mask, joint_values, weighted
+from xycodec.train.stage import Measured, Stage, StepReport, joint_values, weighted
 
 FROZEN = (
     "semantic_encoder", "semantic_encoder_adapter", "acoustic_encoder", "pre_rvq_adapter", "downsample", "quantizer",
@@ -52,7 +53,7 @@ class PostTraining(nn.Module):
         codec = self.codec
         with torch.no_grad():
             latents, _ = codec.encode_latents(batch.audio, [max(n, 1) for n in batch.lengths])
-            mask = frames_mask([codec.num_frames(n) for n in batch.lengths], latents.shape[1])
+            mask = frame_mask([codec.num_frames(n) for n in batch.lengths], latents.shape[1])
             quantized = codec.quantizer(latents, mask)
         device_mask = None if mask is None else mask.to(latents.device, non_blocking=True)
         audio = codec.decode_latents(quantized.quantized, device_mask)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xycodec.data.batch import Batch
+from xycodec.data.clip import INPUT_RATE
 from xycodec.errors import ConfigError
 from xycodec.eval.wer import WordErrors, word_error_rate
 from xycodec.losses import MultiScaleMel
@@ -17,11 +18,12 @@ from xycodec.models.semantic_lm import SemanticLM, Tokens, load_semantic_lm
 from xycodec.models.whisper_init import initialise_towers
 from xycodec.models.xy_tokenizer import XYTokenizer
 from xycodec.nn.mean import Mean
+from xycodec.nn.transformer import frame_mask
 from xycodec.recipe import PretrainRecipe
 from xycodec.train.engine import Engine
 from xycodec.train.initialise import load_weights
 from xycodec.train.optimize import Updater
-from xycodec.train.stage import Measured, Stage, StepReport, frames_mask, joint_values, weighted
+from xycodec.train.stage import Measured, Stage, StepReport, joint_values, weighted
 
 TOKENS_PER_SECOND = 10  # more than anyone says: where transcription gives up
 
@@ -57,7 +59,7 @@ class PreTraining(nn.Module):
         # A batch of which nothing could be read still goes through: one silent frame that counts nowhere.
         latents, _ = codec.encode_latents(batch.audio, [max(n, 1) for n in batch.lengths])
         frames = [codec.num_frames(n) for n in batch.lengths]
-        mask = frames_mask(frames, latents.shape[1])
+        mask = frame_mask(frames, latents.shape[1])
         quantized = codec.quantizer(latents, mask)
         device_mask = None if mask is None else mask.to(latents.device, non_blocking=True)
         hidden = codec.post_rvq_adapter(quantized.quantized, device_mask)
@@ -130,7 +132,7 @@ class PretrainStage(Stage):
                 # A clip without text has nothing to be compared with.
                 counts = zip(batch.lengths, batch.texts, strict=True)
                 frames = [self.codec.num_frames(n) if text else 0 for n, text in counts]
-                most = ceil(TOKENS_PER_SECOND * max(batch.lengths) / 16_000) + 1
+                most = ceil(TOKENS_PER_SECOND * max(batch.lengths) / INPUT_RATE) + 1
                 texts = tuple(self.semantic_lm.transcribe(made.features, frames, most))
             pairs = [(text, heard) for text, heard in zip(batch.texts, texts, strict=True) if text]
             if pairs:

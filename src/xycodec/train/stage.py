@@ -84,10 +84,3 @@ def joint_values(means: Mapping[str, Mean]) -> dict[str, Tensor]:
 def weighted(values: Mapping[str, Any], weights: Mapping[str, float]) -> Any:
     """The sum of `values` times their `weights`; a value without a weight is only reported."""
     return sum(weight * values[name] for name, weight in weights.items() if weight)
-
-
-def frames_mask(frames: Sequence[int], longest: int) -> Tensor | None:
-    """(B, longest) bool on the CPU, or None where all items are full."""
-    if min(frames) == longest:
-        return None
-    return torch.arange(longest) < torch.tensor(frames)[:, None]
