@@ -13,7 +13,7 @@ import xycodec
 PACKAGE = Path(xycodec.__file__).parent
 LEVELS = [
     {"errors"},
-    {"config", "recipe", "audio", "bitstream", "distributed", "hub"},
+    {"config", "recipe", "audio", "bitstream", "distributed", "hub", "folders", "weights"},
     {"nn", "data"},
     {"models", "losses", "convert"},
     {"pretrained"},
@@ -31,12 +31,14 @@ MAY_IMPORT = {
     "bitstream": {"audio", "errors"},
     "distributed": set(),
     "hub": {"errors"},
+    "folders": {"errors"},
+    "weights": {"errors"},
     "nn": {"nn", "distributed", "errors"},
-    "data": {"data", "audio", "config", "recipe", "errors"},
+    "data": {"data", "audio", "folders", "config", "recipe", "errors"},
     "losses": {"nn", "errors"},
     "convert": {"config", "nn", "errors"},
     "models": {"models", "nn", "config", "recipe", "convert", "hub", "errors"},
-    "pretrained": {"models", "convert", "config", "hub", "errors"},
+    "pretrained": {"models", "convert", "config", "hub", "folders", "weights", "errors"},
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 

@@ -1,13 +1,14 @@
 import numpy as np
 import pytest
 from corpus import noise, tone
-from scipy.signal import freqz
+from scipy.linalg import solve_toeplitz
+from scipy.signal import freqz, lfilter
 
 from xycodec.data.augment import EQ_BANDS, Change, Peak, _peaking, apply_change, draw_change
 from xycodec.recipe import Augmentation
 
 RATES = (16000, 24000, 44100)
-ALL = Augmentation(speed=1, pitch=1, gain=1, eq=1)
+ALL = Augmentation(speed=1, pitch=1, gain=1, eq=1, formant=1)
 
 
 def frequency(samples, rate):
@@ -46,6 +47,73 @@ def test_pitch_stays_where_it_was_in_time():
     click[8000] = 0.9
     out = apply_change(click, 16000, Change(semitones=1.0))
     assert abs(int(np.argmax(np.abs(out))) - 8000) <= 160
+
+
+FORMANTS = (600.0, 1500.0, 2700.0)
+
+
+def vowel(period, rate, seconds=2.0):
+    """A pulse every `period` samples through three resonances, 90 Hz wide."""
+    pulses = np.zeros(round(seconds * rate))
+    pulses[::period] = 1
+    for hz in FORMANTS:
+        radius = np.exp(-np.pi * 90 / rate)
+        pulses = lfilter([1], [1, -2 * radius * np.cos(2 * np.pi * hz / rate), radius**2], pulses)
+    return (0.5 * pulses / np.abs(pulses).max()).astype(np.float32)
+
+
+def correlations(samples, lags):
+    middle = samples[len(samples) // 4 : -len(samples) // 4].astype(np.float64)
+    return np.array([middle[: len(middle) - lag] @ middle[lag:] for lag in range(lags)])
+
+
+def period_of(samples):
+    """Samples between two pulses: the strongest autocorrelation from 20 on."""
+    return 20 + int(np.argmax(correlations(samples, 400)[20:]))
+
+
+def resonances(samples, rate):
+    """Hz of the three lowest peaks of the spectrum that linear prediction finds."""
+    order = 12  # two for each of them, and some for what the shift leaves
+    kept = correlations(samples, order + 1)
+    hz, response = freqz(1, [1, *-solve_toeplitz(kept[:-1], kept[1:])], worN=8192, fs=rate)
+    size = np.abs(response)
+    peaks = np.flatnonzero((size[1:-1] > size[:-2]) & (size[1:-1] > size[2:])) + 1
+    return hz[peaks[:3]]
+
+
+@pytest.mark.parametrize(("rate", "period"), [(16000, 133), (16000, 200), (24000, 300)])
+@pytest.mark.parametrize("factor", [0.87, 1.15])
+def test_formants_move_and_pitch_and_duration_stay(rate, period, factor):
+    samples = vowel(period, rate)
+    out = apply_change(samples, rate, Change(formants=factor))
+    assert out.dtype == np.float32
+    assert len(out) == len(samples)
+    assert period_of(samples) == period_of(out) == period
+    # Pulses stay where they are, too.
+    shift = np.fft.irfft(np.fft.rfft(out) * np.fft.rfft(samples).conj(), len(samples))
+    assert abs((int(np.argmax(shift)) + period // 2) % period - period // 2) <= 4
+    before, after = resonances(samples, rate), resonances(out, rate)
+    np.testing.assert_allclose(before, FORMANTS, rtol=0.03)
+    # Of a voice the spectrum is only known at its harmonics.
+    np.testing.assert_allclose(after / before, factor, rtol=0.05)
+
+
+def test_formants_of_what_is_short_silent_or_not_changed():
+    for samples in (noise(0.01), np.zeros(16000, np.float32), np.zeros(0, np.float32)):
+        np.testing.assert_array_equal(apply_change(samples, 16000, Change(formants=1.1)), samples)
+    samples = noise(1.003)
+    np.testing.assert_allclose(apply_change(samples, 16000, Change(formants=1 + 1e-9)), samples, atol=1e-6)
+
+
+def test_a_band_that_is_empty_stays_low():
+    """Of a recording without anything above 4 kHz, noise is not raised to the level of speech."""
+    spectrum = np.fft.rfft(noise(2.0))
+    spectrum[len(spectrum) // 2 :] *= 1e-4
+    samples = np.fft.irfft(spectrum).astype(np.float32)
+    out = np.abs(np.fft.rfft(apply_change(samples, 16000, Change(formants=1.15)))) ** 2
+    # Up to 4.6 kHz it may rise by 20 dB, from 80 dB below the rest; windows spill a little more.
+    assert out[len(out) * 9 // 16 :].mean() < 1e-4 * out[: len(out) // 2].mean()
 
 
 @pytest.mark.parametrize("db", [-12.0, 3.0])
@@ -110,3 +178,15 @@ def test_no_probability_no_change():
 def test_one_setting_does_not_disturb_the_others():
     alone, beside = (draw_change(settings, np.random.default_rng(3)) for settings in (Augmentation(gain=1), ALL))
     assert alone.gain_db == beside.gain_db != 0
+    assert 0.87 <= beside.formants <= 1.15
+
+
+def test_formants_leave_all_else_as_it_was_drawn_before_there_were_any():
+    """The 13 numbers of the other changes, and the place of the crop after them."""
+    for settings in (Augmentation(speed=1, eq=1), ALL):
+        generator = np.random.default_rng(4)
+        change = draw_change(settings, generator)
+        numbers = np.random.default_rng(4).random(14)
+        assert change.speed == pytest.approx(0.9 + 0.2 * numbers[4])
+        assert change.peaks[2].db == pytest.approx(-6 + 12 * numbers[12])
+        assert generator.random() == numbers[13]

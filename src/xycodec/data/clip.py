@@ -56,7 +56,8 @@ def load_clip(cut: Cut, config: DataConfig, *, output_sample_rate: int, seed: in
     spare = max(0.0, cut.duration - span - _MARGIN)
     start = float(generator.uniform(0, spare)) if config.crop == "random" else 0.0
     samples, rate = decode(cut, start, min(span + _MARGIN, cut.duration - start))
-    _check(cut, samples, rate, config, output_sample_rate)
+    require_sound(cut, samples, rate, lowest_rate(output_sample_rate))
+    _require_loudness(cut, samples, config)
     samples = apply_change(samples, rate, change)
     audio, target = _at_both_rates(samples, rate, output_sample_rate, longest)
     if not len(audio):
@@ -75,13 +76,17 @@ def _longest(config: DataConfig) -> int:
     return max(FRAME, samples - samples % FRAME) if config.crop == "random" else samples
 
 
-def _check(cut: Cut, samples: Samples, rate: int, config: DataConfig, output_sample_rate: int) -> None:
-    if rate < lowest_rate(output_sample_rate):
-        raise AudioError(f"{cut.id}: recorded at {rate} Hz, needs {lowest_rate(output_sample_rate)} Hz: leave it out")
+def require_sound(cut: Cut, samples: Samples, rate: int, lowest: int) -> None:
+    """Raise AudioError if `samples` of `cut` are none, not finite, or at a `rate` below `lowest` (Hz)."""
+    if rate < lowest:
+        raise AudioError(f"{cut.id}: recorded at {rate} Hz, needs {lowest} Hz: leave it out")
     if not len(samples):
         raise AudioError(f"{cut.id}: holds no samples: leave it out")
     if not np.isfinite(samples).all():
         raise AudioError(f"{cut.id}: holds a NaN or an infinity: repair it or leave it out")
+
+
+def _require_loudness(cut: Cut, samples: Samples, config: DataConfig) -> None:
     loudest = float(np.abs(samples).max())
     level = 20 * math.log10(loudest) if loudest else -math.inf
     if level < config.silence_db:

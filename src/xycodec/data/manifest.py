@@ -51,7 +51,7 @@ def import_manifest(
     if not target.name.endswith(SUFFIXES):
         raise ConfigError(f"{target}: cuts are written to {' or '.join(SUFFIXES)}: choose such a name")
     try:
-        with atomic_path(target, ConfigError) as temporary, _text(temporary, "wt") as file:
+        with atomic_path(target, ConfigError) as temporary, open_text(temporary, "wt") as file:
             return _write(manifest, file, advance)
     except OSError as error:  # reading raises errors of ours
         raise ConfigError(os_error_line(str(target), "written", error)) from error
@@ -63,9 +63,15 @@ def read_cuts(path: Path) -> Iterator[Cut]:
         yield _parsed(line, f"{path}:{number}")
 
 
+def open_text(path: Path, mode: str) -> IO[str]:
+    """Open a text file to read ("rt") or write ("wt"), compressed if its name ends in .gz."""
+    opener: Any = gzip.open if path.suffix == ".gz" else open
+    return cast(IO[str], opener(path, mode, encoding="utf-8"))
+
+
 def _write(manifest: Path, file: IO[str], advance: Callable[[int], None]) -> ImportReport:
     clips, seconds, with_text, left_out = 0, 0.0, 0, []
-    for row in _rows(manifest):
+    for row in read_rows(manifest):
         try:
             cut = _cut(manifest.parent, row)
         except AudioError as error:
@@ -80,7 +86,8 @@ def _write(manifest: Path, file: IO[str], advance: Callable[[int], None]) -> Imp
     return ImportReport(clips, seconds, with_text, tuple(left_out))
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of our JSONL manifest, checked. Raises ConfigError with `file:line`."""
     seen: dict[str, int] = {}
     for number, line in _lines(path):
         try:
@@ -147,15 +154,9 @@ def _parsed(line: str, where: str) -> Cut:
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     number = 0
     try:
-        with _text(path, "rt") as file:
+        with open_text(path, "rt") as file:
             for number, line in enumerate(file, 1):
                 yield number, line
     except (OSError, EOFError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or error
         raise ConfigError(f"{path}:{number + 1}: cannot be read ({why}): check the path and the file") from error
-
-
-def _text(path: Path, mode: str) -> IO[str]:
-    """Open a text file, compressed if its name ends in .gz."""
-    opener: Any = gzip.open if path.suffix == ".gz" else open
-    return cast(IO[str], opener(path, mode, encoding="utf-8"))

@@ -1,0 +1,171 @@
+"""A corpus decoded once: large WAV files, and cuts that point into them, so that training seeks where it decoded."""
+
+import json
+import multiprocessing
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import soxr
+from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
+from lhotse.cut import Cut
+
+from xycodec.audio import Samples, write_audio
+from xycodec.data.clip import INPUT_RATE, require_sound
+from xycodec.data.decode import decode
+from xycodec.data.manifest import open_text
+from xycodec.data.shards import MEMBER
+from xycodec.data.sources import Cuts
+from xycodec.errors import AudioError, ConfigError
+from xycodec.folders import new_folder
+
+MANIFEST = "cuts.jsonl.gz"
+PART_SECONDS = 30_000  # of a WAV file: 0.96 GB at 16 kHz
+_AHEAD = 4  # clips per process that are decoded before they are asked for
+
+
+@dataclass(frozen=True)
+class PackReport:
+    """What became of a corpus: clips, their seconds, WAV files, and one line for each clip that was left out."""
+
+    clips: int
+    seconds: float
+    files: int
+    left_out: tuple[str, ...]
+
+
+class _Placed(NamedTuple):
+    """A cut, and the samples of its WAV file that are its audio."""
+
+    cut: Cut
+    first: int
+    length: int
+
+
+def pack(
+    cuts: Cuts,
+    folder: Path,
+    *,
+    rate: int = INPUT_RATE,
+    processes: int = 1,
+    part_seconds: float = PART_SECONDS,
+    advance: Callable[[float], None] = lambda seconds: None,
+) -> PackReport:
+    """Decode every cut into a few mono 16-bit WAV files in a new `folder`, beside cuts that point into them.
+
+    `cuts.jsonl.gz` has one MonoCut per cut, in order, with its id, supervisions and custom fields. Channels are
+    averaged. What cannot be decoded, holds a NaN or was recorded below `rate` is left out and reported. The folder
+    appears only when it is complete, and its cuts name it by its absolute path.
+
+    Args:
+        cuts: what to decode, read once.
+        folder: to make.
+        rate: of all clips, Hz.
+        processes: that decode, beside this one; 1 decodes in this one.
+        part_seconds: of audio after which the next WAV file begins.
+        advance: called after each cut with its seconds.
+
+    Raises:
+        ConfigError: `folder` exists or cannot be written, `rate` is below 16 kHz, a manifest is not valid, or no
+            clip is left.
+    """
+    if rate < INPUT_RATE:
+        raise ConfigError(f"{rate} Hz is below the {INPUT_RATE} Hz that codecs read: choose a higher rate")
+    target = folder.resolve()
+    try:
+        with new_folder(target, ConfigError) as made:
+            return _write(cuts, made, target, rate, processes, round(part_seconds * rate), advance)
+    except BrokenProcessPool:
+        raise ConfigError(f"{folder}: a process that decodes died (out of memory?): use fewer") from None
+
+
+def _write(
+    cuts: Cuts, made: Path, target: Path, rate: int, processes: int, most: int, advance: Callable[[float], None]
+) -> PackReport:
+    left_out: list[str] = []
+    clips = _readable(_decoded(cuts, rate, processes), left_out, advance)
+    count, seconds, files = 0, 0.0, 0
+    with open_text(made / MANIFEST, "wt") as file:
+        for first in clips:
+            name, placed = f"audio-{files:05}.wav", list[_Placed]()
+            write_audio(made / name, _part(chain([first], clips), placed, most), rate)
+            length = placed[-1].first + placed[-1].length
+            source = AudioSource(type="file", channels=[0], source=str(target / name))
+            recording = Recording(f"{target.name}/{name}", [source], rate, length, length / rate)
+            file.writelines(json.dumps(_cut(place, recording).to_dict(), ensure_ascii=False) + "\n" for place in placed)
+            count, seconds, files = count + len(placed), seconds + recording.duration, files + 1
+    if not count:
+        why = f"none of {len(left_out)} clips can be packed, first: {left_out[0]}" if left_out else "there are no cuts"
+        raise ConfigError(f"{target}: {why}")
+    return PackReport(count, seconds, files, tuple(left_out))
+
+
+def _part(clips: Iterable[tuple[Cut, Samples]], placed: list[_Placed], most: int) -> Iterator[Samples]:
+    """Samples of clips until there are `most`; `placed` is told where each lies."""
+    done = 0
+    for cut, samples in clips:
+        placed.append(_Placed(cut, done, len(samples)))
+        done += len(samples)
+        yield samples
+        if done >= most:
+            return
+
+
+def _cut(place: _Placed, recording: Recording) -> MonoCut:
+    rate = recording.sampling_rate
+    cut, seconds = place.cut, place.length / rate
+    # The place in a tar where its audio was.
+    custom = {key: value for key, value in (getattr(cut, "custom", None) or {}).items() if key != MEMBER}
+    words = [_words(segment, cut, recording, seconds) for segment in cut.supervisions]
+    return MonoCut(cut.id, place.first / rate, seconds, 0, words, recording=recording, custom=custom or None)
+
+
+def _words(segment: SupervisionSegment, cut: Cut, recording: Recording, seconds: float) -> SupervisionSegment:
+    # A lossy file may end a little before its manifest says: what is said goes to its end all the same.
+    short = segment.start < seconds < segment.end <= cut.duration
+    duration = seconds - segment.start if short else segment.duration
+    return replace(segment, recording_id=recording.id, channel=0, duration=duration)
+
+
+# ---- decoding ----------------------------------------------------------------------------------
+
+
+def _readable(
+    decoded: Iterable[tuple[Cut, Samples | str]], left_out: list[str], advance: Callable[[float], None]
+) -> Iterator[tuple[Cut, Samples]]:
+    for cut, samples in decoded:
+        if isinstance(samples, str):
+            left_out.append(samples)
+        else:
+            yield cut, samples
+        advance(cut.duration)
+
+
+def _decoded(cuts: Cuts, rate: int, processes: int) -> Iterator[tuple[Cut, Samples | str]]:
+    """Every cut, in order, with its samples or the reason why there are none."""
+    if processes == 1:
+        yield from ((cut, _attempt(cut, rate)) for cut in cuts)
+        return
+    # Forking a process that has used torch's threads can hang, so fresh ones are started.
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        waiting: deque[tuple[Cut, Any]] = deque()
+        for cut in cuts:
+            waiting.append((cut, pool.submit(_attempt, cut, rate)))
+            if len(waiting) > _AHEAD * processes:
+                done, future = waiting.popleft()
+                yield done, future.result()
+        yield from ((done, future.result()) for done, future in waiting)
+
+
+def _attempt(cut: Cut, rate: int) -> Samples | str:
+    try:
+        samples, found = decode(cut, 0.0, cut.duration)
+        require_sound(cut, samples, found, rate)
+        return samples if found == rate else soxr.resample(samples, found, rate)
+    except AudioError as error:
+        return str(error)
