@@ -61,7 +61,7 @@ def differing(one, other):
 def test_published_values_of_pretraining(write):
     recipe = load_recipe(write())
     assert isinstance(recipe, PretrainRecipe)
-    assert recipe.loss.model_dump() == {"asr": 20, "mel": 15, "commitment": 1}
+    assert recipe.loss.model_dump() == {"asr": 20, "mel": 15, "commitment": 1, "features": 0}
     assert recipe.optimizer.model_dump() == {
         "lr": 1e-4, "betas": (0.9, 0.95), "weight_decay": 0.01, "warmup_steps": 2000, "final_lr": 0.1, "clip": 1.0,
     }  # fmt: skip
@@ -187,7 +187,7 @@ def test_a_saved_recipe_says_all_and_loads_as_the_same(write):
         ("model.preset=[a]", "['a'] is not one of xy-tokenizer, "),
         ("model=7", "model: "),
         ("model.semantic_encoder=null", "given together or not at all"),
-        ("stage=finetune", "stage is 'finetune', must be one of pretrain, posttrain"),
+        ("stage=finetune", "stage is 'finetune', must be one of pretrain, posttrain, recognise, vocoder"),
         ("stage=[pretrain]", "stage is ['pretrain'], must be one of"),
         ("stage=posttrain", "weights: Field required"),
         ("base=other.yaml", "base: unknown key"),

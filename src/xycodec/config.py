@@ -120,6 +120,22 @@ class XYTokenizerConfig(Config):
         return self.frame_rate * self.quantizer.n_q * log2(self.quantizer.codebook_size)
 
 
+class RecogniserConfig(Config):
+    """A tower that recognises characters, for a codec with windows as long."""
+
+    n_mels: PositiveInt = 80
+    window_frames: PositiveInt = 375
+    """Code frames of 80 ms."""
+    tower: TowerConfig
+    characters: Annotated[str, Field(min_length=1)]
+    """What may be said, in the order of the output's columns."""
+
+    @property
+    def tower_positions(self) -> int:
+        """Rows of one window at 50 Hz (1500)."""
+        return 4 * self.window_frames
+
+
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 
@@ -159,6 +175,7 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 _SMALL = TowerConfig(d_model=768, layers=12, heads=12, ffn_dim=3072)
 _ADAPTER = TowerConfig(d_model=768, layers=4, heads=12, ffn_dim=3072)
+_MINI = TowerConfig(d_model=256, layers=4, heads=4, ffn_dim=1024)
 _DEBUG = TowerConfig(d_model=128, layers=2, heads=4, ffn_dim=256)
 
 
@@ -181,6 +198,18 @@ CONFIGS: dict[str, XYTokenizerConfig] = {
         _published("xy-tokenizer", 16000),
         _published("xy-tokenizer-24k", 24000),
         _published("xy-tokenizer-32k", 32000),
+        XYTokenizerConfig(
+            model_id="xy-mini",
+            window_frames=75,
+            semantic_encoder=_MINI,
+            semantic_encoder_adapter=TowerConfig(d_model=256, layers=1, heads=4, ffn_dim=512),
+            acoustic_encoder=TowerConfig(d_model=256, layers=4, heads=4, ffn_dim=768),
+            pre_rvq_adapter=TowerConfig(d_model=128, layers=2, heads=2, ffn_dim=512),
+            quantizer=QuantizerConfig(codebook_dim=64),
+            post_rvq_adapter=TowerConfig(d_model=256, layers=2, heads=4, ffn_dim=768),
+            acoustic_decoder=_MINI,
+            vocos=VocosConfig(dim=256, intermediate_dim=768, layers=8),
+        ),
         XYTokenizerConfig(
             model_id="xy-random",
             semantic_encoder=_DEBUG,

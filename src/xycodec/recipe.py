@@ -44,6 +44,9 @@ class Augmentation(Config):
     pitch: Probability = 0.0
     pitch_range: Span = (-2.0, 2.0)
     """Semitones, at the same duration."""
+    formant: Probability = 0.0
+    formant_range: Factors = (0.87, 1.15)
+    """Factor on the resonances, as of another speaker's mouth, at the same pitch and duration."""
     gain: Probability = 0.0
     gain_range: Span = (-12.0, 3.0)
     """Decibels; a clip is never pushed beyond full scale."""
@@ -165,11 +168,20 @@ class RunConfig(Config):
     minutes: PositiveFloat | None = None
     """Save and stop after so long; `--resume` goes on."""
     data: DataConfig
+    ema: Decay | None = None
+    """Decay of a moving average of the codec's weights (0.999, 0.9999), which is then what is measured, loaded and gone
+    on from; it begins with less and reaches this after some nine times `1 / (1 - ema)` steps. null: no average."""
     engine: EngineConfig = EngineConfig()
     validation: ValidationConfig = ValidationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log_every: PositiveInt = 10
     """Steps between two lines of progress and TensorBoard scalars; `metrics.jsonl` has every step."""
+
+    @model_validator(mode="after")
+    def _whole_weights(self) -> "RunConfig":
+        if self.ema is not None and self.engine.kind == "fsdp2":
+            raise ValueError("ema: fsdp2 shards the weights that it averages: use ddp or single, or set ema to null")
+        return self
 
 
 class LanguageModelConfig(Config):
@@ -188,11 +200,14 @@ class LanguageModelConfig(Config):
 
 
 class PretrainingLoss(Config):
-    """Weights of the three losses; 0 leaves one out."""
+    """Weights of the losses; 0 leaves one out."""
 
     asr: NonNegativeFloat = 20.0
     mel: NonNegativeFloat = 15.0
     commitment: NonNegativeFloat = 1.0
+    features: NonNegativeFloat = 0.0
+    """Distance of what the vocoder reads from the clip's log-mel; cheap, since no audio is made for it. Not the
+    paper's: for a vocoder that has learned from log-mels alone (stage `vocoder`)."""
 
 
 def _require_a_loss(weights: Config) -> None:
@@ -206,10 +221,19 @@ class PretrainRecipe(RunConfig):
     stage: Literal["pretrain"]
     model: XYTokenizerConfig
     towers: str | None = "openai/whisper-small"
-    """The Whisper whose encoder both towers start from: a hub id or a folder; null starts at random."""
+    """The Whisper whose encoder both towers start from, a hub id or a folder; or a run or checkpoint of stage
+    `recognise`, whose tower the semantic one starts from, and the acoustic one if it is of that size; null starts at
+    random."""
     freeze_semantic: bool = True
     weights: str | None = None
     """A run, checkpoint or codec whose weights to start from, instead of `towers`."""
+    vocos: str | None = None
+    """A run, checkpoint or codec whose vocoder to start from, whatever the rest starts from."""
+    hear_seconds: PositiveFloat | None = None
+    """Audio is made of so much of each clip, from a random place, for the mel loss; null: of all of it. Most of a
+    step's time goes into audio, so that more clips are seen."""
+    quantize_after: NonNegativeInt = 0
+    """Steps before which latents pass unquantized; codebooks then begin by k-means on what the encoder has learned."""
     lm: LanguageModelConfig | None = LanguageModelConfig()
     loss: PretrainingLoss = PretrainingLoss()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -220,6 +244,14 @@ class PretrainRecipe(RunConfig):
             raise ValueError("loss.asr needs a language model: give lm, or set loss.asr to 0")
         _require_a_loss(self.loss)
         return self
+
+
+class VocoderRecipe(RunConfig):
+    """The vocoder alone, from log-mels of the data: a start for `vocos` of pre-training (not in the paper)."""
+
+    stage: Literal["vocoder"]
+    model: XYTokenizerConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
 
 
 class PosttrainingLoss(Config):
@@ -266,10 +298,45 @@ class PosttrainRecipe(RunConfig):
         return self
 
 
-Recipe = PretrainRecipe | PosttrainRecipe
-STAGES: dict[str, type[PretrainRecipe] | type[PosttrainRecipe]] = {
+class MaskingConfig(Config):
+    """Stretches of time and of frequency that are hidden from a recogniser in training (SpecAugment, Park 2019)."""
+
+    time_masks: NonNegativeInt = 2
+    time_frames: PositiveInt = 40
+    """The longest one, in log-mel frames of 10 ms."""
+    time_share: Probability = 0.1
+    """The longest one as a share of its clip: one that takes a whole word teaches guessing."""
+    frequency_masks: NonNegativeInt = 2
+    frequency_bins: PositiveInt = 15
+    """The widest one, in mel bins."""
+
+
+class RecogniseRecipe(RunConfig):
+    """A tower learns to recognise characters (CTC), for a codec's semantic tower to start from."""
+
+    stage: Literal["recognise"]
+    tower: TowerConfig
+    n_mels: PositiveInt = 80
+    window_frames: PositiveInt = 375
+    """Code frames of 80 ms, as many as the codec's window has."""
+    characters: Annotated[str, Field(min_length=1)] | None = None
+    """What may be said, in lower case, the space with it; null: what the training texts hold. Others are left out."""
+    masking: MaskingConfig = MaskingConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+    @model_validator(mode="after")
+    def _no_average(self) -> "RecogniseRecipe":
+        if self.ema is not None:
+            raise ValueError("ema: only a codec's weights are averaged: leave it out")
+        return self
+
+
+Recipe = PretrainRecipe | PosttrainRecipe | VocoderRecipe | RecogniseRecipe
+STAGES: dict[str, type[Recipe]] = {
     "pretrain": PretrainRecipe,
     "posttrain": PosttrainRecipe,
+    "recognise": RecogniseRecipe,
+    "vocoder": VocoderRecipe,
 }
 
 

@@ -48,11 +48,13 @@ RECIPES = {
     "trained lm": ("uneven", {"lm": {"trainable": True}, "freeze_semantic": False}),
     "computed again": ("uneven", {"engine": {"checkpoint_activations": True}}),
     "asr alone": ("uneven", {"loss": {"mel": 0, "commitment": 0}, "lm": {"reads": "quantizer"}}),
-    "posttrain": ("posttrain", {}),
+    "averaged": ("one is silent", {"ema": 0.5}),
+    "posttrain": ("posttrain", {"ema": 0.5}),
     "posttrain silent": ("posttrain, one is silent", {"discriminators": NARROW}),
     "posttrain accumulated": ("posttrain accumulated", {"discriminators": NARROW}),
 }
-TRIALS = [("ddp", name) for name in RECIPES] + [("fsdp2", name) for name in RECIPES if "posttrain" not in name]
+SHARDED = [name for name in RECIPES if "posttrain" not in name and name != "averaged"]
+TRIALS = [("ddp", name) for name in RECIPES] + [("fsdp2", name) for name in SHARDED]
 
 
 def recipe_of(name, folder, kind):

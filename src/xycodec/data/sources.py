@@ -50,12 +50,16 @@ def open_sources(sources: Sequence[SourceConfig], seed: int) -> CutSet:
     In a mix every cut comes from source i with probability `weight_i / sum of weights`; a source that ends begins
     again, and its cuts get new ids. The draws depend on `seed` alone. Raises ConfigError as `open_source` does.
     """
-    opened = [open_source(source) for source in sources]
     weights = [source.weight for source in sources if source.weight is not None]
     if not weights:
-        return CutSet(_Chain(opened))
-    repeated = [cuts.repeat() for cuts in opened]
+        return open_once(sources)
+    repeated = [open_source(source).repeat() for source in sources]
     return CutSet.mux(*repeated, weights=weights, seed=seed) if len(repeated) > 1 else repeated[0]
+
+
+def open_once(sources: Sequence[SourceConfig]) -> CutSet:
+    """Open corpora one after the other, whatever their weights: every cut once. Raises as `open_source` does."""
+    return CutSet(_Chain([open_source(source) for source in sources]))
 
 
 class _Chain:

@@ -39,6 +39,11 @@ def obstacle(cut: Cut, config: DataConfig, output_sample_rate: int) -> str | Non
     return None
 
 
+def has_text(cut: Cut) -> bool:
+    """Whether anything is said in `cut`, as far as its manifest knows."""
+    return any((words.text or "").strip() for words in cut.supervisions)
+
+
 def survey(cuts: Iterable[Cut], config: DataConfig, output_sample_rate: int) -> Survey:
     """Count all `cuts`. A weighted mix has no end: give the cuts of its sources, one after the other."""
     clips, seconds, with_text = 0, 0.0, 0
@@ -47,7 +52,7 @@ def survey(cuts: Iterable[Cut], config: DataConfig, output_sample_rate: int) -> 
         reason = obstacle(cut, config, output_sample_rate)
         if reason is None:
             clips, seconds = clips + 1, seconds + min(cut.duration, config.clip_seconds)
-            with_text += any((words.text or "").strip() for words in cut.supervisions)
+            with_text += has_text(cut)
         else:
             before = left_out.get(reason, LeftOut(reason, 0, cut.id))
             left_out[reason] = LeftOut(reason, before.clips + 1, before.first_id)

@@ -37,11 +37,12 @@ def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> Wor
     )
 
 
-def normalise(text: str) -> str:
-    """Lower case (NFKC), apostrophes removed, all other punctuation and white space turned into single spaces."""
+def normalise(text: str, *, apostrophe: str = "") -> str:
+    """Lower case (NFKC), all punctuation and white space turned into single spaces, apostrophes into `apostrophe`."""
     text = unicodedata.normalize("NFKC", text).lower()
+    apostrophes = dict.fromkeys(_APOSTROPHES, apostrophe)
     kept = (
-        "" if character in _APOSTROPHES else " " if unicodedata.category(character).startswith("P") else character
+        apostrophes.get(character, " " if unicodedata.category(character).startswith("P") else character)
         for character in text
     )
     return " ".join("".join(kept).split())

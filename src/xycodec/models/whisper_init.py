@@ -1,6 +1,7 @@
 """Both towers from the encoder of a Whisper checkpoint of Transformers (spec section 4.3)."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from xycodec.convert import fuse_attention
 from xycodec.errors import CheckpointError, ConfigError
 from xycodec.hub import fetch
 from xycodec.models.xy_tokenizer import XYTokenizer
+from xycodec.nn.whisper import WhisperEncoder
 
 _CONFIG, _WEIGHTS = "config.json", ("model.safetensors", "model-*-of-*.safetensors")
 # With and without the language model's head around it.
@@ -26,14 +28,35 @@ def initialise_towers(codec: XYTokenizer, source: str) -> None:
     """
     _check_sizes(codec, _settings(source), source)
     state = load_whisper_encoder(source)
-    state["positional_embedding"] = state["positional_embedding"][: codec.config.tower_positions]
     for tower in (codec.semantic_encoder, codec.acoustic_encoder):
-        if tower is None:
-            continue
-        expected = {key: value.shape for key, value in tower.state_dict().items()}
-        if expected != {key: value.shape for key, value in state.items()}:
-            raise CheckpointError(f"{source}: the weights are not those of the size in its {_CONFIG}")
-        tower.load_state_dict(state)
+        if tower is not None:
+            fill_tower(tower, state, source)
+
+
+def fill_tower(tower: WhisperEncoder, state: Mapping[str, Tensor], source: str) -> None:
+    """Copy an encoder's weights; of its positions, the first rows. Raises CheckpointError where shapes differ."""
+    state = dict(state)
+    state["positional_embedding"] = state["positional_embedding"][: len(tower.positional_embedding)]
+    expected = {key: value.shape for key, value in tower.state_dict().items()}
+    if expected != {key: value.shape for key, value in state.items()}:
+        raise CheckpointError(f"{source}: the weights are not those of the size in its configuration")
+    tower.load_state_dict(state)
+
+
+def check_tower(codec: XYTokenizer, name: str, size: TowerConfig, *, n_mels: int, positions: int, source: str) -> None:
+    """Raise ConfigError unless the codec's tower `name` can start from an encoder of that size in `source`."""
+    ours = codec.config
+    wanted: TowerConfig = getattr(ours, name)
+    if wanted != size or n_mels != ours.n_mels:
+        raise ConfigError(
+            f"{source} has {_describe(size, n_mels)}, model.{name} has {_describe(wanted, ours.n_mels)}: "
+            "change one of the two, or set towers to null"
+        )
+    if positions < ours.tower_positions:
+        raise ConfigError(
+            f"{source} has {positions} positions, a window of the model {ours.tower_positions}: "
+            "lower model.window_frames"
+        )
 
 
 def load_whisper_encoder(source: str) -> dict[str, Tensor]:
@@ -100,19 +123,9 @@ def _check_sizes(codec: XYTokenizer, settings: dict[str, Any], source: str) -> N
         n_mels, positions = settings["num_mel_bins"], settings["max_source_positions"]
     except (KeyError, ValueError):
         raise CheckpointError(f"{source}: its {_CONFIG} does not tell the encoder's size") from None
-    ours = codec.config
     for name in ("semantic_encoder", "acoustic_encoder"):
-        size: TowerConfig | None = getattr(ours, name)
-        if size is not None and (size != theirs or n_mels != ours.n_mels):
-            raise ConfigError(
-                f"{source} has {_describe(theirs, n_mels)}, model.{name} has {_describe(size, ours.n_mels)}: "
-                "change one of the two, or set towers to null"
-            )
-    if positions < ours.tower_positions:
-        raise ConfigError(
-            f"{source} has {positions} positions, a window of the model {ours.tower_positions}: "
-            "lower model.window_frames"
-        )
+        if getattr(codec.config, name) is not None:
+            check_tower(codec, name, theirs, n_mels=n_mels, positions=positions, source=source)
 
 
 def _describe(size: TowerConfig, n_mels: int) -> str:

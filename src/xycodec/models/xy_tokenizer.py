@@ -111,14 +111,29 @@ class XYTokenizer(Codec):
 
     def decode_latents(self, quantized: Tensor, mask: Tensor | None = None) -> Tensor:
         """Quantized latents (B, L, latent_dim) -> audio (B, L * output hop); zero where `mask` is False."""
-        return self.synthesise(self.post_rvq_adapter(quantized, mask), mask)
+        return self.synthesise(self.acoustic_features(self.post_rvq_adapter(quantized, mask), mask), mask)
 
-    def synthesise(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Output of the adapter after the quantizer (B, L, latent_dim) -> audio (B, L * output hop)."""
-        row_mask = _stretch(mask, self.upsample.factor)
-        features = self.acoustic_decoder(self.upsample(hidden), row_mask)
-        audio: Tensor = self.vocos(features, _stretch(row_mask, 2))
+    def acoustic_features(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Output of the adapter after the quantizer (B, L, latent_dim) -> what the vocoder reads, 100 frames a second.
+
+        (B, n_mels, 2 * factor * L), nowhere below -0.17 because a GELU is its last step.
+        """
+        features: Tensor = self.acoustic_decoder(self.upsample(hidden), _stretch(mask, self.upsample.factor))
+        return features
+
+    def synthesise(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Acoustic features (B, n_mels, 2 * factor * L) and the mask (B, L) of codes -> audio (B, L * output hop)."""
+        audio: Tensor = self.vocos(features, _stretch(mask, 2 * self.upsample.factor))
         return audio
+
+    def ideal_features(self, audio: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Features (B, n_mels, 2 * factor * L) of audio (B, T): its log-mel, raised to where a GELU can reach.
+
+        Where decoder and vocoder can meet when each learns alone ([choice]; the paper lets them find their own).
+        """
+        frames = 2 * max(self._rows(n) for n in lengths)
+        log_mel: Tensor = self.mel(self._with_margin(audio, lengths))
+        return (log_mel[..., :frames] + 1).clamp_min(0)
 
     # ---- the codec's interface -----------------------------------------------------------------
 

@@ -39,15 +39,17 @@ class RunState:
     """Batches that each process took in `epoch`."""
     best: float | None
     """Lowest validation loss so far."""
-    codec: dict[str, Any]
-    """The codec's configuration."""
+    codec: dict[str, Any] | None
+    """The codec's configuration; None if the run trains a recogniser."""
     recipe: dict[str, Any]
     networks: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     optimizers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    recogniser: dict[str, Any] | None = None
+    """The recogniser's configuration, if the run trains one."""
 
 
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
-_GO_ON = "resume with the recipe of its run, or choose another output"
+GO_ON = "resume with the recipe of its run, or choose another output"
 
 
 def network_state(network: nn.Module, keep: Callable[[str], bool]) -> dict[str, Tensor]:
@@ -62,12 +64,12 @@ def load_network(network: nn.Module, state: dict[str, Tensor], keep: Callable[[s
     own = {key: value for key, value in whole.items() if keep(key)}
     for key in sorted(own.keys() ^ state.keys()):
         verb = "lacks" if key in own else "has the unknown"
-        raise CheckpointError(f"of another architecture, it {verb} {key!r}: {_GO_ON}")
+        raise CheckpointError(f"of another architecture, it {verb} {key!r}: {GO_ON}")
     for key, value in own.items():
         if value.shape != state[key].shape:
             raise CheckpointError(
                 f"of another architecture, {key} is {tuple(state[key].shape)}, "
-                f"the recipe asks for {tuple(value.shape)}: {_GO_ON}"
+                f"the recipe asks for {tuple(value.shape)}: {GO_ON}"
             )
     set_model_state_dict(network, dict(state), options=StateDictOptions(full_state_dict=True, strict=False))
 
@@ -84,7 +86,7 @@ def load_optimizer(network: nn.Module, optimizer: Optimizer, state: dict[str, An
     known = {name for group in state["param_groups"] for name in group["params"]}
     for name in sorted(plain ^ known):
         verb = "does not train" if name in plain else "trains"
-        raise CheckpointError(f"of a run that {verb} {name}, unlike the recipe: {_GO_ON}")
+        raise CheckpointError(f"of a run that {verb} {name}, unlike the recipe: {GO_ON}")
     set_optimizer_state_dict(network, optimizer, state, options=StateDictOptions(full_state_dict=True))
 
 

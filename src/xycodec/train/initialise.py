@@ -6,14 +6,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from xycodec.config import RecogniserConfig, parse_config
 from xycodec.errors import CheckpointError
+from xycodec.models.whisper_init import check_tower, fill_tower, initialise_towers
 from xycodec.models.xy_tokenizer import XYTokenizer
-from xycodec.pretrained import is_checkpoint, load_codec, read_checkpoint
+from xycodec.pretrained import (
+    EXPORT_FILE,
+    is_checkpoint,
+    load_codec,
+    read_checkpoint,
+    read_codec_checkpoint,
+    trained_weights,
+)
 from xycodec.train.checkpoint import checkpoints
 
 
 def find_checkpoint(source: Path) -> Path | None:
-    """The training checkpoint that `source` is or, newest first, holds; None if it is something else."""
+    """The training checkpoint that `source` is or, newest first, holds; None if it is something else.
+
+    A folder with the exported weights of one is as good as the checkpoint itself.
+    """
+    if (source / EXPORT_FILE).is_file():
+        return source
     if source.is_file():
         return source if is_checkpoint(source) else None
     found = checkpoints(source)
@@ -31,7 +45,7 @@ def load_weights(model: nn.Module, source: Path) -> None:
     if checkpoint is None:
         adopt_codec(codec, load_codec(source, device="cpu"), str(source))
         return
-    state: dict[str, Tensor] = read_checkpoint(checkpoint)["networks"]["model"]
+    state = trained_weights(read_codec_checkpoint(checkpoint))
     own = model.state_dict()
     for key, value in state.items():
         if (key in own and own[key].shape != value.shape) or (key not in own and key.startswith("codec.")):
@@ -40,6 +54,34 @@ def load_weights(model: nn.Module, source: Path) -> None:
     if lacking:
         raise CheckpointError(f"{checkpoint}: of another architecture, it lacks {lacking[0]}")
     model.load_state_dict({key: value for key, value in state.items() if key in own}, strict=False)
+
+
+def start_towers(codec: XYTokenizer, source: str) -> None:
+    """Start the towers from `source`: a Whisper, or a run of stage `recognise` or one of its checkpoints.
+
+    A recogniser's tower becomes the semantic one, and the acoustic one too where that is of the same size or the only
+    one. Raises CheckpointError if `source` gives no such thing, ConfigError if its size is not that of the tower.
+    """
+    checkpoint = find_checkpoint(Path(source))
+    if checkpoint is None:
+        initialise_towers(codec, source)
+        return
+    data = read_checkpoint(checkpoint)
+    if data.get("recogniser") is None:
+        raise CheckpointError(f"{checkpoint}: holds a codec and no recogniser: name it in weights, and not in towers")
+    config = parse_config(RecogniserConfig, data["recogniser"], str(checkpoint), CheckpointError)
+    prefix = "recogniser.tower."
+    state = {
+        key.removeprefix(prefix): value for key, value in data["networks"]["model"].items() if key.startswith(prefix)
+    }
+    name = "acoustic_encoder" if codec.semantic_encoder is None else "semantic_encoder"
+    check_tower(
+        codec, name, config.tower, n_mels=config.n_mels, positions=config.tower_positions, source=str(checkpoint)
+    )
+    if codec.semantic_encoder is not None:
+        fill_tower(codec.semantic_encoder, state, str(checkpoint))
+    if codec.config.acoustic_encoder == config.tower:
+        fill_tower(codec.acoustic_encoder, state, str(checkpoint))
 
 
 def adopt_codec(codec: XYTokenizer, loaded: XYTokenizer, source: str, *, except_vocos: bool = False) -> None:
@@ -64,6 +106,15 @@ def adopt_codec(codec: XYTokenizer, loaded: XYTokenizer, source: str, *, except_
             raise CheckpointError(f"{source}: of another architecture, the recipe has no {key}")
         del state[key]
     codec.load_state_dict(state)
+
+
+def adopt_vocoder(codec: XYTokenizer, source: str) -> None:
+    """Give `codec` the vocoder of `source`: a run, a checkpoint or a codec. Raises CheckpointError if it differs."""
+    loaded = load_codec(find_checkpoint(Path(source)) or source, device="cpu").vocos.state_dict()
+    own = codec.vocos.state_dict()
+    if {key: value.shape for key, value in own.items()} != {key: value.shape for key, value in loaded.items()}:
+        raise CheckpointError(f"{source}: its vocoder is of another size than the recipe's model.vocos")
+    codec.vocos.load_state_dict(loaded)
 
 
 def _unfold(state: dict[str, Tensor], name: str, training: nn.Module) -> None:

@@ -9,18 +9,20 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from xycodec.data.batch import Batch, Position
 from xycodec.data.clip import INPUT_RATE
-from xycodec.data.sources import open_sources
 from xycodec.data.stream import BatchStream
 from xycodec.models.semantic_lm import Tokens
 from xycodec.nn.discriminators import Discriminators
-from xycodec.recipe import PretrainRecipe, Recipe
-from xycodec.train import posttrain, pretrain
+from xycodec.recipe import PretrainRecipe, Recipe, RecogniseRecipe, VocoderRecipe
+from xycodec.train import posttrain, pretrain, recognise, vocode
 from xycodec.train.engine import Engine, prepare_blocks
 from xycodec.train.posttrain import PostTraining
 from xycodec.train.pretrain import PreTraining
-from xycodec.train.run import remarks
+from xycodec.train.recognise import Recognition
+from xycodec.train.run import open_cuts, remarks
+from xycodec.train.vocode import VocoderTraining
 
 GIB = 1 << 30
+Model = PreTraining | PostTraining | VocoderTraining | Recognition
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,10 @@ def plan_run(recipe: Recipe) -> RunPlan:
     engine = Engine(recipe.engine)
     try:
         networks = _networks(recipe)
-        rate = networks[0].codec.output_sample_rate
-        cuts = open_sources(recipe.data.train, recipe.seed)
+        rate = _output_rate(networks[0])
+        cuts = open_cuts(recipe, recipe.data.train)
         if recipe.data.valid:
-            open_sources(recipe.data.valid, recipe.seed)
+            open_cuts(recipe, recipe.data.valid)
         notes = tuple(remarks(recipe, rate, most=None))
         per_epoch = None
         if notes:  # manifests, which are quickly read
@@ -80,17 +82,25 @@ def plan_run(recipe: Recipe) -> RunPlan:
         engine.close()
 
 
-def _networks(recipe: Recipe) -> tuple[PreTraining | PostTraining, Discriminators | None]:
+def _networks(recipe: Recipe) -> tuple[Model, Discriminators | None]:
     if isinstance(recipe, PretrainRecipe):
         return pretrain.build(recipe, meta=True), None
+    if isinstance(recipe, VocoderRecipe):
+        return vocode.build(recipe, meta=True), None
+    if isinstance(recipe, RecogniseRecipe):
+        return recognise.build(recipe, meta=True), None
     return posttrain.build(recipe, meta=True)
 
 
+def _output_rate(model: Model) -> int:
+    return INPUT_RATE if isinstance(model, Recognition) else model.codec.output_sample_rate
+
+
 def _parts(network: nn.Module) -> list[Part]:
-    """The codec's parts, the language model's two, the families of discriminators."""
+    """The codec's or the recogniser's parts, the language model's two, the families of discriminators."""
     parts: list[Part] = []
     for name, child in network.named_children():
-        inner = child.named_children() if name in ("codec", "semantic_lm") else [(name, child)]
+        inner = child.named_children() if name in ("codec", "recogniser", "semantic_lm") else [(name, child)]
         for label, part in inner:
             count = sum(p.numel() for p in part.parameters())
             trained = sum(p.numel() for p in part.parameters() if p.requires_grad)
@@ -100,9 +110,7 @@ def _parts(network: nn.Module) -> list[Part]:
     return parts
 
 
-def _memory(
-    recipe: Recipe, model: PreTraining | PostTraining, discriminators: Discriminators | None, engine: Engine
-) -> dict[str, float]:
+def _memory(recipe: Recipe, model: Model, discriminators: Discriminators | None, engine: Engine) -> dict[str, float]:
     parameters = [p for network in (model, discriminators) if network is not None for p in network.parameters()]
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     shards = engine.world_size if engine.kind == "fsdp2" else 1
@@ -115,7 +123,7 @@ def _memory(
     return {name: size / GIB for name, size in sizes.items()} | {"in all": sum(sizes.values()) / GIB}
 
 
-def _activations(recipe: Recipe, model: PreTraining | PostTraining, discriminators: Discriminators | None) -> float:
+def _activations(recipe: Recipe, model: Model, discriminators: Discriminators | None) -> float:
     """Bytes that the longest micro-batch keeps for its backward pass."""
     prepare_blocks(model, checkpointing=recipe.engine.checkpoint_activations, compiling=False)
     kept: dict[int, int] = {}
@@ -133,7 +141,7 @@ def _activations(recipe: Recipe, model: PreTraining | PostTraining, discriminato
         torch.autocast("cpu", torch.bfloat16, enabled=low),
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
     ):
-        batch = _longest_batch(recipe, model.codec.output_sample_rate)
+        batch = _longest_batch(recipe, _output_rate(model))
         model.to_empty(device="cpu")
         parameters = list(model.parameters())
         if isinstance(model, PreTraining):
@@ -144,6 +152,8 @@ def _activations(recipe: Recipe, model: PreTraining | PostTraining, discriminato
             parameters += discriminators.to_empty(device="cpu").parameters()
             fake, real, _ = model.train()(batch)
             discriminators(torch.cat([real, fake]))
+        else:
+            model.train()(batch)
         own = {_storage(p) for p in parameters}
     return float(sum(size for storage, size in kept.items() if storage not in own))
 

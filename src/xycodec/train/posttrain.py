@@ -16,8 +16,9 @@ from xycodec.models.xy_tokenizer import XYTokenizer
 from xycodec.nn.discriminators import DiscriminatorOutput, Discriminators
 from xycodec.nn.mean import Mean
 from xycodec.nn.transformer import frame_mask
-from xycodec.pretrained import load_codec, read_checkpoint
+from xycodec.pretrained import AVERAGE, load_codec, read_checkpoint
 from xycodec.recipe import PosttrainRecipe
+from xycodec.train.average import WeightAverage
 from xycodec.train.engine import Engine, plain
 from xycodec.train.initialise import adopt_codec, find_checkpoint
 from xycodec.train.optimize import Updater
@@ -77,8 +78,14 @@ class PosttrainStage(Stage):
         self.config = generator.codec.config
         self.output_sample_rate = self.config.output_sample_rate
         self.mel = MultiScaleMel(self.output_sample_rate).to(engine.device)
+        self.codec = generator.codec
+        self.average = None if recipe.ema is None else WeightAverage(self.codec, recipe.ema).to(engine.device)
         self.generator, self.discriminators = engine.wrap(generator), engine.wrap(discriminators)
         self.networks = {"model": self.generator, "discriminators": self.discriminators}
+        self.measured = self.generator
+        if self.average is not None:
+            self.networks[AVERAGE] = self.average
+            self.measured = PostTraining(self.average.codec, generator.min_samples)
         self.updaters = {
             "model": Updater(self.generator, recipe.optimizer, recipe.steps),
             "discriminators": Updater(self.discriminators, recipe.discriminator_optimizer, recipe.steps),
@@ -106,6 +113,8 @@ class PosttrainStage(Stage):
                 values[name] = values.get(name, 0.0) + value.detach() / len(batches)
             counts = used if counts is None else counts + used
         norms["grad_norm"] = self.updaters["model"].update(step)
+        if self.average is not None:
+            self.average.update(self.codec, step)
         values["loss"] = weighted(values, self._active(values))
         return StepReport(values, norms, counts)
 
@@ -144,9 +153,9 @@ class PosttrainStage(Stage):
     @torch.no_grad()
     def measure(self, batch: Batch, *, transcribe: bool) -> Measured:
         """The mel distance; what discriminators say of unheard clips says little."""
-        self.generator.eval()
+        self.measured.eval()
         with self.engine.autocast():
-            audio, target, counts = self.generator(batch)
+            audio, target, counts = self.measured(batch)
         return Measured({"mel": self.mel(audio, target, torch.tensor(batch.target_lengths))}, counts, audio)
 
     def loss(self, values: Mapping[str, float]) -> float:

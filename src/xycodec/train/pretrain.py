@@ -15,13 +15,14 @@ from xycodec.errors import ConfigError
 from xycodec.eval.wer import WordErrors, word_error_rate
 from xycodec.losses import MultiScaleMel
 from xycodec.models.semantic_lm import SemanticLM, Tokens, load_semantic_lm
-from xycodec.models.whisper_init import initialise_towers
 from xycodec.models.xy_tokenizer import XYTokenizer
-from xycodec.nn.mean import Mean
+from xycodec.nn.mean import Mean, masked_mean
 from xycodec.nn.transformer import frame_mask
+from xycodec.pretrained import AVERAGE
 from xycodec.recipe import PretrainRecipe
+from xycodec.train.average import WeightAverage
 from xycodec.train.engine import Engine
-from xycodec.train.initialise import load_weights
+from xycodec.train.initialise import adopt_vocoder, load_weights, start_towers
 from xycodec.train.optimize import Updater
 from xycodec.train.stage import Measured, Stage, StepReport, joint_values, weighted
 
@@ -39,7 +40,7 @@ class Pass(NamedTuple):
     """(n_q, codebook_size) uses of every code."""
     audio: Tensor
     """(B, T) decoded; empty in training where no loss hears it."""
-    features: Tensor
+    read: Tensor
     """(B, L, D) what the language model reads."""
 
 
@@ -50,43 +51,82 @@ class PreTraining(nn.Module):
         super().__init__()
         self.codec, self.semantic_lm = codec, semantic_lm
         self.mel = MultiScaleMel(codec.output_sample_rate)
-        self.weights = recipe.loss
+        self.weights, self.hear_seconds = recipe.loss, recipe.hear_seconds
         self.reads_adapter = recipe.lm is None or recipe.lm.reads == "post_rvq_adapter"
 
-    def forward(self, batch: Batch, tokens: Tokens | None) -> Pass:
-        """Losses whose weight is zero are not computed."""
+    def forward(self, batch: Batch, tokens: Tokens | None, quantize: bool = True) -> Pass:
+        """Losses whose weight is zero are not computed. Without `quantize` the latents stay as they are."""
         codec = self.codec
         # A batch of which nothing could be read still goes through: one silent frame that counts nowhere.
         latents, _ = codec.encode_latents(batch.audio, [max(n, 1) for n in batch.lengths])
         frames = [codec.num_frames(n) for n in batch.lengths]
         mask = frame_mask(frames, latents.shape[1])
-        quantized = codec.quantizer(latents, mask)
-        device_mask = None if mask is None else mask.to(latents.device, non_blocking=True)
-        hidden = codec.post_rvq_adapter(quantized.quantized, device_mask)
-        if self.weights.mel or not self.training:
-            audio = codec.synthesise(hidden, device_mask)
+        commitment = None
+        if quantize:
+            out = codec.quantizer(latents, mask)
+            quantized, counts, commitment = out.quantized, out.counts, out.commitment_loss
         else:
-            audio = hidden.new_zeros(len(hidden), 0)
-
+            quantized, counts = codec.quantizer.bypass(latents), torch.zeros_like(codec.quantizer.cluster_size)
+        device_mask = None if mask is None else mask.to(latents.device, non_blocking=True)
+        hidden = codec.post_rvq_adapter(quantized, device_mask)
         losses: dict[str, Mean] = {}
-        if self.weights.mel:
-            target = F.pad(batch.target, (0, audio.shape[1] - batch.target.shape[1]))
-            losses["mel"] = self.mel(audio, target, torch.tensor(batch.target_lengths))
-        if self.weights.commitment:
-            losses["commitment"] = quantized.commitment_loss
-        features = hidden if self.reads_adapter else quantized.quantized
+        audio = hidden.new_zeros(len(hidden), 0)
+        if self.weights.mel or self.weights.features or not self.training:
+            features = codec.acoustic_features(hidden, device_mask)
+            if self.weights.features:
+                losses["features"] = self._feature_distance(features, batch)
+            if self.weights.mel or not self.training:
+                audio, losses["mel"] = self._hear(features, frames, batch)
+        if self.weights.commitment and commitment is not None:
+            losses["commitment"] = commitment
+        read = hidden if self.reads_adapter else quantized
         accuracy = None
         if self.semantic_lm is not None and tokens is not None:
-            heard = self.semantic_lm(features, frames, tokens)
+            heard = self.semantic_lm(read, frames, tokens)
             losses["asr"], accuracy = heard.loss, heard.accuracy
         return Pass(
             # Copies, because FSDP cannot guard views.
             losses={name: (mean.total.clone(), mean.count) for name, mean in losses.items()},
             accuracy=None if accuracy is None else (accuracy.total, accuracy.count),
-            counts=quantized.counts,
+            counts=counts,
             audio=audio.detach(),
-            features=features.detach(),
+            read=read.detach(),
         )
+
+    def _hear(self, features: Tensor, frames: Sequence[int], batch: Batch) -> tuple[Tensor, Mean]:
+        """Audio and its mel distance: of all of the clips or, in training, of `hear_seconds` of each."""
+        codec = self.codec
+        # Not the longest of `frames`: a batch of nothing has a frame too.
+        width = longest = features.shape[2] // (2 * codec.upsample.factor)
+        if self.hear_seconds is not None and self.training:
+            width = min(longest, max(1, round(self.hear_seconds * codec.frame_rate)))
+        # Drawn on the CPU: the device need not be asked for them.
+        starts = (torch.rand(len(frames)) * (torch.tensor(frames) - width + 1).clamp_min(1)).long()
+        hop = codec.config.output_hop_length
+        target = F.pad(batch.target, (0, longest * hop - batch.target.shape[1]))
+        if width < longest:
+            features = _excerpts(features.transpose(1, 2), starts, width, features.shape[2] // longest).transpose(1, 2)
+            target = _excerpts(target, starts, width, hop)
+        left = (torch.tensor(frames) - starts).clamp(0, width)
+        mask = frame_mask(left.tolist(), width)
+        audio = codec.synthesise(features, None if mask is None else mask.to(features.device, non_blocking=True))
+        lengths = (torch.tensor(batch.target_lengths) - starts * hop).clamp(0, width * hop)
+        return audio, self.mel(audio, target, lengths)
+
+    def _feature_distance(self, features: Tensor, batch: Batch) -> Mean:
+        """Mean over valid frames of the L1 distance to the features of the clips themselves."""
+        with torch.autocast(features.device.type, enabled=False):
+            ideal = self.codec.ideal_features(batch.audio, [max(n, 1) for n in batch.lengths])
+            distance = (features.float() - ideal).abs().mean(dim=1)
+            starts = torch.arange(distance.shape[1]) * self.codec.mel.hop_length
+            valid = starts < torch.tensor(batch.lengths)[:, None]
+            return masked_mean(distance, valid.to(distance.device, non_blocking=True))
+
+
+def _excerpts(x: Tensor, starts: Tensor, width: int, unit: int) -> Tensor:
+    """Of each item of (B, T, ...), `width` units from `starts` (B,) of them: (B, width * unit, ...)."""
+    index = (starts[:, None] * unit + torch.arange(width * unit)).to(x.device, non_blocking=True)
+    return x[torch.arange(len(x), device=x.device)[:, None], index]
 
 
 class PretrainStage(Stage):
@@ -100,8 +140,12 @@ class PretrainStage(Stage):
         self.output_sample_rate = recipe.model.output_sample_rate
         model = build(recipe)
         self.codec, self.semantic_lm = model.codec, model.semantic_lm
-        self.model = engine.wrap(model)
+        self.average = None if recipe.ema is None else WeightAverage(self.codec, recipe.ema).to(engine.device)
+        self.model = self.measured = engine.wrap(model)
         self.networks = {"model": self.model}
+        if self.average is not None:
+            self.networks[AVERAGE] = self.average
+            self.measured = PreTraining(self.average.codec, self.semantic_lm, recipe).to(engine.device)
         self.updaters = {"model": Updater(self.model, recipe.optimizer, recipe.steps)}
 
     def step(self, batches: Sequence[Batch], step: int) -> StepReport:
@@ -111,20 +155,23 @@ class PretrainStage(Stage):
         counts = None
         for index, batch in enumerate(batches):
             with self.engine.joining(self.model, last=index == len(batches) - 1):
-                made = self._compute(batch)
+                made = self._compute(self.model, batch, step >= self.recipe.quantize_after)
                 joined = joint_values(_means(made))
                 (weighted(joined, self._active(joined)) / len(batches)).backward()
             for name, value in joined.items():
                 values[name] = values.get(name, 0.0) + value.detach() / len(batches)
             counts = made.counts if counts is None else counts + made.counts
         values["loss"] = weighted(values, self._active(values))
-        return StepReport(values, {"grad_norm": self.updaters["model"].update(step)}, counts)
+        norm = self.updaters["model"].update(step)
+        if self.average is not None:
+            self.average.update(self.codec, step)
+        return StepReport(values, {"grad_norm": norm}, counts)
 
     @torch.no_grad()
     def measure(self, batch: Batch, *, transcribe: bool) -> Measured:
         """Losses, token accuracy, and what the language model hears."""
-        self.model.eval()
-        made = self._compute(batch)
+        self.measured.eval()
+        made = self._compute(self.measured, batch)
         texts: tuple[str, ...] = ()
         words = WordErrors(0, 0)
         if transcribe and self.semantic_lm is not None:
@@ -133,7 +180,7 @@ class PretrainStage(Stage):
                 counts = zip(batch.lengths, batch.texts, strict=True)
                 frames = [self.codec.num_frames(n) if text else 0 for n, text in counts]
                 most = ceil(TOKENS_PER_SECOND * max(batch.lengths) / INPUT_RATE) + 1
-                texts = tuple(self.semantic_lm.transcribe(made.features, frames, most))
+                texts = tuple(self.semantic_lm.transcribe(made.read, frames, most))
             pairs = [(text, heard) for text, heard in zip(batch.texts, texts, strict=True) if text]
             if pairs:
                 words = word_error_rate(*map(list, zip(*pairs, strict=True)))
@@ -152,10 +199,10 @@ class PretrainStage(Stage):
         frozen = self.semantic_lm is not None and not self.semantic_lm.trainable
         return not (frozen and key.startswith("semantic_lm.lm."))
 
-    def _compute(self, batch: Batch) -> Pass:
+    def _compute(self, model: nn.Module, batch: Batch, quantize: bool = True) -> Pass:
         tokens = None if self.semantic_lm is None else self.semantic_lm.tokenize(batch.texts)
         with self.engine.autocast():
-            made: Pass = self.model(batch, tokens)
+            made: Pass = model(batch, tokens, quantize)
         return made
 
     def _active(self, values: Mapping[str, Any]) -> dict[str, float]:
@@ -201,7 +248,10 @@ def _unreached(model: PreTraining) -> Iterator[nn.Module]:
     codec, weights = model.codec, model.weights
     if weights.mel:
         return
-    yield from (codec.upsample, codec.acoustic_decoder, codec.vocos)
+    yield codec.vocos
+    if weights.features:
+        return
+    yield from (codec.upsample, codec.acoustic_decoder)
     if not (weights.asr and model.reads_adapter):
         yield codec.post_rvq_adapter
     if not weights.asr:
@@ -212,4 +262,6 @@ def _initialise(model: PreTraining, recipe: PretrainRecipe) -> None:
     if recipe.weights is not None:
         load_weights(model, Path(recipe.weights))
     elif recipe.towers is not None:
-        initialise_towers(model.codec, recipe.towers)
+        start_towers(model.codec, recipe.towers)
+    if recipe.vocos is not None:
+        adopt_vocoder(model.codec, recipe.vocos)

@@ -1,6 +1,6 @@
 """From a recipe to a run: everything is opened and checked before the first step."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -9,18 +9,28 @@ import torch
 
 from xycodec.audio import os_error_line
 from xycodec.data.batch import Batch, Position
-from xycodec.data.sources import Cuts, open_sources
+from xycodec.data.sources import Cuts, open_once, open_sources
 from xycodec.data.stream import BatchStream, validation_batches
-from xycodec.data.survey import Survey, survey
+from xycodec.data.survey import Survey, has_text, survey
 from xycodec.errors import CheckpointError, ConfigError
-from xycodec.recipe import PosttrainRecipe, PretrainRecipe, Recipe, SourceConfig, save_recipe
+from xycodec.recipe import (
+    PosttrainRecipe,
+    PretrainRecipe,
+    Recipe,
+    RecogniseRecipe,
+    SourceConfig,
+    VocoderRecipe,
+    save_recipe,
+)
 from xycodec.train.checkpoint import RunState, checkpoints, load_state
 from xycodec.train.engine import Engine
 from xycodec.train.monitor import Monitor, forget_from, skipped_file
 from xycodec.train.posttrain import PosttrainStage
 from xycodec.train.pretrain import PretrainStage
+from xycodec.train.recognise import RecogniseStage
 from xycodec.train.stage import Stage
 from xycodec.train.trainer import Trainer, TrainingError
+from xycodec.train.vocode import VocoderStage
 
 SURVEYED = 100_000  # clips: all of a large corpus take longer than the other processes wait
 
@@ -60,8 +70,8 @@ def _train(recipe: Recipe, run: Path, resume: bool, quiet: bool) -> Ended:
     monitor = None
     try:
         # Corpora first: they are quickly found to be missing.
-        cuts = open_sources(data.train, recipe.seed)
-        valid = open_sources(data.valid, recipe.seed) if data.valid else None
+        cuts = open_cuts(recipe, data.train)
+        valid = open_cuts(recipe, data.valid) if data.valid else None
         stage = open_stage(_starting(recipe, run, state), engine)
         corpus = _Corpus(recipe, engine, stage.output_sample_rate, cuts, valid)
         trainer = Trainer(recipe, stage, engine, corpus.stream, corpus.validation, run)
@@ -101,7 +111,26 @@ def _restore(trainer: Trainer, state: RunState, run: Path) -> None:
 
 def open_stage(recipe: Recipe, engine: Engine) -> Stage:
     """The stage that a recipe names, with its networks on their device."""
+    if isinstance(recipe, VocoderRecipe):
+        return VocoderStage(recipe, engine)
+    if isinstance(recipe, RecogniseRecipe):
+        return RecogniseStage(recipe, engine)
     return PretrainStage(recipe, engine) if isinstance(recipe, PretrainRecipe) else PosttrainStage(recipe, engine)
+
+
+def open_cuts(recipe: Recipe, sources: Sequence[SourceConfig]) -> Cuts:
+    """The clips that a stage reads: to a recogniser, those without text would be lost time.
+
+    Raises ConfigError if nothing can be read, or a recogniser has no text.
+    """
+    cuts = open_sources(sources, recipe.seed)
+    recognises = isinstance(recipe, RecogniseRecipe)
+    # Asked of every source once: a mix without a text would be searched for ever.
+    if recognises and not any(map(has_text, open_once(sources))):
+        paths = ", ".join(source.path for source in sources)
+        raise ConfigError(f"{paths}: no clip has a text, which a recogniser learns from: add texts, or other sources")
+    kept: Cuts = cuts.filter(has_text) if recognises else cuts
+    return kept
 
 
 def _state(recipe: Recipe, run: Path, resume: bool) -> RunState | None:
@@ -117,12 +146,19 @@ def _state(recipe: Recipe, run: Path, resume: bool) -> RunState | None:
 
 
 def _starting(recipe: Recipe, run: Path, state: RunState | None) -> Recipe:
-    """The recipe, but a run that goes on takes its weights from its own checkpoint and from nowhere else."""
+    """The recipe, but a run that goes on takes its weights from its own checkpoint and from nowhere else.
+
+    So it does the characters that they stand for: the texts may have changed.
+    """
     if state is None:
         return recipe
     if isinstance(recipe, PosttrainRecipe):
         return recipe.model_copy(update={"weights": str(checkpoints(run)[-1])})
-    return recipe.model_copy(update={"weights": None, "towers": None})
+    if isinstance(recipe, PretrainRecipe):
+        return recipe.model_copy(update={"weights": None, "towers": None, "vocos": None})
+    if isinstance(recipe, RecogniseRecipe) and state.recogniser is not None:
+        return recipe.model_copy(update={"characters": state.recogniser["characters"]})
+    return recipe
 
 
 class _Corpus:
@@ -165,14 +201,15 @@ def remarks(recipe: Recipe, output_sample_rate: int, most: int | None = SURVEYED
         yield f"left out: {left.clips:,} clips {left.reason}, the first is {left.first_id}"
     if asr and found.with_text < found.clips:
         yield f"without text: {found.clips - found.with_text:,} clips, which train reconstruction only"
+    if isinstance(recipe, RecogniseRecipe) and found.with_text < found.clips:
+        yield f"without text: {found.clips - found.with_text:,} clips, which are passed over"
 
 
 def survey_sources(recipe: Recipe, output_sample_rate: int, most: int | None) -> Survey | None:
     """Counts of the first `most` training clips; None where only reading whole tars would tell."""
     if not all(_is_manifest(source) for source in recipe.data.train):
         return None
-    plain = tuple(source.model_copy(update={"weight": None}) for source in recipe.data.train)
-    return survey(islice(open_sources(plain, recipe.seed), most), recipe.data, output_sample_rate)
+    return survey(islice(open_once(recipe.data.train), most), recipe.data, output_sample_rate)
 
 
 def _is_manifest(source: SourceConfig) -> bool:

@@ -32,8 +32,9 @@ class Measured:
     """What one validation batch tells; it adds up over batches and processes."""
 
     means: dict[str, Mean]
-    counts: Tensor
-    audio: Tensor
+    counts: Tensor | None = None
+    """(n_q, codebook_size) uses of every code; None where there are no codes, as there is no audio then."""
+    audio: Tensor | None = None
     """(B, T) decoded, zero past each clip's end."""
     words: WordErrors = field(default_factory=lambda: WordErrors(0, 0))
     texts: tuple[str, ...] = ()
@@ -44,7 +45,8 @@ class Stage(ABC):
 
     name: str
     networks: dict[str, nn.Module]
-    """As the engine wrapped them. `model` holds the codec as `codec`."""
+    """As the engine wrapped them. `model` holds the codec as `codec`, or a recogniser as `recogniser`; `ema` holds the
+    codec's average, if there is one."""
     updaters: dict[str, Updater]
     output_sample_rate: int
 
@@ -60,9 +62,13 @@ class Stage(ABC):
     def loss(self, values: Mapping[str, float]) -> float:
         """The loss that validation compares, from the values of `measure`'s means."""
 
-    @abstractmethod
-    def codec_config(self) -> dict[str, Any]:
-        """The configuration of the codec that is trained."""
+    def codec_config(self) -> dict[str, Any] | None:
+        """The configuration of the codec that is trained, if it is one."""
+        return None
+
+    def recogniser_config(self) -> dict[str, Any] | None:
+        """The configuration of the recogniser that is trained, if it is one."""
+        return None
 
     def kept(self, network: str, key: str) -> bool:
         """Whether a checkpoint holds this tensor; what is frozen and comes from elsewhere need not be in it."""

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from xycodec.data.batch import Batch, Position
 from xycodec.distributed import all_reduce_, rank, world_size
-from xycodec.errors import XycodecError
+from xycodec.errors import CheckpointError, XycodecError
 from xycodec.nn.quantize import codebook_perplexity, codebook_usage
 from xycodec.recipe import Recipe
 from xycodec.train.checkpoint import (
+    GO_ON,
     RunState,
     checkpoints,
     load_network,
@@ -85,6 +86,9 @@ class Trainer:
 
     def restore(self, state: RunState) -> None:
         """Continue where a checkpoint stands. Raises CheckpointError if it is of another architecture."""
+        for name in sorted(self.stage.networks.keys() ^ state.networks.keys()):
+            verb = "lacks" if name in self.stage.networks else "has"
+            raise CheckpointError(f"of a run that {verb} the network {name!r}, unlike the recipe: {GO_ON}")
         for name, network in self.stage.networks.items():
             load_network(network, state.networks[name], partial(self.stage.kept, name))
         for name, updater in self.stage.updaters.items():
@@ -104,6 +108,7 @@ class Trainer:
             batch=self._position.batch,
             best=self.best,
             codec=self.stage.codec_config(),
+            recogniser=self.stage.recogniser_config(),
             recipe=self.recipe.model_dump(mode="json"),
             networks={
                 name: network_state(network, partial(self.stage.kept, name))
@@ -280,7 +285,8 @@ class Trainer:
         # Before the checkpoint: a run that is killed between the two records it again.
         if self.monitor is not None:
             self.monitor.validation(self.step, result.values)
-            self.monitor.histogram(self.step, result.counts)
+            if result.counts is not None:
+                self.monitor.histogram(self.step, result.counts)
             rate = self.stage.output_sample_rate
             for name, original, decoded in result.clips:
                 self.monitor.listen(self.step, name, original, decoded, rate)

@@ -21,7 +21,7 @@ class ValidationResult:
     """What a validation found, over all processes; clips and transcripts are this process's."""
 
     values: dict[str, float]
-    counts: Tensor
+    counts: Tensor | None
     clips: list[tuple[str, Tensor, Tensor]]
     """(id, original (T,), decoded (T,)) on the CPU."""
     transcripts: list[tuple[str, str]]
@@ -50,23 +50,27 @@ def validate(
         measured = stage.measure((batch or silence).to(engine.device), transcribe=transcribed < config.transcribe)
         # Silence counts nothing, but a process that has nothing else must name the same means.
         means = {name: means[name] + mean if name in means else mean for name, mean in measured.means.items()}
-        counts = measured.counts if counts is None else counts + measured.counts
+        if measured.counts is not None:
+            counts = measured.counts if counts is None else counts + measured.counts
         if batch is None:
             continue
         words = words + measured.words
         transcripts += [(said, heard) for said, heard in zip(batch.texts, measured.texts, strict=False) if said]
+        if measured.audio is None:
+            continue
         for index in range(min(len(batch.ids), config.listen - len(clips))):
             length = batch.target_lengths[index]
             if length:
                 pair = batch.target[index, :length], measured.audio[index, :length].float().cpu()
                 clips.append((batch.ids[index], *pair))
-    if counts is None:
+    if not means:
         return None
     values = {name: float(mean.value()) for name, mean in _joined(means).items()}
     values["loss"] = stage.loss(values)
-    counts = all_reduce_(counts.clone())
-    values["codes_used"] = float(codebook_usage(counts).mean())
-    values["perplexity"] = float(codebook_perplexity(counts).mean())
+    if counts is not None:
+        counts = all_reduce_(counts.clone())
+        values["codes_used"] = float(codebook_usage(counts).mean())
+        values["perplexity"] = float(codebook_perplexity(counts).mean())
     errors, spoken = _sums([words.errors, words.words], engine)
     if spoken:
         values["wer"] = errors / spoken
