@@ -100,17 +100,18 @@ class PreTraining(nn.Module):
         width = longest = features.shape[2] // (2 * codec.upsample.factor)
         if self.hear_seconds is not None and self.training:
             width = min(longest, max(1, round(self.hear_seconds * codec.frame_rate)))
-        # Drawn on the CPU: the device need not be asked for them.
-        starts = (torch.rand(len(frames)) * (torch.tensor(frames) - width + 1).clamp_min(1)).long()
         hop = codec.config.output_hop_length
         target = F.pad(batch.target, (0, longest * hop - batch.target.shape[1]))
+        starts = [0] * len(frames)
         if width < longest:
+            # Drawn on the CPU: the device need not be asked for them.
+            draws = torch.rand(len(frames)).tolist()
+            starts = [int(draw * (max(count - width, 0) + 1)) for draw, count in zip(draws, frames, strict=True)]
             features = _excerpts(features.transpose(1, 2), starts, width, features.shape[2] // longest).transpose(1, 2)
             target = _excerpts(target, starts, width, hop)
-        left = (torch.tensor(frames) - starts).clamp(0, width)
-        mask = frame_mask(left.tolist(), width)
+        mask = frame_mask([min(count - start, width) for count, start in zip(frames, starts, strict=True)], width)
         audio = codec.synthesise(features, None if mask is None else mask.to(features.device, non_blocking=True))
-        lengths = (torch.tensor(batch.target_lengths) - starts * hop).clamp(0, width * hop)
+        lengths = (torch.tensor(batch.target_lengths) - hop * torch.tensor(starts)).clamp(0, width * hop)
         return audio, self.mel(audio, target, lengths)
 
     def _feature_distance(self, features: Tensor, batch: Batch) -> Mean:
@@ -123,9 +124,9 @@ class PreTraining(nn.Module):
             return masked_mean(distance, valid.to(distance.device, non_blocking=True))
 
 
-def _excerpts(x: Tensor, starts: Tensor, width: int, unit: int) -> Tensor:
-    """Of each item of (B, T, ...), `width` units from `starts` (B,) of them: (B, width * unit, ...)."""
-    index = (starts[:, None] * unit + torch.arange(width * unit)).to(x.device, non_blocking=True)
+def _excerpts(x: Tensor, starts: Sequence[int], width: int, unit: int) -> Tensor:
+    """Of each item of (B, T, ...), `width` units from its start on: (B, width * unit, ...)."""
+    index = (torch.tensor(starts)[:, None] * unit + torch.arange(width * unit)).to(x.device, non_blocking=True)
     return x[torch.arange(len(x), device=x.device)[:, None], index]
 
 
