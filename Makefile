@@ -8,9 +8,8 @@ SAMPLE := src/xycodec/assets/fox.flac
 .PHONY: run install-train test lint clean
 
 run: $(VENV)/.installed
-	@echo "No trained model is bundled yet: this run shows the pipeline on random weights, whose audio is noise."
-	$(BIN)/xycodec roundtrip $(SAMPLE) --model xy-random --output out --overwrite
-	@echo "Your own file: $(BIN)/xycodec roundtrip FILE --model fdugyt/XY_Tokenizer --output out"
+	$(BIN)/xycodec roundtrip $(SAMPLE) --output out --overwrite
+	@echo "Your own file: $(BIN)/xycodec roundtrip FILE --output out"
 
 # What `xycodec train` needs beside the codec.
 install-train: $(VENV)/.installed-train

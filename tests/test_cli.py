@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,11 @@ import soundfile as sf
 
 from published_layout import tiny_config, write_published
 from xycodec import cli
+from xycodec.audio import read_audio
 from xycodec.bitstream import CodecFile
-from xycodec.pretrained import load_codec, random_codec, save_codec
+from xycodec.eval.quality import measure_quality
+from xycodec.models.longform import encode_long
+from xycodec.pretrained import BUNDLED, DEFAULT, MODELS, load_codec, random_codec, save_codec
 
 NOTE = "note: xy-random has random weights"
 
@@ -126,6 +130,28 @@ def test_the_model_may_come_from_the_environment(xycodec, tiny, monkeypatch):
     speech("clip.wav")
     monkeypatch.setenv("XYCODEC_MODEL", tiny)
     assert xycodec("encode", "clip.wav")[0] == 0
+
+
+def test_the_bundled_model_is_the_default(xycodec):
+    assert next(iter(MODELS)) == DEFAULT == cli.DEFAULT
+    speech("clip.wav")
+    assert xycodec("encode", "clip.wav", "-q") == (0, "", "")
+    file, codec = CodecFile.read("clip.xyc"), load_codec(DEFAULT, device="cpu")
+    assert file.model == codec.model_id == DEFAULT
+    assert np.array_equal(file.codes, encode_long(codec, read_audio("clip.wav")).numpy())
+    assert xycodec("decode", "clip.xyc", "-q", "-o", "out.wav") == (0, "", "")
+    assert sf.info("out.wav").frames == 8000
+    assert xycodec("roundtrip", "clip.wav", "-q", "-o", "trip") == (0, "", "")
+    assert Path("trip/clip.xyc").read_bytes() == Path("clip.xyc").read_bytes()
+    assert json.loads(xycodec("info", DEFAULT, "--json")[1])["bitrate"] == 1000
+
+
+def test_the_bundled_model_is_small_and_in_parts():
+    config = load_codec(DEFAULT, device="cpu").config
+    assert (config.model_id, config.bitrate, config.output_sample_rate) == (DEFAULT, 1000, 16_000)
+    sizes = [path.stat().st_size for path in (BUNDLED / DEFAULT).iterdir()]
+    assert max(sizes) <= 15_000_000
+    assert sum(sizes) <= 40_000_000
 
 
 @pytest.mark.parametrize("n_q", [1, 2, 3])
@@ -359,14 +385,13 @@ def test_an_unreadable_file(xycodec, tiny):
     "arguments",
     [
         ["encode"],
-        ["encode", "clip.wav"],
         ["encode", "clip.wav", "-m", "xy-random", "--n-q", "0"],
         ["encode", "clip.wav", "-m", "xy-random", "--jobs", "0"],
         ["encode", "clip.wav", "-m", "xy-random", "--threads", "none"],
         ["encode", "clip.wav", "-m", "xy-random", "--dtype", "float16"],
         ["encode", "clip.wav", "-m", "xy-random", "--unheard-of"],
         ["decode"],
-        ["roundtrip", "clip.wav"],
+        ["roundtrip"],
         ["info"],
         ["convert", "xy-random"],
         ["convert", "xy-random", "out", "--store", "int8"],
@@ -391,7 +416,8 @@ def test_roundtrip_writes_codes_audio_and_a_picture(xycodec, tiny):
     assert (code, err) == (0, "")
     assert files() == ["a/b/clip.decoded.wav", "a/b/clip.png", "a/b/clip.xyc", "clip.flac"]
     assert sf.info("a/b/clip.decoded.wav").frames == 20_001
-    assert re.search(r"mel distance .*\d\.\d{3}", out)
+    for heading in ("STOI", "PESQ wide-band", "PESQ narrow-band", "mel distance"):
+        assert re.search(heading + r" +│ \d\.\d{2,3} \(.* is equality\)", out), heading
     assert "188 bit/s" in out
     assert "a/b/clip.png" in out
     code, out, err = xycodec("roundtrip", "clip.flac", "-m", tiny, "-o", "a/b")
@@ -408,8 +434,23 @@ def test_roundtrip_as_json(xycodec, tiny):
     assert code == 0
     assert report["encoded"]["bitrate"] == 125
     assert report["decoded"]["target"] == "clip.decoded.wav"
-    assert report["mel_distance"] > 0
+    quality = measure_quality([read_audio("clip.decoded.wav")], [read_audio("clip.wav")])
+    assert {name: report[name] for name in asdict(quality)} == asdict(quality)
+    assert quality.missing == {}
     assert report["picture"] == "clip.png"
+
+
+@pytest.mark.parametrize(("samples", "level", "why"), [(8000, 0, "silent"), (3000, 0.3, "under 0.41 s of speech")])
+def test_roundtrip_says_why_a_metric_is_missing(xycodec, tiny, samples, level, why):
+    sf.write("clip.wav", np.random.default_rng(0).uniform(-level, level, samples), 16_000)
+    code, out, err = xycodec("roundtrip", "clip.wav", "-m", tiny)
+    assert (code, err) == (0, "")
+    assert re.search(rf"STOI +│ -- \({why}\)", out)
+    code, out, err = xycodec("roundtrip", "clip.wav", "-m", tiny, "--overwrite", "--json")
+    assert (code, err) == (0, "")
+    report = json.loads(out)
+    assert (report["stoi"], report["pesq_wb"]) == (None, None)
+    assert report["missing"]["stoi"] == why
 
 
 def test_info_on_codes_audio_and_models(xycodec, tiny):

@@ -10,7 +10,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-import xycodec.pretrained
+import xycodec.weights
 from published_layout import LAYOUTS, official_state, published_settings, respelled, tiny_config, write_published
 from xycodec.config import CONFIGS
 from xycodec.errors import CheckpointError
@@ -158,7 +158,7 @@ def test_the_random_model_by_name():
 def test_every_named_model_has_a_configuration_and_a_source():
     assert MODELS.keys() == CONFIGS.keys()
     for model in MODELS.values():
-        assert model.source == "seeded" or model.source.count("/") == 1
+        assert model.source in ("seeded", "bundled") or model.source.count("/") == 1
 
 
 def test_the_advice_on_bfloat16_is_a_sentence():
@@ -540,11 +540,11 @@ def test_a_failed_save_leaves_everything_as_it_was(codec, tmp_path, monkeypatch,
     if existing:
         save_codec(codec, tmp_path / "model")
 
-    def fails(state, path):
+    def fails(state, path, metadata=None):
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(xycodec.pretrained, "save_file", fails)
+    monkeypatch.setattr(xycodec.weights, "save_file", fails)
     with pytest.raises((CheckpointError, OSError)):
         save_codec(random_codec(tiny_config(), seed=1), tmp_path / "model", overwrite=existing)
     assert sorted(os.listdir(tmp_path)) == (["model"] if existing else [])
@@ -553,10 +553,10 @@ def test_a_failed_save_leaves_everything_as_it_was(codec, tmp_path, monkeypatch,
 
 
 def test_a_full_disk_is_told_in_a_line(codec, tmp_path, monkeypatch):
-    def fails(state, path):
+    def fails(state, path, metadata=None):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(xycodec.pretrained, "save_file", fails)
+    monkeypatch.setattr(xycodec.weights, "save_file", fails)
     with pytest.raises(CheckpointError):
         save_codec(codec, tmp_path / "model")
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from xycodec.errors import XycodecError
-from xycodec.terminal import print_bench, print_error, print_plan, print_table, run_all
+from xycodec.terminal import print_bench, print_comparison, print_error, print_plan, print_table, progress, run_all
 
 if TYPE_CHECKING:
     from xycodec.jobs import Advance, Job, Work
@@ -45,6 +45,8 @@ class Storage(StrEnum):
     float16 = "float16"
 
 
+DEFAULT = "xy-mini"  # as in xycodec.pretrained, which imports torch
+
 Inputs = Annotated[list[str], typer.Argument(help="Files, folders, quoted globs, or - for stdin.")]
 Output = Annotated[str | None, typer.Option("--output", "-o", help="File, or folder for several inputs; - is stdout.")]
 Model = Annotated[
@@ -61,6 +63,7 @@ Layers = Annotated[int | None, typer.Option("--n-q", min=1, help="Use only the f
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads in all (default: every core).")]
 Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes that share the files.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
+Store = Annotated[Storage, typer.Option(help="float16 takes half the size.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object a line on stdout.")]
 
@@ -68,7 +71,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object a li
 @app.command()
 def encode(
     inputs: Inputs,
-    model: Model,
+    model: Model = DEFAULT,
     output: Output = None,
     n_q: Layers = None,
     overlap: Overlap = None,
@@ -129,7 +132,7 @@ def decode(
 @app.command()
 def roundtrip(
     source: Annotated[str, typer.Argument(help="Any audio file.")],
-    model: Model,
+    model: Model = DEFAULT,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path("."),
     n_q: Layers = None,
     overlap: Overlap = None,
@@ -157,20 +160,10 @@ def roundtrip(
     result = roundtrip_file(codec, source, str(codes), str(audio), n_q=n_q, overlap_s=overlap)
     draw_roundtrip(source, str(codes), str(audio), picture)
     if as_json:
-        print(json.dumps({**asdict(result), "picture": str(picture)}))
+        sides = {"encoded": asdict(result.encoded), "decoded": asdict(result.decoded)}
+        print(json.dumps({**sides, **asdict(result.quality), "picture": str(picture)}))
     elif not quiet:
-        one, two = result.encoded, result.decoded
-        rows = [
-            ("audio", f"{source} ({one.seconds:.2f} s)"),
-            ("model", one.model),
-            ("codes", f"{codes} ({one.bytes:,} bytes, {one.bitrate:,.0f} bit/s)"),
-            ("decoded", str(audio)),
-            ("picture", str(picture)),
-            ("mel distance", f"{result.mel_distance:.3f} (0 is equality)"),
-            ("encode", f"{one.speed:.1f} x real time"),
-            ("decode", f"{two.speed:.1f} x real time"),
-        ]
-        print_table("round trip", [("", "left"), ("", "left")], rows)
+        print_comparison(result, str(picture))
 
 
 @app.command()
@@ -227,16 +220,19 @@ def models(as_json: AsJson = False) -> None:
 def convert(
     source: Annotated[str, typer.Argument(help="A published checkpoint, its folder, or a hub id.")],
     folder: Annotated[str, typer.Argument(help="The folder to write config.json and model.safetensors to.")],
-    store: Annotated[Storage, typer.Option(help="float16 takes half the size.")] = Storage.float32,
+    store: Store = Storage.float32,
+    part_mb: Annotated[int | None, typer.Option(min=1, help="Files of at most so many MB (default: one file).")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Write a codec in this package's own layout, which loads without copying."""
     import torch
 
     from xycodec.pretrained import load_codec, save_codec
+    from xycodec.weights import MB
 
     codec = load_codec(source, device="cpu")
-    save_codec(codec, folder, dtype=getattr(torch, store.value), overwrite=overwrite)
+    part_bytes = None if part_mb is None else part_mb * MB
+    save_codec(codec, folder, dtype=getattr(torch, store.value), overwrite=overwrite, part_bytes=part_bytes)
     print(f"{folder}: {codec.model_id}, {sum(p.numel() for p in codec.parameters()):,} parameters")
 
 
@@ -318,6 +314,23 @@ def train_command(
         print(f"{recipe.output}: {state} at step {ended.step} of {recipe.steps}")
 
 
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A training run, for its newest checkpoint, or one checkpoint.")],
+    folder: Annotated[Path, typer.Argument(help="A new folder: what weights and --model may name instead of RUN.")],
+    part_mb: Annotated[int, typer.Option(min=1, help="Files of at most so many MB.")] = 15,
+    store: Store = Storage.float32,
+) -> None:
+    """Write a run's weights without its optimizers, to go on from elsewhere."""
+    import torch
+
+    from xycodec.train.export import export_weights
+    from xycodec.weights import MB
+
+    made = export_weights(run, folder, part_bytes=part_mb * MB, dtype=getattr(torch, store.value))
+    print(f"{folder}: step {made.step:,}, {made.bytes / MB:,.1f} MB in {len(made.files)} files")
+
+
 data_app = typer.Typer(help="Corpora for training.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
@@ -337,6 +350,66 @@ def data_import(
         print(f"left out: {name}: {reason}", file=sys.stderr)
     if not quiet:
         print(f"{cuts}: {report.clips:,} clips, {report.seconds / 3600:.2f} h, {len(report.left_out)} left out")
+
+
+@data_app.command(name="pack")
+def data_pack(
+    cuts: Annotated[str, typer.Argument(help="What data.train may name: a Lhotse manifest, a Shar folder, tars.")],
+    folder: Annotated[Path, typer.Argument(help="A new folder, for cuts.jsonl.gz and the WAV files it points into.")],
+    rate: Annotated[int, typer.Option(help="Of all clips, Hz; those recorded below it are left out.")] = 16_000,
+    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Processes (default: every core).")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Decode a corpus once, so that training need not: 115 MB an hour at 16 kHz."""
+    _require_extra("train", "lhotse")
+    from rich.console import Console
+
+    from xycodec.data import pack
+    from xycodec.data.sources import open_source
+    from xycodec.recipe import SourceConfig
+
+    source = open_source(SourceConfig(path=cuts))
+    with progress(Console(stderr=True), None, quiet, unit="clips") as (advance_clip, advance_audio):
+
+        def advance(seconds: float) -> None:
+            advance_clip()
+            advance_audio(seconds)
+
+        processes = jobs or os.cpu_count() or 1
+        report = pack.pack(source, folder, rate=rate, processes=processes, advance=advance)
+    for line in report.left_out:
+        print(f"left out: {line}", file=sys.stderr)
+    if not quiet:
+        hours = f"{report.seconds / 3600:.2f} h in {report.files:,} files"
+        print(f"{folder / pack.MANIFEST}: {report.clips:,} clips, {hours}, {len(report.left_out)} left out")
+
+
+@data_app.command(name="synthesise")
+def data_synthesise(
+    folder: Annotated[Path, typer.Argument(help="Where audio/*.flac and cuts.jsonl.gz go.")],
+    hours: Annotated[float, typer.Option(help="Hours of speech; what is there already is kept.")],
+    seed: Annotated[int, typer.Option(help="Of sentences and voices.")] = 0,
+    jobs: Jobs = 2,
+    quiet: Quiet = False,
+) -> None:
+    """Make speech with transcripts, with the programs flite and espeak-ng."""
+    _require_extra("train", "lhotse")
+    from rich.console import Console
+
+    from xycodec.data.synthesise import CUTS, synthesise
+
+    with progress(Console(stderr=True), None, quiet, unit=f"clips of {hours:g} h") as (advance_clip, advance_audio):
+
+        def advance(seconds: float) -> None:
+            advance_clip()
+            advance_audio(seconds)
+
+        report = synthesise(folder, hours=hours, seed=seed, jobs=jobs, advance=advance)
+    for name, reason in report.left_out:
+        print(f"left out: {name}: {reason}", file=sys.stderr)
+    if not quiet:
+        counts = f"{report.clips:,} clips ({report.made:,} new), {report.seconds / 3600:.2f} h"
+        print(f"{folder / CUTS}: {counts}, {len(report.left_out)} left out")
 
 
 @data_app.command(name="lm")

@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import tempfile
 import warnings
 import zipfile
 import zlib
@@ -14,21 +13,26 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.utils import parametrize
 
 from xycodec import convert
 from xycodec.config import CONFIGS, XYTokenizerConfig, parse_config
 from xycodec.errors import CheckpointError
+from xycodec.folders import new_folder
 from xycodec.hub import fetch
 from xycodec.models.xy_tokenizer import XYTokenizer
+from xycodec.weights import damaged, load_tensors, read_safetensors, save_tensors, stored
 
 FORMAT_VERSION = 1
 CHECKPOINT_FORMAT = 1  # of training checkpoints
 CHECKPOINTS = "checkpoints"  # where a run keeps them
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+AVERAGE = "ema"  # the average of the codec's weights, beside the network `model`
+CONFIG_FILE, WEIGHTS_STEM = "config.json", "model"
+WEIGHTS_FILE = f"{WEIGHTS_STEM}.safetensors"
+EXPORT_FILE, EXPORT_STEM = "weights.json", "weights"  # of a run's weights without its optimizers
+BUNDLED = Path(__file__).parent / "assets"  # folders of the models that come with the package
+DEFAULT = "xy-mini"
 RANDOM = "xy-random"
 _SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors", ".yaml", ".json")
 
@@ -48,6 +52,12 @@ class ModelInfo:
 MODELS = {
     info.name: info
     for info in (
+        ModelInfo(
+            DEFAULT,
+            "bundled",
+            (),
+            "the default: small, comes with the package, 16 kHz output",
+        ),
         ModelInfo(
             "xy-tokenizer",
             "fdugyt/XY_Tokenizer",
@@ -100,6 +110,8 @@ def load_codec(
     name = str(name_or_path)
     if name == RANDOM:
         codec = random_codec(CONFIGS[RANDOM])
+    elif name in MODELS and MODELS[name].source == "bundled":
+        codec = _load_path(BUNDLED / name)
     elif name not in MODELS and _exists(name):
         codec = _load_path(Path(name))
     else:
@@ -141,46 +153,29 @@ def random_codec(config: XYTokenizerConfig, seed: int = 0) -> XYTokenizer:
 
 
 def save_codec(
-    codec: XYTokenizer, folder: str | Path, *, dtype: torch.dtype = torch.float32, overwrite: bool = False
+    codec: XYTokenizer,
+    folder: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    overwrite: bool = False,
+    part_bytes: int | None = None,
 ) -> Path:
     """Write `config.json` and `model.safetensors` into a new folder, whole or not at all.
 
     `dtype` is what floating-point weights are stored in; they run in float32 again once loaded. The codec must
-    be folded (as `load_codec` returns it). `overwrite` replaces a folder that holds a codec. Raises
-    CheckpointError if the folder exists or cannot be made.
+    be folded (as `load_codec` returns it). `overwrite` replaces a folder that holds a codec. `part_bytes` makes
+    files of at most so many bytes of the weights, model-00001-of-0000N.safetensors. Raises CheckpointError if the
+    folder exists or cannot be made.
     """
     target = Path(folder)
-    if target.exists() and not (overwrite and (target / CONFIG_FILE).is_file()):
-        raise CheckpointError(f"{target}: exists already, choose another folder or remove it")
-    if not target.parent.is_dir():
-        raise CheckpointError(f"{target}: the folder {target.parent} does not exist")
     if parametrize.is_parametrized(codec.quantizer.input_proj):
         raise CheckpointError(f"{target}: fold the codec's weight norm before saving it (fold_weight_norm)")
-    state = {key: _stored(key, tensor, dtype) for key, tensor in codec.state_dict().items()}
+    state = {key: stored(key, tensor, dtype) for key, tensor in codec.state_dict().items()}
     settings = {"format_version": FORMAT_VERSION, **codec.config.model_dump(mode="json")}
-    try:
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
-            made, replaced = Path(scratch) / "made", Path(scratch) / "replaced"
-            made.mkdir()
-            (made / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-            save_file(state, made / WEIGHTS_FILE)
-            if target.exists():
-                target.rename(replaced)
-            try:
-                made.rename(target)
-            except OSError:
-                if replaced.exists():
-                    replaced.rename(target)
-                raise
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{target}: cannot be written ({error})") from error
+    with new_folder(target, CheckpointError, replace=overwrite and (target / CONFIG_FILE).is_file()) as made:
+        (made / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        save_tensors(state, made, WEIGHTS_STEM, part_bytes)
     return target
-
-
-def _stored(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    # The quantizer's sums and counts may exceed what half precision holds.
-    exact = key.endswith(("embed_avg", "cluster_size")) or not tensor.is_floating_point()
-    return (tensor if exact else tensor.to(dtype)).detach().cpu().contiguous()
 
 
 # ---- finding the files -------------------------------------------------------------------------
@@ -216,6 +211,8 @@ def _load_path(path: Path) -> XYTokenizer:
         if is_checkpoint(path):
             return _load_trained(path)
         return _load_published([path], path.parent / "config.yaml")
+    if (path / EXPORT_FILE).is_file():
+        return _load_trained(path)
     if run := sorted((path / CHECKPOINTS).glob("step_*.pt")):
         return _load_trained(run[-1])
     settings = _read_mapping(path / CONFIG_FILE, json.loads) if (path / CONFIG_FILE).is_file() else {}
@@ -262,17 +259,15 @@ def _load_ours(folder: Path, settings: dict[str, Any]) -> XYTokenizer:
     if version != FORMAT_VERSION:
         raise CheckpointError(f"{folder}: format {version!r} is not one this xycodec reads, upgrade it")
     config = parse_config(XYTokenizerConfig, settings, str(folder / CONFIG_FILE), CheckpointError)
-    return _assemble(config, read_state(folder / WEIGHTS_FILE), str(folder))
+    return _assemble(config, load_tensors(folder, WEIGHTS_STEM), str(folder))
 
 
 def _load_trained(path: Path) -> XYTokenizer:
     """The codec of a training checkpoint, folded for inference."""
-    data = read_checkpoint(path)
+    data = read_codec_checkpoint(path)
     config = parse_config(XYTokenizerConfig, data["codec"], str(path), CheckpointError)
     prefix = "codec."
-    state = {
-        key.removeprefix(prefix): value for key, value in data["networks"]["model"].items() if key.startswith(prefix)
-    }
+    state = {key.removeprefix(prefix): value for key, value in trained_weights(data).items() if key.startswith(prefix)}
     codec = XYTokenizer(config)
     try:
         codec.load_state_dict(state)
@@ -308,7 +303,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     A checkpoint's `generator` entry is taken where there is one. Nothing but tensors and plain containers is
     unpickled. Raises CheckpointError.
     """
-    data = _read_safetensors(path) if path.suffix == ".safetensors" else _unpickle(path)
+    data = read_safetensors(path) if path.suffix == ".safetensors" else _unpickle(path)
     if isinstance(data, dict) and isinstance(data.get("generator"), dict):
         data = data["generator"]
     if not isinstance(data, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in data.items()):
@@ -329,8 +324,11 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A training checkpoint as it was saved; tensors are mapped, not copied. Raises CheckpointError."""
-    data = _unpickle(path, mmap=True)
+    """A training checkpoint as it was saved, or the folder of what was exported of one, without its optimizers.
+
+    Tensors of a checkpoint are mapped, not copied. Raises CheckpointError.
+    """
+    data = _read_export(path) if path.is_dir() else _unpickle(path, mmap=True)
     parts = {"format", "codec", "networks"}
     if not isinstance(data, dict) or not parts <= data.keys() or "model" not in data["networks"]:
         raise CheckpointError(f"{path}: not a checkpoint of a training run")
@@ -339,13 +337,30 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return data
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(_damaged(path, error)) from None
+def read_codec_checkpoint(path: Path) -> dict[str, Any]:
+    """A training checkpoint that holds a codec. Raises CheckpointError."""
+    data = read_checkpoint(path)
+    if data["codec"] is None:
+        raise CheckpointError(
+            f"{path}: holds a recogniser and no codec: name it in towers, and pre-training starts from it"
+        )
+    return data
+
+
+def trained_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """The model's tensors in a training checkpoint; where there is an average, the codec's are the average's."""
+    networks: dict[str, dict[str, Tensor]] = checkpoint["networks"]
+    return networks["model"] | networks.get(AVERAGE, {})
+
+
+def _read_export(folder: Path) -> dict[str, Any]:
+    networks: dict[str, dict[str, Tensor]] = {}
+    about = _read_mapping(folder / EXPORT_FILE, json.loads)
+    for key, tensor in load_tensors(folder, EXPORT_STEM).items():
+        network, _, name = key.partition("/")
+        # What half precision is stored for is trained in float32.
+        networks.setdefault(network, {})[name] = tensor.float() if tensor.dtype is torch.float16 else tensor
+    return about | {"networks": networks}
 
 
 def _unpickle(path: Path, mmap: bool = False) -> Any:
@@ -358,12 +373,7 @@ def _unpickle(path: Path, mmap: bool = False) -> Any:
     except pickle.UnpicklingError:
         raise CheckpointError(f"{path}: not a plain tensor checkpoint; code in it was not run") from None
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(_damaged(path, error)) from None
-
-
-def _damaged(path: Path, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-    return f"{path}: damaged or not a checkpoint ({reason})"
+        raise CheckpointError(damaged(path, error)) from None
 
 
 def _assemble(config: XYTokenizerConfig, state: dict[str, Tensor], name: str) -> XYTokenizer:

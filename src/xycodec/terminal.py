@@ -14,8 +14,11 @@ from xycodec.errors import XycodecError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from xycodec.eval.measure import Measurement, Summary
+    from xycodec.eval.quality import Quality
     from xycodec.jobs import Job, Outcome, Work
     from xycodec.train.plan import RunPlan
+    from xycodec.transcode import Comparison
 
 
 def run_all(
@@ -41,7 +44,7 @@ def run_all(
     settings["threads"] = max(1, (threads or os.cpu_count() or 1) // processes) if processes > 1 else threads
     console = _console()
     failed, seconds = 0, 0.0
-    with _progress(console, len(todo), quiet or as_json) as (advance_file, advance_audio):
+    with progress(console, len(todo), quiet or as_json) as (advance_file, advance_audio):
         for outcome in batch.run_jobs(todo, make_work, settings, processes, advance_audio) if todo else ():
             advance_file()
             failed += outcome.error is not None
@@ -76,16 +79,16 @@ def _console() -> "Console":
 
 
 @contextmanager
-def _progress(
-    console: "Console", files: int, quiet: bool
+def progress(
+    console: "Console", files: int | None, quiet: bool, unit: str = "files"
 ) -> "Iterator[tuple[Callable[[], None], Callable[[float], None]]]":
-    """A bar over files and a count of audio seconds on stderr, if a person is watching."""
+    """A bar over files, if their number is known, and a count of audio seconds, if a person is watching."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("files, {task.fields[seconds]:,.0f} s of audio,"),
+        TextColumn(unit + ", {task.fields[seconds]:,.0f} s of audio,"),
         TimeElapsedColumn(),
     )
     hidden = quiet or not console.is_terminal
@@ -106,10 +109,62 @@ def print_table(title: str, columns: Sequence[tuple[str, str]], rows: Sequence[t
 
     table = Table(title=Text(title), show_header=any(name for name, _ in columns), title_justify="left")
     for name, justify in columns:
-        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+        # Numbers stay whole; what is left of the width is for words.
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=justify == "right")  # type: ignore[arg-type]
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     Console().print(table)
+
+
+METRICS = {
+    "stoi": ("STOI", 3, "1 is equality"),
+    "pesq_wb": ("PESQ wide-band", 2, "4.64 is equality"),
+    "pesq_nb": ("PESQ narrow-band", 2, "4.55 is equality"),
+    "mel_distance": ("mel distance", 3, "0 is equality"),
+}
+"""Name in `Quality`: heading, decimals and scale."""
+
+
+def print_comparison(result: "Comparison", picture: str) -> None:
+    """The report of `xycodec roundtrip`."""
+    one, two = result.encoded, result.decoded
+    rows = [
+        ("audio", f"{one.source} ({one.seconds:.2f} s)"),
+        ("model", one.model),
+        ("codes", f"{one.target} ({one.bytes:,} bytes, {one.bitrate:,.0f} bit/s)"),
+        ("decoded", two.target),
+        ("picture", picture),
+        *((heading, _shown(result.quality, name)) for name, (heading, _, _) in METRICS.items()),
+        ("encode", f"{one.speed:.1f} x real time"),
+        ("decode", f"{two.speed:.1f} x real time"),
+    ]
+    print_table("round trip", [("", "left"), ("", "left")], rows)
+
+
+def _shown(quality: "Quality", name: str) -> str:
+    _, decimals, scale = METRICS[name]
+    value = getattr(quality, name)
+    return f"-- ({quality.missing[name]})" if value is None else f"{value:.{decimals}f} ({scale})"
+
+
+def print_measurement(measured: "Measurement") -> None:
+    """The report of `runs/measure.py`."""
+    titles = ("clips of", "clips", "seconds", "STOI", "PESQ WB", "PESQ NB", "mel")
+    columns = [(name, "right" if index else "left") for index, name in enumerate(titles)]
+    rows = [_summary(group, summary) for group, summary in measured.groups.items()]
+    print_table(f"{measured.model} on {measured.manifest}: means over clips", columns, rows)
+    for (name, why), clips in measured.unmeasured.items():
+        print(f"{METRICS[name][0]} lacks {clips} of {len(measured.clips)} clips: {why}")
+    total = list(measured.groups.values())[-1]
+    speeds = f"encode {total.encode_speed:.1f} x, decode {total.decode_speed:.1f} x real time"
+    print(f"{speeds} in each process (processes: {measured.processes}, threads of each: {measured.threads})")
+    rows = [(f"{i}", f"{book.used:.1%}", f"{book.entropy_bits:.2f}") for i, book in enumerate(measured.codebooks, 1)]
+    print_table("codebooks", [("codebook", "right"), ("codes used", "right"), ("entropy, bits", "right")], rows)
+
+
+def _summary(group: str, summary: "Summary") -> tuple[str, ...]:
+    means = (("--" if (mean := summary.means[name]) is None else f"{mean:.3f}") for name in METRICS)
+    return group, f"{summary.clips:,}", f"{summary.seconds:,.1f}", *means
 
 
 def print_bench(report: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from xycodec.audio import stream_audio, write_audio
 from xycodec.bitstream import CodecFile
 from xycodec.errors import BitstreamError
-from xycodec.eval.metrics import mel_distance
+from xycodec.eval.quality import RATE, Quality, measure_quality
 from xycodec.models.base import Codec
 from xycodec.models.longform import decode_blocks, encode_long
 
@@ -49,8 +49,7 @@ class Comparison:
 
     encoded: Transcoded
     decoded: Transcoded
-    mel_distance: float
-    """See `xycodec.losses.MultiScaleMel`; 0 is equality."""
+    quality: Quality
 
 
 def encode_file(
@@ -132,9 +131,7 @@ def roundtrip_file(
     encoded = encode_file(codec, source, code_file, n_q=n_q, overlap_s=overlap_s, advance=advance)
     file = CodecFile.read(code_file)
     decoded = decode_file(codec, file, target, name=code_file, overlap_s=overlap_s, advance=advance)
-    rate = codec.input_sample_rate
-    distance = mel_distance(stream_audio(target, rate), stream_audio(source, rate), rate)
-    return Comparison(encoded, decoded, distance)
+    return Comparison(encoded, decoded, measure_quality(stream_audio(target, RATE), stream_audio(source, RATE)))
 
 
 def _report(file: CodecFile, source: str, target: str, seconds: float, start: float) -> Transcoded:

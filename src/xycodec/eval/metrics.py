@@ -24,17 +24,28 @@ def mel_distance(decoded: Iterable[Samples], original: Iterable[Samples], sample
     Raises AudioError if either stream is empty.
     """
     distance = MultiScaleMel(sample_rate)
-    size = round(CHUNK_S * sample_rate)
     total, samples = 0.0, 0
-    for left, right in zip(_regroup(decoded, size), _regroup(original, size), strict=False):
-        length = min(len(left), len(right))
+    for left, right in paired(decoded, original, round(CHUNK_S * sample_rate)):
+        length = len(left)
         padding = (0, max(0, _SHORTEST - length))
-        pair = [F.pad(torch.from_numpy(x[:length]), padding)[None] for x in (left, right)]
+        pair = [F.pad(torch.from_numpy(audio), padding)[None] for audio in (left, right)]
         total += length * distance(*pair, torch.tensor([length])).value().item()
         samples += length
-    if not samples:
-        raise AudioError("nothing to compare: one of the two has no samples")
     return total / samples
+
+
+def paired(decoded: Iterable[Samples], original: Iterable[Samples], size: int) -> Iterator[tuple[Samples, Samples]]:
+    """Two streams of 1-D blocks in pieces of `size` samples, the last one shorter, up to the shorter stream's end.
+
+    Raises AudioError if either stream is empty.
+    """
+    empty = True
+    for left, right in zip(_regroup(decoded, size), _regroup(original, size), strict=False):
+        length = min(len(left), len(right))
+        yield left[:length], right[:length]
+        empty = False
+    if empty:
+        raise AudioError("nothing to compare: one of the two has no samples")
 
 
 def _regroup(blocks: Iterable[Samples], size: int) -> Iterator[Samples]:
