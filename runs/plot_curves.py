@@ -6,7 +6,19 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-SHOWN = ("loss", "mel", "asr", "commitment", "accuracy", "adversarial", "feature", "discriminator", "codes_used", "wer")
+SHOWN = (
+    "loss",
+    "mel",
+    "features",
+    "asr",
+    "commitment",
+    "accuracy",
+    "adversarial",
+    "feature",
+    "discriminator",
+    "codes_used",
+    "wer",
+)
 
 
 def read(run: Path) -> dict[str, dict[str, list[tuple[int, float]]]]:

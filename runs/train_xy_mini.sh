@@ -29,7 +29,7 @@ done
 stage() { # recipe, then overrides; ends the script where a slice of time is over
   xycodec train "configs/xy_tokenizer/xy_mini/$1.yaml" --resume "${@:2}" | tee /dev/stderr | grep -q "finished" || exit 0
 }
-for recipe in vocoder recognise features joint posttrain; do
+for recipe in recognise vocoder joint posttrain; do
   stage $recipe "$@"
 done
 xycodec export $work/posttrain $work/release-training --part-mb 15

@@ -203,7 +203,7 @@ CONFIGS: dict[str, XYTokenizerConfig] = {
             window_frames=75,
             semantic_encoder=_MINI,
             semantic_encoder_adapter=TowerConfig(d_model=256, layers=1, heads=4, ffn_dim=512),
-            acoustic_encoder=TowerConfig(d_model=256, layers=4, heads=4, ffn_dim=768),
+            acoustic_encoder=_MINI,
             pre_rvq_adapter=TowerConfig(d_model=128, layers=2, heads=2, ffn_dim=512),
             quantizer=QuantizerConfig(codebook_dim=64),
             post_rvq_adapter=TowerConfig(d_model=256, layers=2, heads=4, ffn_dim=768),

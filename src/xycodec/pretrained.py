@@ -56,7 +56,7 @@ MODELS = {
             DEFAULT,
             "bundled",
             (),
-            "the default: small, comes with the package, 16 kHz output",
+            "the default: small, comes with the package; 4.5 h of English and German, 16 kHz output",
         ),
         ModelInfo(
             "xy-tokenizer",

@@ -225,6 +225,8 @@ class PretrainRecipe(RunConfig):
     `recognise`, whose tower the semantic one starts from, and the acoustic one if it is of that size; null starts at
     random."""
     freeze_semantic: bool = True
+    start: Literal["plain", "linear"] = "plain"
+    """How what starts at random does: as torch would, or as a linear codec fitted to the data (not in the paper)."""
     weights: str | None = None
     """A run, checkpoint or codec whose weights to start from, instead of `towers`."""
     vocos: str | None = None
@@ -232,8 +234,9 @@ class PretrainRecipe(RunConfig):
     hear_seconds: PositiveFloat | None = None
     """Audio is made of so much of each clip, from a random place, for the mel loss; null: of all of it. Most of a
     step's time goes into audio, so that more clips are seen."""
-    quantize_after: NonNegativeInt = 0
-    """Steps before which latents pass unquantized; codebooks then begin by k-means on what the encoder has learned."""
+    mel_reaches: Literal["all", "vocoder"] = "all"
+    """What learns from the mel loss. Through a vocoder that is still learning, other parts get noise from it, and
+    learn better from `loss.features` alone."""
     lm: LanguageModelConfig | None = LanguageModelConfig()
     loss: PretrainingLoss = PretrainingLoss()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -243,6 +246,8 @@ class PretrainRecipe(RunConfig):
         if self.loss.asr and self.lm is None:
             raise ValueError("loss.asr needs a language model: give lm, or set loss.asr to 0")
         _require_a_loss(self.loss)
+        if self.mel_reaches == "vocoder" and self.loss.mel and not self.loss.features:
+            raise ValueError("mel_reaches: with vocoder the decoder learns from loss.features alone: give it a weight")
         return self
 
 

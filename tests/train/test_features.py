@@ -1,12 +1,11 @@
-"""Pre-training by parts: the loss on what the vocoder reads, late quantization, a vocoder from elsewhere."""
+"""Pre-training by parts: the loss on what the vocoder reads, a vocoder from elsewhere, excerpts that are heard."""
 
 import pytest
 import torch
 from tests.training import batch, clip, pretraining, seeded, tiny_model
 
 from xycodec.config import VocosConfig
-from xycodec.errors import CheckpointError
-from xycodec.models.xy_tokenizer import XYTokenizer
+from xycodec.errors import CheckpointError, ConfigError
 from xycodec.pretrained import load_codec, random_codec, save_codec
 from xycodec.recipe import EngineConfig
 from xycodec.train.engine import Engine
@@ -61,31 +60,6 @@ def test_features_and_audio_can_be_taught_together():
     assert all(p.requires_grad for p in stage.codec.vocos.parameters())
 
 
-def test_codebooks_begin_when_quantization_does():
-    late, early = stage_of(pretraining(quantize_after=2)), stage_of(pretraining())
-    for number in range(2):
-        values = step(late, number).values
-        assert "commitment" not in values
-        assert not late.codec.quantizer.inited.any()
-        step(early, number)
-    assert early.codec.quantizer.inited.all()
-    report = step(late, 2)
-    assert late.codec.quantizer.inited.all()
-    assert "commitment" in report.values
-    assert float(report.counts.sum()) == late.codec.n_q * sum(late.codec.num_frames(len(one.audio)) for one in CLIPS)
-
-
-def test_unquantized_latents_are_what_perfect_codebooks_would_give():
-    codec = XYTokenizer(tiny_model())
-    latents = torch.randn(2, 5, codec.config.latent_dim)
-    quantizer = codec.quantizer.eval()
-    rows = quantizer.input_proj(latents).flatten(0, 1).detach()
-    # The first layer has every vector, the others only zero.
-    quantizer.codebook.zero_()
-    quantizer.codebook[0, : len(rows)] = rows
-    torch.testing.assert_close(quantizer.bypass(latents), quantizer(latents).quantized)
-
-
 def test_a_vocoder_from_elsewhere(tmp_path):
     other = random_codec(tiny_model(), seed=5)
     folder = save_codec(other, tmp_path / "other")
@@ -131,3 +105,15 @@ def test_features_and_audio_are_of_the_same_place():
     padded = torch.nn.functional.pad(one.audio, (0, -len(one.audio) % 1280))
     (place,) = (n for n in range(13) if torch.equal(padded[n * 1280 : (n + 5) * 1280], made["target"][0]))
     assert torch.equal(made["part"], made["all"][:, :, place * 8 : (place + 5) * 8])
+
+
+def test_the_mel_loss_can_be_kept_from_all_but_the_vocoder():
+    weights = {"asr": 0, "commitment": 0, "mel": 1, "features": 1e-9}
+    stage = stage_of(pretraining(loss=weights, mel_reaches="vocoder"))
+    step(stage, 0)  # gradients are cleared by a step: look at those of a pass
+    made = stage.model(batch(*CLIPS), None)
+    (made.losses["mel"][0] / made.losses["mel"][1]).sum().backward()
+    for name, value in stage.codec.named_parameters():
+        assert (value.grad is not None and bool(value.grad.any())) == name.startswith("vocos."), name
+    with pytest.raises(ConfigError, match=r"mel_reaches: .* loss\.features alone: give it a weight"):
+        pretraining(loss={"asr": 0}, mel_reaches="vocoder")

@@ -4,12 +4,12 @@ from tests.reference import TINY, randomise, spread_codebooks
 from tests.training import batch, clip, pretraining, save_lm, seeded, tiny_model
 
 from xycodec.errors import CheckpointError
-from xycodec.models.xy_tokenizer import XYTokenizer
+from xycodec.models.xy_tokenizer import RAISE, XYTokenizer
 from xycodec.pretrained import load_codec, save_codec
 from xycodec.recipe import EngineConfig
 from xycodec.train.checkpoint import RunState, network_state, save_state
 from xycodec.train.engine import Engine
-from xycodec.train.initialise import adopt_codec, find_checkpoint, load_weights
+from xycodec.train.initialise import adopt_codec, centre_vocoder, find_checkpoint, load_weights
 from xycodec.train.pretrain import PretrainStage, build
 
 AUDIO = clip(3, 1.2).audio[None]
@@ -114,3 +114,19 @@ def test_no_such_weights_are_told_in_one_line(tmp_path):
     with pytest.raises(CheckpointError, match="no such file, folder or model") as raised:
         load_weights(build(pretraining()), tmp_path / "nothing")
     assert "\n" not in str(raised.value)
+
+
+# ---- starts at random ------------------------------------------------------------------------------
+
+
+def test_a_centred_vocoder_does_not_hear_the_height_of_features():
+    torch.manual_seed(0)
+    plain, centred = XYTokenizer(tiny_model()), XYTokenizer(tiny_model())
+    centred.load_state_dict(plain.state_dict())
+    centre_vocoder(centred)
+    log_mel = torch.randn(1, plain.config.n_mels, 40)
+    before, after = (
+        codec.vocos.backbone.embed(features) for codec, features in ((plain, log_mel), (centred, log_mel + RAISE))
+    )
+    # At both ends the convolution sees the zeros around the features.
+    torch.testing.assert_close(after[..., 3:-3], 10 * before[..., 3:-3], atol=1e-4, rtol=1e-3)

@@ -3,6 +3,7 @@ import torch
 from tests.training import batch, clip, recipe, seeded, tiny_model
 
 from xycodec.losses import MultiScaleMel
+from xycodec.models.xy_tokenizer import RAISE
 from xycodec.nn.mel import LogMel
 from xycodec.recipe import EngineConfig
 from xycodec.train.engine import Engine
@@ -37,9 +38,9 @@ def test_the_distance_is_of_each_clip_from_its_own_log_mel():
     stage = stage_of()
     both, (one, *others) = batch(*CLIPS), CLIPS
     measured = stage.measure(both, transcribe=False)
-    # By hand: silence after the clip, Whisper's log-mel of whole code frames, raised by one.
+    # By hand: silence after the clip, Whisper's log-mel of whole code frames, raised.
     audio = torch.nn.functional.pad(one.audio, (0, 13 * 1280 - len(one.audio) + 320))[None]
-    features = (LogMel(stage.codec.config.n_mels)(audio)[..., : 13 * 8] + 1).clamp_min(0)
+    features = (LogMel(stage.codec.config.n_mels)(audio)[..., : 13 * 8] + RAISE).clamp_min(0)
     with torch.no_grad():
         decoded = stage.codec.vocos(features)
     torch.testing.assert_close(measured.audio[0, : 13 * 1280], decoded[0], atol=1e-5, rtol=0)

@@ -22,6 +22,8 @@ from xycodec.nn.whisper import AcousticDecoder, WhisperEncoder
 # Mel frames after a clip that make it exact: one that the stride-2 convolution sees, and one whose STFT
 # window may still hold the clip's last samples (the floor follows the maximum over all frames).
 MARGIN = 2
+# Added to log-mels, which are about -0.5 to 1.5: at 1 the decoder's last GELU died in whole bands and learned no more.
+RAISE = 2.0
 
 
 class XYTokenizer(Codec):
@@ -127,13 +129,13 @@ class XYTokenizer(Codec):
         return audio
 
     def ideal_features(self, audio: Tensor, lengths: Sequence[int]) -> Tensor:
-        """Features (B, n_mels, 2 * factor * L) of audio (B, T): its log-mel, raised to where a GELU can reach.
+        """Features (B, n_mels, 2 * factor * L) of audio (B, T): its log-mel, raised to where a GELU is nearly linear.
 
         Where decoder and vocoder can meet when each learns alone ([choice]; the paper lets them find their own).
         """
         frames = 2 * max(self._rows(n) for n in lengths)
         log_mel: Tensor = self.mel(self._with_margin(audio, lengths))
-        return (log_mel[..., :frames] + 1).clamp_min(0)
+        return (log_mel[..., :frames] + RAISE).clamp_min(0)
 
     # ---- the codec's interface -----------------------------------------------------------------
 

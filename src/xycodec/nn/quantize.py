@@ -140,12 +140,6 @@ class ResidualVectorQuantizer(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             return self._forward(x.float(), mask)
 
-    def bypass(self, x: Tensor) -> Tensor:
-        """What `forward` would give with codebooks that have every vector: (B, T, input_dim) -> the same, float32."""
-        with torch.autocast(x.device.type, enabled=False):
-            out: Tensor = self.output_proj(self.input_proj(x.float()))
-        return out
-
     def _forward(self, x: Tensor, mask: Tensor | None) -> QuantizerOutput:
         b, t, _ = x.shape
         projected = self.input_proj(x).flatten(0, 1)

@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize
 from xycodec.config import RecogniserConfig, parse_config
 from xycodec.errors import CheckpointError
 from xycodec.models.whisper_init import check_tower, fill_tower, initialise_towers
-from xycodec.models.xy_tokenizer import XYTokenizer
+from xycodec.models.xy_tokenizer import RAISE, XYTokenizer
 from xycodec.pretrained import (
     EXPORT_FILE,
     is_checkpoint,
@@ -106,6 +106,19 @@ def adopt_codec(codec: XYTokenizer, loaded: XYTokenizer, source: str, *, except_
             raise CheckpointError(f"{source}: of another architecture, the recipe has no {key}")
         del state[key]
     codec.load_state_dict(state)
+
+
+@torch.no_grad()
+def centre_vocoder(codec: XYTokenizer) -> None:
+    """Let a vocoder at random hear the changes of `ideal_features` and not their height, which would drown them.
+
+    A step of Adam moves all weights of the first convolution alike, and so its output by the height. They are made
+    ten times as large, which the norm behind them undoes: now a step changes little of them.
+    """
+    embed = codec.vocos.backbone.embed
+    embed.weight.mul_(10)
+    if embed.bias is not None:
+        embed.bias.sub_(RAISE * embed.weight.sum(dim=(1, 2)))
 
 
 def adopt_vocoder(codec: XYTokenizer, source: str) -> None:

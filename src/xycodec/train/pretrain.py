@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xycodec.data.batch import Batch
-from xycodec.data.clip import INPUT_RATE
+from xycodec.data.clip import FRAME, INPUT_RATE
+from xycodec.data.sources import open_sources
+from xycodec.data.stream import BatchStream
 from xycodec.errors import ConfigError
 from xycodec.eval.wer import WordErrors, word_error_rate
 from xycodec.losses import MultiScaleMel
@@ -23,9 +25,11 @@ from xycodec.recipe import PretrainRecipe
 from xycodec.train.average import WeightAverage
 from xycodec.train.engine import Engine
 from xycodec.train.initialise import adopt_vocoder, load_weights, start_towers
+from xycodec.train.linear_start import start_linear
 from xycodec.train.optimize import Updater
 from xycodec.train.stage import Measured, Stage, StepReport, joint_values, weighted
 
+STARTING_CLIPS, STARTING_FRAMES = 1000, 25  # what a linear start looks at: 2 s of each clip
 TOKENS_PER_SECOND = 10  # more than anyone says: where transcription gives up
 
 
@@ -51,24 +55,19 @@ class PreTraining(nn.Module):
         super().__init__()
         self.codec, self.semantic_lm = codec, semantic_lm
         self.mel = MultiScaleMel(codec.output_sample_rate)
-        self.weights, self.hear_seconds = recipe.loss, recipe.hear_seconds
+        self.weights, self.hear_seconds, self.mel_reaches = recipe.loss, recipe.hear_seconds, recipe.mel_reaches
         self.reads_adapter = recipe.lm is None or recipe.lm.reads == "post_rvq_adapter"
 
-    def forward(self, batch: Batch, tokens: Tokens | None, quantize: bool = True) -> Pass:
-        """Losses whose weight is zero are not computed. Without `quantize` the latents stay as they are."""
+    def forward(self, batch: Batch, tokens: Tokens | None) -> Pass:
+        """Losses whose weight is zero are not computed in training."""
         codec = self.codec
         # A batch of which nothing could be read still goes through: one silent frame that counts nowhere.
         latents, _ = codec.encode_latents(batch.audio, [max(n, 1) for n in batch.lengths])
         frames = [codec.num_frames(n) for n in batch.lengths]
         mask = frame_mask(frames, latents.shape[1])
-        commitment = None
-        if quantize:
-            out = codec.quantizer(latents, mask)
-            quantized, counts, commitment = out.quantized, out.counts, out.commitment_loss
-        else:
-            quantized, counts = codec.quantizer.bypass(latents), torch.zeros_like(codec.quantizer.cluster_size)
+        quantized = codec.quantizer(latents, mask)
         device_mask = None if mask is None else mask.to(latents.device, non_blocking=True)
-        hidden = codec.post_rvq_adapter(quantized, device_mask)
+        hidden = codec.post_rvq_adapter(quantized.quantized, device_mask)
         losses: dict[str, Mean] = {}
         audio = hidden.new_zeros(len(hidden), 0)
         if self.weights.mel or self.weights.features or not self.training:
@@ -76,19 +75,20 @@ class PreTraining(nn.Module):
             if self.weights.features:
                 losses["features"] = self._feature_distance(features, batch)
             if self.weights.mel or not self.training:
-                audio, losses["mel"] = self._hear(features, frames, batch)
-        if self.weights.commitment and commitment is not None:
-            losses["commitment"] = commitment
-        read = hidden if self.reads_adapter else quantized
+                heard = features.detach() if self.mel_reaches == "vocoder" else features
+                audio, losses["mel"] = self._hear(heard, frames, batch)
+        if self.weights.commitment:
+            losses["commitment"] = quantized.commitment_loss
+        read = hidden if self.reads_adapter else quantized.quantized
         accuracy = None
         if self.semantic_lm is not None and tokens is not None:
-            heard = self.semantic_lm(read, frames, tokens)
-            losses["asr"], accuracy = heard.loss, heard.accuracy
+            listened = self.semantic_lm(read, frames, tokens)
+            losses["asr"], accuracy = listened.loss, listened.accuracy
         return Pass(
             # Copies, because FSDP cannot guard views.
             losses={name: (mean.total.clone(), mean.count) for name, mean in losses.items()},
             accuracy=None if accuracy is None else (accuracy.total, accuracy.count),
-            counts=counts,
+            counts=quantized.counts,
             audio=audio.detach(),
             read=read.detach(),
         )
@@ -156,7 +156,7 @@ class PretrainStage(Stage):
         counts = None
         for index, batch in enumerate(batches):
             with self.engine.joining(self.model, last=index == len(batches) - 1):
-                made = self._compute(self.model, batch, step >= self.recipe.quantize_after)
+                made = self._compute(self.model, batch)
                 joined = joint_values(_means(made))
                 (weighted(joined, self._active(joined)) / len(batches)).backward()
             for name, value in joined.items():
@@ -200,10 +200,10 @@ class PretrainStage(Stage):
         frozen = self.semantic_lm is not None and not self.semantic_lm.trainable
         return not (frozen and key.startswith("semantic_lm.lm."))
 
-    def _compute(self, model: nn.Module, batch: Batch, quantize: bool = True) -> Pass:
+    def _compute(self, model: nn.Module, batch: Batch) -> Pass:
         tokens = None if self.semantic_lm is None else self.semantic_lm.tokenize(batch.texts)
         with self.engine.autocast():
-            made: Pass = model(batch, tokens, quantize)
+            made: Pass = model(batch, tokens)
         return made
 
     def _active(self, values: Mapping[str, Any]) -> dict[str, float]:
@@ -264,5 +264,27 @@ def _initialise(model: PreTraining, recipe: PretrainRecipe) -> None:
         load_weights(model, Path(recipe.weights))
     elif recipe.towers is not None:
         start_towers(model.codec, recipe.towers)
+    if recipe.start == "linear":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            start_linear(model.codec, _excerpt_of_each(recipe))
     if recipe.vocos is not None:
         adopt_vocoder(model.codec, recipe.vocos)
+
+
+def _excerpt_of_each(recipe: PretrainRecipe) -> Tensor:
+    """The beginnings (N, T) of the first clips that are long enough; every process takes the same."""
+    cuts = open_sources(recipe.data.train, recipe.seed)
+    config = recipe.data.model_copy(update={"workers": 0})
+    samples = STARTING_FRAMES * FRAME
+    stream = BatchStream(
+        cuts, config, output_sample_rate=recipe.model.output_sample_rate, seed=recipe.seed, rank=0, world_size=1
+    )
+    found: list[Tensor] = []
+    for batch in stream.batches():
+        found += [clip[:samples] for clip, n in zip(batch.audio, batch.lengths, strict=True) if n >= samples]
+        if len(found) >= STARTING_CLIPS or batch.position.epoch > 0:
+            break
+    if not found:
+        raise ConfigError(f"start: linear needs clips of {samples / INPUT_RATE:g} s, and found none")
+    return torch.stack(found[:STARTING_CLIPS])

@@ -155,7 +155,7 @@ def _starting(recipe: Recipe, run: Path, state: RunState | None) -> Recipe:
     if isinstance(recipe, PosttrainRecipe):
         return recipe.model_copy(update={"weights": str(checkpoints(run)[-1])})
     if isinstance(recipe, PretrainRecipe):
-        return recipe.model_copy(update={"weights": None, "towers": None, "vocos": None})
+        return recipe.model_copy(update={"weights": None, "towers": None, "vocos": None, "start": "plain"})
     if isinstance(recipe, RecogniseRecipe) and state.recogniser is not None:
         return recipe.model_copy(update={"characters": state.recogniser["characters"]})
     return recipe

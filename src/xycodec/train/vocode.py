@@ -20,6 +20,7 @@ from xycodec.pretrained import AVERAGE
 from xycodec.recipe import VocoderRecipe
 from xycodec.train.average import WeightAverage
 from xycodec.train.engine import Engine
+from xycodec.train.initialise import centre_vocoder
 from xycodec.train.optimize import Updater
 from xycodec.train.stage import Measured, Stage, StepReport, joint_values
 
@@ -102,4 +103,6 @@ def build(recipe: VocoderRecipe, *, meta: bool = False) -> VocoderTraining:
     """The network of a recipe with its starting weights; `meta` builds it without any, to count them."""
     with torch.random.fork_rng(devices=[]), torch.device("meta" if meta else "cpu"):
         torch.manual_seed(recipe.seed)
-        return VocoderTraining(XYTokenizer(recipe.model))
+        codec = XYTokenizer(recipe.model)
+    centre_vocoder(codec)
+    return VocoderTraining(codec)
