@@ -1,12 +1,17 @@
+import json
+
 import numpy as np
 import pytest
+import soundfile as sf
 import torch
-from tests.training import clip, tiny_model
+from tests.training import clip, pretraining, tiny_model
 
 from xycodec.config import QuantizerConfig, TowerConfig, VocosConfig
+from xycodec.data.manifest import import_manifest
 from xycodec.errors import ConfigError
 from xycodec.models.xy_tokenizer import XYTokenizer
 from xycodec.train.linear_start import start_linear
+from xycodec.train.pretrain import build
 
 WIDE = TowerConfig(d_model=48, layers=2, heads=2, ffn_dim=32)
 FRAMES = 12
@@ -122,3 +127,29 @@ def test_what_does_not_fit_is_told_in_one_line(changes, message):
     with pytest.raises(ConfigError, match=message) as caught:
         start_linear(small_codec(**changes), clips(0, 30))
     assert "\n" not in str(caught.value)
+
+
+def corpus(folder, seconds):
+    rows = []
+    for number in range(8):
+        sf.write(folder / f"{number}.wav", clip(number, seconds).audio.clamp(-1, 1).numpy(), 16_000)
+        rows.append(json.dumps({"audio": f"{number}.wav", "duration": seconds}))
+    (folder / "rows.jsonl").write_text("\n".join(rows))
+    import_manifest(folder / "rows.jsonl", folder / "cuts.jsonl")
+    return {"train": [str(folder / "cuts.jsonl")], "clip_seconds": 2.0, "batch_clips": 3, "workers": 0}
+
+
+def test_a_recipe_fits_it_to_its_data(tmp_path):
+    data = corpus(tmp_path, 2.1)
+    model = small_codec().config.model_dump()
+    one, two = (build(pretraining(model=model, data=data, start="linear")).codec.state_dict() for _ in range(2))
+    plain = build(pretraining(model=model, data=data)).codec.state_dict()
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+    assert one["quantizer.inited"].all()
+    assert not plain["quantizer.inited"].any()
+
+
+def test_a_recipe_whose_clips_are_too_short(tmp_path):
+    data = corpus(tmp_path, 1.0)
+    with pytest.raises(ConfigError, match="start: linear needs clips of 2 s, and found none"):
+        build(pretraining(model=small_codec().config.model_dump(), data=data, start="linear"))

@@ -33,7 +33,7 @@ def start_linear(codec: XYTokenizer, audio: Tensor) -> None:
     bins, factor = codec.config.n_mels, codec.downsample.factor
     frames = audio.shape[1] // codec.hop_length
     _require(codec, len(audio) * frames)
-    clips = audio.split(16)
+    clips = torch.split(audio, 16)
     log_mels = torch.cat([codec.ideal_features(part, [audio.shape[1]] * len(part)) for part in clips]) - RAISE
     rows = log_mels.transpose(1, 2).reshape(-1, 2 * bins)  # two frames a row
     mean = rows.view(-1, bins).mean(dim=0)
@@ -166,7 +166,7 @@ def _fill_decoder(codec: XYTokenizer, hidden: Tensor, wanted: Tensor) -> None:
     """The decoder's rows become two frames each, as pairs; `wanted` (rows, 2 * bins) is what its last GELU meets."""
     decoder, bins = codec.acoustic_decoder, wanted.shape[1] // 2
     mean = wanted.view(-1, bins).mean(dim=0)
-    rows = torch.cat([decoder.transform(codec.upsample(part)) for part in hidden.split(64)]).flatten(0, 1)
+    rows = torch.cat([decoder.transform(codec.upsample(part)) for part in torch.split(hidden, 64)]).flatten(0, 1)
     weight, _ = _least_squares(rows, wanted - mean.repeat(2), intercept=False)
     for sign, first in ((1, 0), (-1, 1)):
         chosen = slice(first, 2 * bins, 2)
