@@ -8,12 +8,10 @@ import json
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from xycodec.audio import atomic_path
 from xycodec.errors import XycodecError
 from xycodec.eval.measure import Measurement, measure
-from xycodec.terminal import print_error, print_measurement, progress
+from xycodec.terminal import clip_progress, print_error, print_measurement
 
 
 def main() -> int:
@@ -40,12 +38,7 @@ def main() -> int:
 
 
 def _measure(args: argparse.Namespace) -> Measurement:
-    with progress(Console(stderr=True), None, quiet=False, unit="clips") as (advance_clip, advance_audio):
-
-        def advance(seconds: float) -> None:
-            advance_clip()
-            advance_audio(seconds)
-
+    with clip_progress("clips", quiet=False) as advance:
         measured = measure(
             args.model, args.manifest, processes=args.jobs, threads=args.threads, limit=args.limit, advance=advance
         )

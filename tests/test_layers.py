@@ -18,6 +18,7 @@ LEVELS = [
     {"models", "losses", "convert"},
     {"pretrained"},
     {"train", "eval", "tokenization", "serve", "transcode", "picture", "bench", "jobs", "terminal"},
+    {"cli_options", "cli_data"},
     {"cli"},
     {"__main__"},
 ]
@@ -86,7 +87,8 @@ def test_the_reader_of_imports_sees_them(tmp_path):
 
 
 def test_the_command_line_imports_the_rest_when_it_needs_it():
-    assert imports(PACKAGE / "cli.py", top_level=True) <= {"errors", "terminal"}
+    assert imports(PACKAGE / "cli.py", top_level=True) <= {"errors", "terminal", "cli_data", "cli_options"}
+    assert imports(PACKAGE / "cli_data.py", top_level=True) <= {"terminal", "cli_options"}
     assert imports(PACKAGE / "terminal.py", top_level=True) <= {"errors"}
 
 

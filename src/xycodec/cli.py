@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from xycodec.cli_data import data_app
+from xycodec.cli_options import Jobs, Quiet, require_extra
 from xycodec.errors import XycodecError
-from xycodec.terminal import print_bench, print_comparison, print_error, print_plan, print_table, progress, run_all
+from xycodec.terminal import print_bench, print_comparison, print_error, print_plan, print_table, run_all
 
 if TYPE_CHECKING:
     from xycodec.jobs import Advance, Job, Work
@@ -29,6 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(data_app, name="data")
 
 
 class Precision(StrEnum):
@@ -61,10 +64,8 @@ Overlap = Annotated[
 ]
 Layers = Annotated[int | None, typer.Option("--n-q", min=1, help="Use only the first codebooks.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads in all (default: every core).")]
-Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes that share the files.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
 Store = Annotated[Storage, typer.Option(help="float16 takes half the size.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object a line on stdout.")]
 
 
@@ -297,7 +298,7 @@ def train_command(
 
     from xycodec.recipe import load_recipe
 
-    _require_extra("train", "lhotse", "transformers", "tensorboard", "jiwer")
+    require_extra("train", "lhotse", "transformers", "tensorboard", "jiwer")
     recipe = load_recipe(config, tuple(overrides or ()))
     if threads:
         torch.set_num_threads(threads)
@@ -329,117 +330,6 @@ def export(
 
     made = export_weights(run, folder, part_bytes=part_mb * MB, dtype=getattr(torch, store.value))
     print(f"{folder}: step {made.step:,}, {made.bytes / MB:,.1f} MB in {len(made.files)} files")
-
-
-data_app = typer.Typer(help="Corpora for training.", no_args_is_help=True)
-app.add_typer(data_app, name="data")
-
-
-@data_app.command(name="import")
-def data_import(
-    manifest: Annotated[Path, typer.Argument(help="JSON lines with audio, duration, speaker, text, ...")],
-    cuts: Annotated[Path, typer.Argument(help="The Lhotse manifest to write: .jsonl.gz or .jsonl.")],
-    quiet: Quiet = False,
-) -> None:
-    """Turn a JSON-lines manifest into Lhotse cuts."""
-    _require_extra("train", "lhotse")
-    from xycodec.data.manifest import import_manifest
-
-    report = import_manifest(manifest, cuts)
-    for name, reason in report.left_out:
-        print(f"left out: {name}: {reason}", file=sys.stderr)
-    if not quiet:
-        print(f"{cuts}: {report.clips:,} clips, {report.seconds / 3600:.2f} h, {len(report.left_out)} left out")
-
-
-@data_app.command(name="pack")
-def data_pack(
-    cuts: Annotated[str, typer.Argument(help="What data.train may name: a Lhotse manifest, a Shar folder, tars.")],
-    folder: Annotated[Path, typer.Argument(help="A new folder, for cuts.jsonl.gz and the WAV files it points into.")],
-    rate: Annotated[int, typer.Option(help="Of all clips, Hz; those recorded below it are left out.")] = 16_000,
-    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Processes (default: every core).")] = None,
-    quiet: Quiet = False,
-) -> None:
-    """Decode a corpus once, so that training need not: 115 MB an hour at 16 kHz."""
-    _require_extra("train", "lhotse")
-    from rich.console import Console
-
-    from xycodec.data import pack
-    from xycodec.data.sources import open_source
-    from xycodec.recipe import SourceConfig
-
-    source = open_source(SourceConfig(path=cuts))
-    with progress(Console(stderr=True), None, quiet, unit="clips") as (advance_clip, advance_audio):
-
-        def advance(seconds: float) -> None:
-            advance_clip()
-            advance_audio(seconds)
-
-        processes = jobs or os.cpu_count() or 1
-        report = pack.pack(source, folder, rate=rate, processes=processes, advance=advance)
-    for line in report.left_out:
-        print(f"left out: {line}", file=sys.stderr)
-    if not quiet:
-        hours = f"{report.seconds / 3600:.2f} h in {report.files:,} files"
-        print(f"{folder / pack.MANIFEST}: {report.clips:,} clips, {hours}, {len(report.left_out)} left out")
-
-
-@data_app.command(name="synthesise")
-def data_synthesise(
-    folder: Annotated[Path, typer.Argument(help="Where audio/*.flac and cuts.jsonl.gz go.")],
-    hours: Annotated[float, typer.Option(help="Hours of speech; what is there already is kept.")],
-    seed: Annotated[int, typer.Option(help="Of sentences and voices.")] = 0,
-    jobs: Jobs = 2,
-    quiet: Quiet = False,
-) -> None:
-    """Make speech with transcripts, with the programs flite and espeak-ng."""
-    _require_extra("train", "lhotse")
-    from rich.console import Console
-
-    from xycodec.data.synthesise import CUTS, synthesise
-
-    with progress(Console(stderr=True), None, quiet, unit=f"clips of {hours:g} h") as (advance_clip, advance_audio):
-
-        def advance(seconds: float) -> None:
-            advance_clip()
-            advance_audio(seconds)
-
-        report = synthesise(folder, hours=hours, seed=seed, jobs=jobs, advance=advance)
-    for name, reason in report.left_out:
-        print(f"left out: {name}: {reason}", file=sys.stderr)
-    if not quiet:
-        counts = f"{report.clips:,} clips ({report.made:,} new), {report.seconds / 3600:.2f} h"
-        print(f"{folder / CUTS}: {counts}, {len(report.left_out)} left out")
-
-
-@data_app.command(name="lm")
-def data_lm(
-    cuts: Annotated[Path, typer.Argument(help="A Lhotse manifest whose texts it learns its tokens from.")],
-    folder: Annotated[Path, typer.Argument(help="A new folder: what lm.source names in a recipe.")],
-    vocabulary: Annotated[int, typer.Option(min=257, help="Tokens, at most.")] = 1000,
-    hidden: Annotated[int, typer.Option(min=16, help="Width.")] = 256,
-    layers: Annotated[int, typer.Option(min=1, help="Layers.")] = 4,
-    heads: Annotated[int, typer.Option(min=1, help="Attention heads.")] = 4,
-) -> None:
-    """Make a small random language model to train along (lm.trainable=true), where no pretrained one is at hand."""
-    _require_extra("train", "lhotse", "transformers")
-    from xycodec.data.sources import open_source
-    from xycodec.recipe import SourceConfig
-    from xycodec.train.small_lm import make_small_lm
-
-    if hidden % (2 * heads):
-        raise typer.BadParameter(f"{hidden} is no even multiple of {heads} heads", param_hint="--hidden")
-    texts = (words.text or "" for cut in open_source(SourceConfig(path=str(cuts))) for words in cut.supervisions)
-    count = make_small_lm(folder, texts, vocabulary=vocabulary, hidden=hidden, layers=layers, heads=heads)
-    print(f"{folder}: {count:,} parameters with random weights; set lm.source={folder} and lm.trainable=true")
-
-
-def _require_extra(extra: str, *modules: str) -> None:
-    from importlib.util import find_spec
-
-    missing = [name for name in modules if find_spec(name) is None]
-    if missing:
-        raise XycodecError(f"{missing[0]} is not installed: pip install 'xycodec[{extra}]'")
 
 
 def _parse_lengths(seconds: str) -> list[float]:

@@ -101,6 +101,20 @@ def progress(
         yield lambda: bar.advance(task), advance_audio
 
 
+@contextmanager
+def clip_progress(unit: str, quiet: bool) -> "Iterator[Callable[[float], None]]":
+    """The same on stderr for clips of which each is told once, with its seconds."""
+    from rich.console import Console
+
+    with progress(Console(stderr=True), None, quiet, unit) as (advance_clip, advance_audio):
+
+        def advance(seconds: float) -> None:
+            advance_clip()
+            advance_audio(seconds)
+
+        yield advance
+
+
 def print_table(title: str, columns: Sequence[tuple[str, str]], rows: Sequence[tuple[str, ...]]) -> None:
     """A table on stdout; `columns` are (name, left or right), without names there is no heading."""
     from rich.console import Console

@@ -1,0 +1,18 @@
+"""What several commands share."""
+
+from importlib.util import find_spec
+from typing import Annotated
+
+import typer
+
+from xycodec.errors import XycodecError
+
+Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes that share the files.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+
+
+def require_extra(extra: str, *modules: str) -> None:
+    """Raise XycodecError, which names the `extra` to install, unless all `modules` are there."""
+    missing = [name for name in modules if find_spec(name) is None]
+    if missing:
+        raise XycodecError(f"{missing[0]} is not installed: pip install 'xycodec[{extra}]'")
