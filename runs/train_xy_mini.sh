@@ -27,11 +27,14 @@ done
 [ -d $work/lm ] || xycodec data lm $work/packed-train/cuts.jsonl.gz $work/lm --hidden 256 --layers 3
 
 stage() { # recipe, then overrides; ends the script where a slice of time is over
-  xycodec train "configs/xy_tokenizer/xy_mini/$1.yaml" --resume "${@:2}" | tee /dev/stderr | grep -q "finished" || exit 0
+  local said
+  said=$(xycodec train "configs/xy_tokenizer/xy_mini/$1.yaml" --resume "${@:2}")
+  echo "$said"
+  [[ $said == *": finished at step "* ]] || exit 0
 }
 for recipe in recognise vocoder joint posttrain; do
   stage $recipe "$@"
 done
-xycodec export $work/posttrain $work/release-training --part-mb 15
+[ -d $work/release-training ] || xycodec export $work/posttrain $work/release-training --part-mb 15
 xycodec convert $work/posttrain $work/release --store float16 --part-mb 15 --overwrite
 echo "done: $work/release is the codec, $work/release-training goes on training"
