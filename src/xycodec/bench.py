@@ -24,6 +24,9 @@ PEAK_SECONDS = 0.5  # the matrix product is repeated for at least this long
 clock: Callable[[], float] = time.perf_counter
 
 
+LONGEST_MIXED_S = 15.0
+
+
 @dataclass(frozen=True)
 class Flops:
     """Arithmetic of one clip in GFLOP: matrix products, convolutions and attention."""
@@ -188,7 +191,7 @@ def mixed_batch(codec: Codec, *, clips: int = 32, shortest: float = 2.0, longest
 
 
 def measure_batch(
-    codec: Codec, *, clips: int = 32, shortest: float = 2.0, longest: float = 15.0, repeats: int = 2
+    codec: Codec, *, clips: int = 32, shortest: float = 2.0, longest: float = LONGEST_MIXED_S, repeats: int = 2
 ) -> BatchResult:
     """Encode `clips` clips of `shortest` to `longest` seconds in one call, and 10 s clips one by one."""
     items = mixed_batch(codec, clips=clips, shortest=shortest, longest=longest)

@@ -243,9 +243,13 @@ def bench(
         str,
         typer.Option("--model", "-m", help="A name (with random weights: the speed is the same), or what to load."),
     ] = "xy-tokenizer",
-    seconds: Annotated[str, typer.Option(help="Clip lengths, separated by commas.")] = "2,5,10,30",
+    seconds: Annotated[
+        str | None, typer.Option(help="Clip lengths, separated by commas (default: 2,5,10,30, within the window).")
+    ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Calls of which the fastest counts.")] = 3,
-    batch: Annotated[bool, typer.Option(help="Also encode 32 clips of 2 to 15 s in one call.")] = True,
+    batch: Annotated[
+        bool, typer.Option(help="Also encode 32 clips of 2 to 15 s in one call, if the window holds them.")
+    ] = True,
     bf16: Annotated[bool, typer.Option(help="Also compare with bfloat16.")] = False,
     device: Device = "auto",
     threads: Threads = None,
@@ -256,24 +260,26 @@ def bench(
 
     import torch
 
-    from xycodec.bench import bf16_agreement, matmul_peak, measure, measure_batch
+    from xycodec.bench import LONGEST_MIXED_S, bf16_agreement, matmul_peak, measure, measure_batch
     from xycodec.config import CONFIGS
     from xycodec.pretrained import load_codec, random_codec, resolve_device
 
-    lengths = _parse_lengths(seconds)
+    lengths = None if seconds is None else _parse_lengths(seconds)
     if threads:
         torch.set_num_threads(threads)
     named = model in CONFIGS
     codec = random_codec(CONFIGS[model]).to(resolve_device(device)) if named else load_codec(model, device=device)
+    window = codec.window_samples / codec.input_sample_rate
+    lengths = lengths or [length for length in (2.0, 5.0, 10.0, 30.0) if length <= window]
     peak = matmul_peak(device=codec.device)
     report: dict[str, Any] = {"model": codec.model_id, "device": str(codec.device), "peak_gflops": peak}
     report["rows"] = [asdict(row) for row in measure(codec, lengths, repeats=repeats, peak=peak)]
-    if batch:
+    if batch and window >= LONGEST_MIXED_S:
         report["batch"] = asdict(measure_batch(codec))
     if bf16:
         low = copy.deepcopy(codec)
         low.to_compute_dtype(torch.bfloat16)
-        report["bfloat16"] = asdict(bf16_agreement(codec, low, repeats=repeats))
+        report["bfloat16"] = asdict(bf16_agreement(codec, low, seconds=min(10.0, window), repeats=repeats))
     if as_json:
         print(json.dumps(report))
     else:

@@ -200,7 +200,7 @@ CONFIGS: dict[str, XYTokenizerConfig] = {
         _published("xy-tokenizer-32k", 32000),
         XYTokenizerConfig(
             model_id="xy-mini",
-            window_frames=75,
+            window_frames=25,
             semantic_encoder=_MINI,
             semantic_encoder_adapter=TowerConfig(d_model=256, layers=1, heads=4, ffn_dim=512),
             acoustic_encoder=_MINI,

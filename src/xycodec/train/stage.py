@@ -33,9 +33,9 @@ class Measured:
 
     means: dict[str, Mean]
     counts: Tensor | None = None
-    """(n_q, codebook_size) uses of every code; None where there are no codes, as there is no audio then."""
+    """(n_q, codebook_size) uses of every code; None where there are no codes."""
     audio: Tensor | None = None
-    """(B, T) decoded, zero past each clip's end."""
+    """(B, T) decoded, zero past each clip's end; None where there is none."""
     words: WordErrors = field(default_factory=lambda: WordErrors(0, 0))
     texts: tuple[str, ...] = ()
 

@@ -88,7 +88,7 @@ class VocoderStage(Stage):
         self.measured.eval()
         with self.engine.autocast():
             total, count, audio = self.measured(batch)
-        return Measured({"mel": Mean(total, count)}, torch.zeros_like(self.codec.quantizer.cluster_size), audio)
+        return Measured({"mel": Mean(total, count)}, audio=audio)
 
     def loss(self, values: Mapping[str, float]) -> float:
         """The mel distance."""
