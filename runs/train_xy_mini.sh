@@ -32,7 +32,7 @@ stage() { # recipe, then overrides; ends the script where a slice of time is ove
   echo "$said"
   [[ $said == *": finished at step "* ]] || exit 0
 }
-for recipe in recognise vocoder joint posttrain; do
+for recipe in recognise vocoder joint again posttrain; do
   stage $recipe "$@"
 done
 [ -d $work/release-training ] || xycodec export $work/posttrain $work/release-training --part-mb 15
