@@ -246,6 +246,8 @@ class PretrainRecipe(RunConfig):
         if self.loss.asr and self.lm is None:
             raise ValueError("loss.asr needs a language model: give lm, or set loss.asr to 0")
         _require_a_loss(self.loss)
+        if self.start == "linear" and self.weights is not None:
+            raise ValueError("start: linear would undo what weights gives: set one of the two to plain or null")
         if self.mel_reaches == "vocoder" and self.loss.mel and not self.loss.features:
             raise ValueError("mel_reaches: with vocoder the decoder learns from loss.features alone: give it a weight")
         return self

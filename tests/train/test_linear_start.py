@@ -10,6 +10,7 @@ from xycodec.config import QuantizerConfig, TowerConfig, VocosConfig
 from xycodec.data.manifest import import_manifest
 from xycodec.errors import ConfigError
 from xycodec.models.xy_tokenizer import XYTokenizer
+from xycodec.train import pretrain
 from xycodec.train.linear_start import start_linear
 from xycodec.train.pretrain import build
 
@@ -149,7 +150,16 @@ def test_a_recipe_fits_it_to_its_data(tmp_path):
     assert not plain["quantizer.inited"].any()
 
 
-def test_a_recipe_whose_clips_are_too_short(tmp_path):
+def test_a_recipe_does_not_undo_its_weights():
+    with pytest.raises(ConfigError, match="start: linear would undo what weights gives"):
+        pretraining(start="linear", weights="somewhere")
+
+
+@pytest.mark.parametrize("endless", [False, True])
+def test_a_recipe_whose_clips_are_too_short(tmp_path, monkeypatch, endless):
+    monkeypatch.setattr(pretrain, "SEARCHED", 40)
     data = corpus(tmp_path, 1.0)
+    if endless:
+        data["train"] = [{"path": data["train"][0], "weight": 1}]
     with pytest.raises(ConfigError, match="start: linear needs clips of 2 s, and found none"):
         build(pretraining(model=small_codec().config.model_dump(), data=data, start="linear"))

@@ -22,7 +22,8 @@ from xycodec.nn.whisper import AcousticDecoder, WhisperEncoder
 # Mel frames after a clip that make it exact: one that the stride-2 convolution sees, and one whose STFT
 # window may still hold the clip's last samples (the floor follows the maximum over all frames).
 MARGIN = 2
-# Added to log-mels, which are about -0.5 to 1.5: at 1 the decoder's last GELU died in whole bands and learned no more.
+# Added to log-mels, which are about -0.5 to 1.5. With 1, a fast run ended at the distance that silence of the decoder's
+# last GELU would have, and stayed there.
 RAISE = 2.0
 
 

@@ -30,6 +30,7 @@ from xycodec.train.optimize import Updater
 from xycodec.train.stage import Measured, Stage, StepReport, joint_values, weighted
 
 STARTING_CLIPS, STARTING_FRAMES = 1000, 25  # what a linear start looks at: 2 s of each clip
+SEARCHED = 50_000  # clips at most, since a mix of short ones has no end
 TOKENS_PER_SECOND = 10  # more than anyone says: where transcription gives up
 
 
@@ -281,9 +282,11 @@ def _excerpt_of_each(recipe: PretrainRecipe) -> Tensor:
         cuts, config, output_sample_rate=recipe.model.output_sample_rate, seed=recipe.seed, rank=0, world_size=1
     )
     found: list[Tensor] = []
+    searched = 0
     for batch in stream.batches():
+        searched += len(batch.ids)
         found += [clip[:samples] for clip, n in zip(batch.audio, batch.lengths, strict=True) if n >= samples]
-        if len(found) >= STARTING_CLIPS or batch.position.epoch > 0:
+        if len(found) >= STARTING_CLIPS or searched >= SEARCHED or batch.position.epoch > 0:
             break
     if not found:
         raise ConfigError(f"start: linear needs clips of {samples / INPUT_RATE:g} s, and found none")
