@@ -293,6 +293,8 @@ class PosttrainRecipe(RunConfig):
     discriminators: DiscriminatorsConfig = DiscriminatorsConfig()
     keep_discriminators: bool = True
     """Whether to go on with the discriminators of `weights`, if it has any."""
+    hear_seconds: PositiveFloat | None = None
+    """Discriminators and mel loss hear so much of each clip, from a random place; null: all of it."""
     loss: PosttrainingLoss = PosttrainingLoss()
     optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5)
     discriminator_optimizer: OptimizerConfig = OptimizerConfig(lr=1e-4)

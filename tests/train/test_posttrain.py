@@ -136,6 +136,31 @@ def test_mel_alone_needs_no_judgement(weights):
     assert len(calls) == 1
 
 
+def test_a_part_of_each_clip_is_judged(weights):
+    stage = stage_of(weights, hear_seconds=0.16)
+    judged, heard = [], []
+    stage.discriminators.register_forward_hook(lambda _, args, out: judged.append(args[0]))
+    stage.mel.register_forward_hook(lambda _, args, out: heard.append(args))
+    for number in range(4):
+        seeded(number)
+        stage.step([batch(*CLIPS)], number)
+    places = set()
+    for both, (decoded, target, lengths) in zip(judged[::3], heard, strict=True):
+        assert both.shape == (2 * len(CLIPS), 2 * 1280)
+        real, fake = both.chunk(2)
+        assert torch.equal(real, target)
+        assert torch.equal(fake, decoded.detach())
+        for one, part, length in zip(CLIPS, real, lengths.tolist(), strict=True):
+            starts = range(0, len(one.audio), 1280)
+            (place,) = (at for at in starts if torch.equal(one.audio[at:][:length], part[:length]))
+            assert length == min(2560, len(one.audio) - place)
+            assert not part[length:].any()
+            places.add((len(one.audio), place))
+    assert len(places) > 3
+    # What is measured is all of it.
+    assert stage.measure(batch(*CLIPS), transcribe=False).audio.shape == (2, 5 * 1280)
+
+
 # ---- another rate ----------------------------------------------------------------------------------
 
 

@@ -20,6 +20,7 @@ from xycodec.pretrained import AVERAGE, load_codec, read_checkpoint
 from xycodec.recipe import PosttrainRecipe
 from xycodec.train.average import WeightAverage
 from xycodec.train.engine import Engine, plain
+from xycodec.train.excerpt import Heard, synthesise_excerpts
 from xycodec.train.initialise import adopt_codec, find_checkpoint
 from xycodec.train.optimize import Updater
 from xycodec.train.stage import Measured, Stage, StepReport, joint_values, weighted
@@ -32,10 +33,10 @@ FROZEN = (
 class PostTraining(nn.Module):
     """The codec as a generator: from a batch to decoded and true audio of one length."""
 
-    def __init__(self, codec: XYTokenizer, min_samples: int) -> None:
+    def __init__(self, codec: XYTokenizer, min_samples: int, hear_seconds: float | None = None) -> None:
         super().__init__()
         self.codec = codec
-        self.min_samples = min_samples
+        self.min_samples, self.hear_seconds = min_samples, hear_seconds
         for part in self._frozen():
             part.requires_grad_(False)
 
@@ -49,21 +50,24 @@ class PostTraining(nn.Module):
             part.eval()
         return self
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Decoded audio (B, T), zero past each clip's end; the target, as long; counts of the codes (n_q, K)."""
+    def forward(self, batch: Batch) -> tuple[Heard, Tensor]:
+        """Decoded and true audio, in training of `hear_seconds` of each clip; counts of the codes (n_q, K)."""
         codec = self.codec
+        frames = [codec.num_frames(n) for n in batch.lengths]
         with torch.no_grad():
             latents, _ = codec.encode_latents(batch.audio, [max(n, 1) for n in batch.lengths])
-            mask = frame_mask([codec.num_frames(n) for n in batch.lengths], latents.shape[1])
+            mask = frame_mask(frames, latents.shape[1])
             quantized = codec.quantizer(latents, mask)
         device_mask = None if mask is None else mask.to(latents.device, non_blocking=True)
-        audio = codec.decode_latents(quantized.quantized, device_mask)
-        samples = max(audio.shape[1], self.min_samples)
+        hidden = codec.post_rvq_adapter(quantized.quantized, device_mask)
+        features = codec.acoustic_features(hidden, device_mask)
+        seconds = self.hear_seconds if self.training else None
+        audio, target, lengths = synthesise_excerpts(codec, features, frames, batch, seconds)
+        missing = max(self.min_samples - audio.shape[1], 0)
+        audio, target = F.pad(audio, (0, missing)), F.pad(target, (0, missing))
         # Past its end a clip is silent in both, which teaches neither side anything.
-        lengths = torch.tensor(batch.target_lengths).to(audio.device, non_blocking=True)
-        audio = F.pad(audio, (0, samples - audio.shape[1]))
-        audio = audio * (torch.arange(samples, device=audio.device) < lengths[:, None])
-        return audio, F.pad(batch.target, (0, samples - batch.target.shape[1])), quantized.counts
+        inside = torch.arange(audio.shape[1]) < lengths[:, None]
+        return Heard(audio * inside.to(audio.device, non_blocking=True), target, lengths), quantized.counts
 
 
 class PosttrainStage(Stage):
@@ -101,13 +105,12 @@ class PosttrainStage(Stage):
             last = index == len(batches) - 1
             with self.engine.joining(self.generator, last), self.engine.joining(self.discriminators, last):
                 with self.engine.autocast():
-                    fake, real, used = self.generator(batch)
+                    (fake, real, lengths), used = self.generator(batch)
                 # A batch of which nothing could be read is silence: it goes all the way, and counts nowhere.
                 share = float(any(batch.target_lengths))
                 joined = self._teach_discriminators(real, fake.detach(), share, len(batches))
                 if last:
                     norms["discriminator_grad_norm"] = self.updaters["discriminators"].update(step)
-                lengths = torch.tensor(batch.target_lengths)
                 joined |= self._teach_generator(real, fake, lengths, share, len(batches))
             for name, value in joined.items():
                 values[name] = values.get(name, 0.0) + value.detach() / len(batches)
@@ -155,8 +158,8 @@ class PosttrainStage(Stage):
         """The mel distance; what discriminators say of unheard clips says little."""
         self.measured.eval()
         with self.engine.autocast():
-            audio, target, counts = self.measured(batch)
-        return Measured({"mel": self.mel(audio, target, torch.tensor(batch.target_lengths))}, counts, audio)
+            (audio, target, lengths), counts = self.measured(batch)
+        return Measured({"mel": self.mel(audio, target, lengths)}, counts, audio)
 
     def loss(self, values: Mapping[str, float]) -> float:
         """The mel distance."""
@@ -208,7 +211,7 @@ def build(recipe: PosttrainRecipe, *, meta: bool = False) -> tuple[PostTraining,
         adopt_codec(codec, loaded, str(source), except_vocos=config != loaded.config)
         if data is not None and "discriminators" in data["networks"] and recipe.keep_discriminators:
             _adopt_discriminators(discriminators, data["networks"]["discriminators"], str(checkpoint))
-    return PostTraining(codec, discriminators.min_samples), discriminators
+    return PostTraining(codec, discriminators.min_samples, recipe.hear_seconds), discriminators
 
 
 def _adapted(config: XYTokenizerConfig, recipe: PosttrainRecipe) -> XYTokenizerConfig:

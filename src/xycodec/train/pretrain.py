@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from xycodec.data.batch import Batch
 from xycodec.data.clip import FRAME, INPUT_RATE
@@ -24,6 +23,7 @@ from xycodec.pretrained import AVERAGE
 from xycodec.recipe import PretrainRecipe
 from xycodec.train.average import WeightAverage
 from xycodec.train.engine import Engine
+from xycodec.train.excerpt import synthesise_excerpts
 from xycodec.train.initialise import adopt_vocoder, load_weights, start_towers
 from xycodec.train.linear_start import start_linear
 from xycodec.train.optimize import Updater
@@ -77,7 +77,9 @@ class PreTraining(nn.Module):
                 losses["features"] = self._feature_distance(features, batch)
             if self.weights.mel or not self.training:
                 heard = features.detach() if self.mel_reaches == "vocoder" else features
-                audio, losses["mel"] = self._hear(heard, frames, batch)
+                seconds = self.hear_seconds if self.training else None
+                audio, target, lengths = synthesise_excerpts(codec, heard, frames, batch, seconds)
+                losses["mel"] = self.mel(audio, target, lengths)
         if self.weights.commitment:
             losses["commitment"] = quantized.commitment_loss
         read = hidden if self.reads_adapter else quantized.quantized
@@ -94,27 +96,6 @@ class PreTraining(nn.Module):
             read=read.detach(),
         )
 
-    def _hear(self, features: Tensor, frames: Sequence[int], batch: Batch) -> tuple[Tensor, Mean]:
-        """Audio and its mel distance: of all of the clips or, in training, of `hear_seconds` of each."""
-        codec = self.codec
-        # Not the longest of `frames`: a batch of nothing has a frame too.
-        width = longest = features.shape[2] // (2 * codec.upsample.factor)
-        if self.hear_seconds is not None and self.training:
-            width = min(longest, max(1, round(self.hear_seconds * codec.frame_rate)))
-        hop = codec.config.output_hop_length
-        target = F.pad(batch.target, (0, longest * hop - batch.target.shape[1]))
-        starts = [0] * len(frames)
-        if width < longest:
-            # Drawn on the CPU: the device need not be asked for them.
-            draws = torch.rand(len(frames)).tolist()
-            starts = [int(draw * (max(count - width, 0) + 1)) for draw, count in zip(draws, frames, strict=True)]
-            features = _excerpts(features.transpose(1, 2), starts, width, features.shape[2] // longest).transpose(1, 2)
-            target = _excerpts(target, starts, width, hop)
-        mask = frame_mask([min(count - start, width) for count, start in zip(frames, starts, strict=True)], width)
-        audio = codec.synthesise(features, None if mask is None else mask.to(features.device, non_blocking=True))
-        lengths = (torch.tensor(batch.target_lengths) - hop * torch.tensor(starts)).clamp(0, width * hop)
-        return audio, self.mel(audio, target, lengths)
-
     def _feature_distance(self, features: Tensor, batch: Batch) -> Mean:
         """Mean over valid frames of the L1 distance to the features of the clips themselves."""
         with torch.autocast(features.device.type, enabled=False):
@@ -123,12 +104,6 @@ class PreTraining(nn.Module):
             starts = torch.arange(distance.shape[1]) * self.codec.mel.hop_length
             valid = starts < torch.tensor(batch.lengths)[:, None]
             return masked_mean(distance, valid.to(distance.device, non_blocking=True))
-
-
-def _excerpts(x: Tensor, starts: Sequence[int], width: int, unit: int) -> Tensor:
-    """Of each item of (B, T, ...), `width` units from its start on: (B, width * unit, ...)."""
-    index = (torch.tensor(starts)[:, None] * unit + torch.arange(width * unit)).to(x.device, non_blocking=True)
-    return x[torch.arange(len(x), device=x.device)[:, None], index]
 
 
 class PretrainStage(Stage):
