@@ -63,6 +63,31 @@ def read_cuts(path: Path) -> Iterator[Cut]:
         yield _parsed(line, f"{path}:{number}")
 
 
+def is_ours(path: Path) -> bool:
+    """Whether a manifest is of our rows rather than Lhotse's. Raises ConfigError if it cannot be read."""
+    _, first = next(_lines(path), (0, ""))
+    try:
+        row = json.loads(first)
+    except ValueError:
+        return False
+    return isinstance(row, dict) and "audio" in row and "type" not in row
+
+
+def row_cut(folder: Path, row: dict[str, Any]) -> Cut:
+    """The cut of a row of our manifest in `folder`. Raises AudioError if its audio's header cannot be read."""
+    path = (folder / row["audio"]).resolve()
+    info = audio_info(path)
+    if not info.num_samples:
+        raise AudioError(f"{str(path)!r} holds no samples: give a recording that is not empty")
+    name = row["audio"]
+    source = AudioSource(type="file", channels=list(range(info.channels)), source=str(path))
+    cut = Recording(name, [source], info.sample_rate, info.num_samples, info.duration).to_cut()
+    words = {key: row.get(key) for key in ("text", "speaker", "language")}
+    origin = {key: row[key] for key in ("source", "licence") if row.get(key)}
+    cut.supervisions = [SupervisionSegment(name, name, 0.0, cut.duration, custom=origin or None, **words)]
+    return cut
+
+
 def open_text(path: Path, mode: str) -> IO[str]:
     """Open a text file to read ("rt") or write ("wt"), compressed if its name ends in .gz."""
     opener: Any = gzip.open if path.suffix == ".gz" else open
@@ -73,7 +98,7 @@ def _write(manifest: Path, file: IO[str], advance: Callable[[int], None]) -> Imp
     clips, seconds, with_text, left_out = 0, 0.0, 0, []
     for row in read_rows(manifest):
         try:
-            cut = _cut(manifest.parent, row)
+            cut = row_cut(manifest.parent, row)
         except AudioError as error:
             left_out.append((row["audio"], str(error)))
         else:
@@ -116,20 +141,6 @@ def _problem(row: Any) -> str | None:
         if not isinstance(row.get(key), str | None):
             return f"{key} is {row[key]!r}: give a string or null"
     return None
-
-
-def _cut(folder: Path, row: dict[str, Any]) -> Cut:
-    path = (folder / row["audio"]).resolve()
-    info = audio_info(path)
-    if not info.num_samples:
-        raise AudioError(f"{str(path)!r} holds no samples: give a recording that is not empty")
-    name = row["audio"]
-    source = AudioSource(type="file", channels=list(range(info.channels)), source=str(path))
-    cut = Recording(name, [source], info.sample_rate, info.num_samples, info.duration).to_cut()
-    words = {key: row.get(key) for key in ("text", "speaker", "language")}
-    origin = {key: row[key] for key in ("source", "licence") if row.get(key)}
-    cut.supervisions = [SupervisionSegment(name, name, 0.0, cut.duration, custom=origin or None, **words)]
-    return cut
 
 
 def _parsed(line: str, where: str) -> Cut:
