@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from xycodec.errors import ConfigError
 from xycodec.nn.discriminators import DiscriminatorOutput
 from xycodec.nn.mean import Mean, average_of, masked_mean, plain_mean, sum_of
-from xycodec.nn.mel import mel_filterbank
+from xycodec.nn.mel import magnitudes, mel_filterbank
 
 
 class MultiScaleMel(nn.Module):
@@ -59,7 +59,7 @@ class _MelDistance(nn.Module):
 
     def __init__(self, window: int, n_mels: int, sample_rate: int) -> None:
         super().__init__()
-        self.window, self.hop_length = window, window // 4
+        self.hop_length = window // 4
         # Derived, so not in checkpoints.
         self.register_buffer("hann", torch.hann_window(window), persistent=False)
         self.register_buffer("filters", mel_filterbank(window, n_mels, sample_rate), persistent=False)
@@ -73,10 +73,7 @@ class _MelDistance(nn.Module):
 
     def _log_mel(self, audio: Tensor) -> Tensor:
         """(B, T) -> (B, frames, bins)."""
-        spectrum = torch.stft(
-            audio, self.window, self.hop_length, window=self.hann, normalized=True, return_complex=True
-        )
-        mel = spectrum.abs().transpose(1, 2) @ self.filters
+        mel = magnitudes(audio, self.hann, normalized=True) @ self.filters
         return mel.clamp_min(self.floor).log10()
 
 

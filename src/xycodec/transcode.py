@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from xycodec.audio import stream_audio, write_audio
 from xycodec.bitstream import CodecFile
 from xycodec.errors import BitstreamError
-from xycodec.eval.quality import RATE, Quality, measure_quality
+from xycodec.eval.quality import RATE, measure_quality
+from xycodec.eval.results import Scores
 from xycodec.models.base import Codec
 from xycodec.models.longform import decode_blocks, encode_long
 
@@ -49,7 +50,8 @@ class Comparison:
 
     encoded: Transcoded
     decoded: Transcoded
-    quality: Quality
+    quality: Scores
+    """Of the metrics in `xycodec.eval.quality.ROUNDTRIP`."""
 
 
 def encode_file(

@@ -1,22 +1,29 @@
-"""How near a decoding is to its original: STOI, PESQ and mel distance, with every choice that they leave open.
-
-* Both are compared as mono at 16 kHz, up to the shorter's end; narrow-band PESQ at 8 kHz, resampled by soxr.
-* Levels stay as they are, and no delay is searched for or taken out: a codec keeps time. (PESQ aligns within itself.)
-* Values are means over pieces of 20 s, weighted by length, so that memory does not grow with the audio. A piece that
-  a metric cannot take, such as a long pause, does not count in it.
-"""
+"""How near a decoding is to its original, with every choice that the metrics leave open (`PROTOCOL`)."""
 
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
-from typing import Literal
+from difflib import get_close_matches
+from functools import cached_property, partial
+from math import isfinite
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from xycodec.eval.metrics import mel_distance, paired
+from xycodec.errors import AudioError, XycodecError
+from xycodec.eval.metrics import (
+    MOST_DB,
+    SHORTEST_DAC,
+    Moments,
+    dac_mel_distance,
+    mel_distance,
+    paired,
+    stft_distance,
+)
+from xycodec.eval.pitch import CEILING_HZ, FLOOR_HZ, SHORTEST_S, STEP_S, PitchErrors, compare_pitch, pitch_track
+from xycodec.eval.results import Scores
 
 Samples = NDArray[np.float32]
 
@@ -27,61 +34,172 @@ PIECE_S = 20.0
 _SHORTEST_STOI_S = 0.41
 _SHORTEST_PESQ_S = 0.25
 
+PROTOCOL = {
+    "sample rate": f"Both are compared as mono at {RATE} Hz, resampled by soxr's HQ; narrow-band PESQ at 8000 Hz.",
+    "alignment": "No delay is searched for or taken out; PESQ aligns within itself.",
+    "cropping": "Both are compared up to the end of the shorter one.",
+    "level": "Levels stay as they are; SI-SDR alone ignores a gain, and PESQ sets its own level.",
+    "pieces": f"Values are means over pieces of {PIECE_S:g} s, weighted by length, unless said otherwise here.",
+    "silence": "Pauses stay in. A piece that a metric cannot take does not count in it; a clip without such a piece "
+    "has no value, which is counted and shown with its reason.",
+    "STOI": "pystoi, not extended; it leaves out frames 40 dB below the loudest of the original.",
+    "PESQ": "The package pesq (ITU-T P.862.2 wide-band, P.862.1 narrow-band), the original as reference.",
+    "mel": "Windows 32 to 2048, hop a quarter, 5 to 320 Slaney bins, L1 of log10 of magnitudes not below 1e-5.",
+    "DAC mel, STFT": "Descript Audio Codec's public evaluation (windows 2048 and 512, 150 and 80 bins) at this rate.",
+    "SI-SDR": f"Means removed, energies over the whole clip, capped at {MOST_DB:g} dB either way.",
+    "pitch": f"Praat's autocorrelation, {FLOOR_HZ:g} to {CEILING_HZ:g} Hz every {STEP_S * 1000:g} ms, octave errors "
+    "left in; frames count alike over all pieces and clips.",
+}
+"""Every choice in one sentence, as reports print it."""
 
-@dataclass(frozen=True)
-class Quality:
-    """A decoding compared with its original; a metric is None where it cannot be computed."""
-
-    stoi: float | None
-    """Short-time objective intelligibility (Taal 2011), 1 is equality."""
-    pesq_wb: float | None
-    """PESQ at 16 kHz (ITU-T P.862.2), 1.0 to 4.64, which is equality."""
-    pesq_nb: float | None
-    """PESQ at 8 kHz (ITU-T P.862.1), 1.0 to 4.55, which is equality."""
-    mel_distance: float | None
-    """See `xycodec.losses.MultiScaleMel`; 0 is equality."""
-    missing: dict[str, str]
-    """Why a metric is None, in words, by its name."""
+ROUNDTRIP = ("stoi", "pesq_wb", "pesq_nb", "mel_distance")
+"""What `xycodec roundtrip` shows."""
 
 
-def measure_quality(decoded: Iterable[Samples], original: Iterable[Samples]) -> Quality:
-    """Compare two streams of 1-D blocks at 16 kHz. Raises AudioError if either is empty."""
-    means = {name: _PieceMean() for name in METRICS}
+def measure_quality(
+    decoded: Iterable[Samples], original: Iterable[Samples], metrics: Iterable[str] = ROUNDTRIP
+) -> Scores:
+    """Compare two streams of 1-D blocks at 16 kHz, in memory that does not grow with them.
+
+    Args:
+        decoded: float32, as is `original`; where it is cut into blocks does not matter.
+        original: what `decoded` should be.
+        metrics: names in `METERS`. Of `f0_error` the value is the mean square in cents^2.
+
+    Raises:
+        XycodecError: there is no metric of a name.
+        AudioError: a stream is empty, or holds a NaN or an infinity.
+    """
+    meters = {name: _meter(name) for name in metrics}
     for left, right in paired(decoded, original, round(PIECE_S * RATE)):
-        for name, metric in METRICS.items():
-            means[name].add(metric(left, right), len(right))
-    values = {name: mean.value for name, mean in means.items()}
-    missing = {name: means[name].reason for name, value in values.items() if value is None}
-    return Quality(**values, missing=missing)
+        piece = _Piece(left, right)
+        for meter in meters.values():
+            meter.add(piece)
+    scores = Scores()
+    for name, meter in meters.items():
+        scores |= meter.scores(name)
+    return scores
 
 
-@dataclass
-class _PieceMean:
+def require_metrics(names: Iterable[str]) -> None:
+    """Raise XycodecError, which names the nearest one, unless all are names in `METERS`."""
+    for name in names:
+        _meter(name)
+
+
+def plain(scores: Scores) -> dict[str, Any]:
+    """As one row of JSON: each metric by its name, None where it is missing, and `missing`, which says why."""
+    return {**scores.values, **dict.fromkeys(scores.missing), "missing": scores.missing}
+
+
+def _meter(name: str) -> "_Meter":
+    if name not in METERS:
+        near = get_close_matches(name, METERS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known ones are {', '.join(METERS)}"
+        raise XycodecError(f"{name}: no such metric of quality; {hint}")
+    return METERS[name]()
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """At most `PIECE_S` of both, of equal length, and what several metrics share."""
+
+    decoded: Samples
+    original: Samples
+
+    def __post_init__(self) -> None:
+        for name, audio in (("decoded", self.decoded), ("original", self.original)):
+            if not np.isfinite(audio).all():
+                raise AudioError(f"the {name} audio holds a NaN or an infinity: it cannot be compared")
+
+    @cached_property
+    def pitch(self) -> PitchErrors | str:
+        if len(self.original) < SHORTEST_S * RATE:
+            return f"under {SHORTEST_S:g} s"
+        try:
+            return compare_pitch(pitch_track(self.decoded, RATE), pitch_track(self.original, RATE))
+        except ImportError:
+            return _NOT_INSTALLED
+
+
+# ---- many pieces: what adds up over them -------------------------------------------------------
+
+
+class _Meter(Protocol):
+    """One metric of one clip."""
+
+    def add(self, piece: _Piece) -> None: ...
+
+    def scores(self, name: str) -> Scores: ...
+
+
+class _Mean:
     """The mean of the pieces that have a value, weighted by their samples, or why none has."""
 
-    total: float = 0.0
-    samples: int = 0
-    reason: str = ""
+    def __init__(self, metric: Callable[[Samples, Samples], float | str]) -> None:
+        self.metric, self.total, self.samples, self.reason = metric, 0.0, 0, ""
 
-    def add(self, value: float | str, samples: int) -> None:
+    def add(self, piece: _Piece) -> None:
+        value, samples = self.metric(piece.decoded, piece.original), len(piece.original)
+        if isinstance(value, float) and not isfinite(value):
+            value = "levels beyond float32"
         if isinstance(value, str):
             self.reason = self.reason or value
         else:
             self.total, self.samples = self.total + value * samples, self.samples + samples
 
-    @property
-    def value(self) -> float | None:
-        return self.total / self.samples if self.samples else None
+    def scores(self, name: str) -> Scores:
+        return Scores({name: self.total / self.samples}) if self.samples else Scores(missing={name: self.reason})
+
+
+class _SiSdr:
+    """Energies over the whole clip: a ratio of sums, so that quiet pieces weigh what they hold."""
+
+    def __init__(self) -> None:
+        self.moments: Moments | None = None
+
+    def add(self, piece: _Piece) -> None:
+        moments = Moments.of(piece.decoded, piece.original)
+        self.moments = self.moments + moments if self.moments else moments
+
+    def scores(self, name: str) -> Scores:
+        assert self.moments  # `paired` yields a piece or raises
+        decoded_silent, original_silent = self.moments.constant
+        if decoded_silent or original_silent:
+            return Scores(missing={name: _SILENT if original_silent else _DECODED_TO_SILENCE})
+        return Scores({name: self.moments.si_sdr})
+
+
+class _Pitch:
+    """A mean over frames, given as its total and the number of frames, or why there is none."""
+
+    def __init__(self, mean: Callable[[PitchErrors], tuple[float, int]]) -> None:
+        self.mean, self.errors, self.reason = mean, PitchErrors(), ""
+
+    def add(self, piece: _Piece) -> None:
+        if isinstance(piece.pitch, str):
+            self.reason = self.reason or piece.pitch
+        else:
+            self.errors += piece.pitch
+
+    def scores(self, name: str) -> Scores:
+        total, frames = self.mean(self.errors)
+        if frames:
+            return Scores({name: total / frames}, weights={name: frames})
+        return Scores(missing={name: "no frame is voiced in both" if self.errors.frames else self.reason})
 
 
 # ---- one piece: a value, or why there is none --------------------------------------------------
+
+_SILENT, _DECODED_TO_SILENCE = "silent", "decoded to silence"
+_NOT_INSTALLED = "not installed: pip install 'xycodec[eval]'"
 
 
 def _stoi(decoded: Samples, original: Samples) -> float | str:
     from pystoi import stoi
 
     if not original.any():
-        return "silent"
+        return _SILENT
     too_short = f"under {_SHORTEST_STOI_S} s of speech"
     if len(original) < _SHORTEST_STOI_S * RATE:
         return too_short
@@ -97,11 +215,11 @@ def _pesq(decoded: Samples, original: Samples, band: Literal["wb", "nb"]) -> flo
     try:
         import pesq
     except ImportError:
-        return "not installed: pip install 'xycodec[eval]'"
+        return _NOT_INSTALLED
     if not original.any():
-        return "silent"
+        return _SILENT
     if not decoded.any():
-        return "decoded to silence"
+        return _DECODED_TO_SILENCE
     if len(original) < _SHORTEST_PESQ_S * RATE:
         return f"under {_SHORTEST_PESQ_S} s"
     rate = RATE
@@ -112,15 +230,33 @@ def _pesq(decoded: Samples, original: Samples, band: Literal["wb", "nb"]) -> flo
         return float(pesq.pesq(rate, original, decoded, band))
     except pesq.NoUtterancesError:
         return "no speech found"
+    except ValueError:  # a NaN: in float32, its energy beside the original's is 0
+        return _DECODED_TO_SILENCE
 
 
 def _mel_distance(decoded: Samples, original: Samples) -> float:
     return mel_distance([decoded], [original], RATE)
 
 
-METRICS: dict[str, Callable[[Samples, Samples], float | str]] = {
-    "stoi": _stoi,
-    "pesq_wb": partial(_pesq, band="wb"),
-    "pesq_nb": partial(_pesq, band="nb"),
-    "mel_distance": _mel_distance,
+def _dac_mel_distance(decoded: Samples, original: Samples) -> float | str:
+    return _DAC_TOO_SHORT if len(original) < SHORTEST_DAC else dac_mel_distance(decoded, original, RATE)
+
+
+def _stft_distance(decoded: Samples, original: Samples) -> float | str:
+    return _DAC_TOO_SHORT if len(original) < SHORTEST_DAC else stft_distance(decoded, original)
+
+
+_DAC_TOO_SHORT = f"under {SHORTEST_DAC} samples"
+
+METERS: dict[str, Callable[[], _Meter]] = {
+    "stoi": partial(_Mean, _stoi),
+    "pesq_wb": partial(_Mean, partial(_pesq, band="wb")),
+    "pesq_nb": partial(_Mean, partial(_pesq, band="nb")),
+    "mel_distance": partial(_Mean, _mel_distance),
+    "dac_mel_distance": partial(_Mean, _dac_mel_distance),
+    "stft_distance": partial(_Mean, _stft_distance),
+    "si_sdr": _SiSdr,
+    "f0_error": partial(_Pitch, lambda errors: (errors.square_cents, errors.voiced)),
+    "voicing_error": partial(_Pitch, lambda errors: (errors.flipped, errors.frames)),
 }
+"""What `measure_quality` can measure: makers of what adds up over the pieces of a clip."""

@@ -1,4 +1,4 @@
-"""Mel filter banks and Whisper's log-mel front-end."""
+"""Spectrograms, mel filter banks and Whisper's log-mel front-end."""
 
 from functools import cache
 
@@ -26,11 +26,21 @@ def mel_filterbank(n_fft: int, n_mels: int, sample_rate: int) -> Tensor:
     Returns (n_fft // 2 + 1, n_mels) float32, computed in float64 and shared: do not write to it.
     """
     nyquist = np.array(sample_rate / 2)
-    bins = np.linspace(0, nyquist, n_fft // 2 + 1)[:, None]
+    bins = np.arange(n_fft // 2 + 1)[:, None] * sample_rate / n_fft  # an odd n_fft has none at Nyquist
     edges = _mel_to_hz(np.linspace(0, _hz_to_mel(nyquist), n_mels + 2))
     low, centre, high = edges[:-2], edges[1:-1], edges[2:]
     triangles = np.minimum((bins - low) / (centre - low), (high - bins) / (high - centre))
     return torch.from_numpy((np.maximum(triangles, 0) * 2 / (high - low)).astype(np.float32))
+
+
+def magnitudes(audio: Tensor, window: Tensor, *, normalized: bool = False) -> Tensor:
+    """Spectrogram of (B, T), T over half of `window` (W,), with a hop of W / 4: (B, T // hop + 1, W // 2 + 1).
+
+    Frames are centred on their hop, the audio is reflected at its ends; `normalized` divides by the root of W.
+    """
+    size = len(window)
+    spectrum = torch.stft(audio, size, size // 4, window=window, normalized=normalized, return_complex=True)
+    return spectrum.abs().transpose(1, 2)
 
 
 class LogMel(nn.Module):

@@ -1,0 +1,200 @@
+"""What an evaluation finds: scores of clips, of codecs, and the metrics they are made of."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from math import sqrt
+from typing import Any, Literal
+
+ORIGINAL = "original"
+"""Name of the row that compares the recordings with themselves, and of the folder that holds them."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric as tables show it."""
+
+    name: str
+    title: str
+    """As a table's head."""
+    better: Literal["higher", "lower"]
+    digits: int
+    """After the point."""
+    about: str
+    """One sentence: what it is, its range, what equality has, how the clips become one number if not by their mean."""
+    pooling: Literal["mean", "root"] = "mean"
+    """`root`: the clips' values are squares, and a table shows the root of their mean."""
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric(
+            "stoi", "STOI", "higher", 3, "Short-time objective intelligibility (Taal 2011), to 1, which is equality."
+        ),
+        Metric("pesq_wb", "PESQ-WB", "higher", 2, "PESQ at 16 kHz (ITU-T P.862.2), 1.0 to 4.64, which is equality."),
+        Metric("pesq_nb", "PESQ-NB", "higher", 2, "PESQ at 8 kHz (ITU-T P.862.1), 1.0 to 4.55, which is equality."),
+        Metric(
+            "mel_distance", "mel", "lower", 3, "Sum over 7 windows of the L1 distance of log10 mels; 0 is equality."
+        ),
+        Metric("dac_mel_distance", "DAC mel", "lower", 3, "Mel distance as DAC's evaluation computes it."),
+        Metric("stft_distance", "STFT", "lower", 3, "Multi-resolution STFT distance as DAC's evaluation computes it."),
+        Metric("si_sdr", "SI-SDR", "higher", 2, "Scale-invariant signal-to-distortion ratio (Le Roux 2019), dB."),
+        Metric(
+            "f0_error", "F0 error", "lower", 1, "Root mean square error of pitch where both are voiced, cents.", "root"
+        ),
+        Metric("voicing_error", "voicing", "lower", 3, "Share of frames that are voiced in only one of the two."),
+        Metric("similarity", "SIM", "higher", 3, "Cosine of the speaker embeddings of decoded and original, to 1."),
+        Metric("wer", "WER", "lower", 3, "Word errors of a recogniser over the words of the transcripts, pooled."),
+        Metric("cer", "CER", "lower", 3, "The same of characters."),
+        Metric("utmos", "UTMOS", "higher", 2, "Predicted mean opinion, 1 to 5; hears the decoded audio only."),
+        Metric(
+            "dnsmos", "DNSMOS", "higher", 2, "Predicted mean opinion (P.808), 1 to 5; hears the decoded audio only."
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What metrics say of one clip."""
+
+    values: dict[str, float] = field(default_factory=dict)
+    """By name of the metric; always finite."""
+    missing: dict[str, str] = field(default_factory=dict)
+    """Why a metric has no value, in words; a metric stands here or in `values`."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """How much a value counts where that is not 1: the words of a transcript, for `wer`."""
+    transcript: str | None = None
+    """What the recogniser heard."""
+
+    def __or__(self, other: "Scores") -> "Scores":
+        """Both together; `other` wins."""
+        return Scores(
+            self.values | other.values,
+            {name: why for name, why in (self.missing | other.missing).items() if name not in other.values},
+            self.weights | other.weights,
+            self.transcript if other.transcript is None else other.transcript,
+        )
+
+
+@dataclass(frozen=True)
+class ClipResult:
+    """One clip through one codec."""
+
+    clip: str
+    """Its name, a relative path without suffix; decoded and original audio are files of this name."""
+    source: str
+    """The corpus or part of it that it belongs to."""
+    speaker: str | None
+    text: str | None
+    """What is said, where that is known."""
+    seconds: float
+    bits: int | None = None
+    """That the codes take, without any container; None of the original."""
+    encode_s: float | None = None
+    """Wall time, as is `decode_s`."""
+    decode_s: float | None = None
+    scores: Scores = Scores()
+    error: str | None = None
+    """Why the codec failed on this clip: it has no scores then."""
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> "ClipResult":
+        """The inverse of `dataclasses.asdict`."""
+        return ClipResult(**data | {"scores": Scores(**data["scores"])})
+
+
+@dataclass(frozen=True)
+class CodebookUse:
+    """How one codebook is used over all clips."""
+
+    used: float
+    """Share of its codes that occur, 0 to 1."""
+    entropy_bits: float
+    """Of the distribution of its codes: at most log2 of their number, 10 for 1024."""
+
+
+@dataclass(frozen=True)
+class CodecResult:
+    """One codec over all clips."""
+
+    name: str
+    """Its folder in the evaluation, unique."""
+    title: str
+    """As tables show it."""
+    model: str
+    """What was loaded: a name, folder or hub id, with its settings."""
+    bitrate: float | None
+    """Bits a second of audio, measured over the clips; None of the original."""
+    frame_rate: float | None
+    """Code frames a second; None where it has none."""
+    entropy_bitrate: float | None
+    """What an adaptive entropy coder would reach, bits a second."""
+    parameters: int | None
+    codebooks: tuple[CodebookUse, ...]
+    clips: tuple[ClipResult, ...]
+
+    @property
+    def encode_speed(self) -> float | None:
+        """Seconds of audio per second of wall time."""
+        return _speed(self.clips, "encode_s")
+
+    @property
+    def decode_speed(self) -> float | None:
+        """Seconds of audio per second of wall time."""
+        return _speed(self.clips, "decode_s")
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> "CodecResult":
+        """The inverse of `dataclasses.asdict`."""
+        return CodecResult(
+            **data
+            | {
+                "codebooks": tuple(CodebookUse(**one) for one in data["codebooks"]),
+                "clips": tuple(ClipResult.from_dict(one) for one in data["clips"]),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Codecs compared on the same clips, the original first."""
+
+    title: str
+    protocol: dict[str, str]
+    """Every choice that the metrics leave open, in words."""
+    versions: dict[str, str]
+    """Of the packages that computed it."""
+    machine: str
+    """In words, since speeds depend on it."""
+    metrics: tuple[str, ...]
+    """Names of those that were asked for."""
+    codecs: tuple[CodecResult, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything in plain types."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> "Evaluation":
+        """The inverse of `to_dict`, also after JSON."""
+        changed = {"metrics": tuple(data["metrics"]), "codecs": tuple(map(CodecResult.from_dict, data["codecs"]))}
+        return Evaluation(**data | changed)
+
+
+def pooled(clips: Iterable[ClipResult], metric: str) -> float | None:
+    """One number of a metric for clips, as a table shows it: those without a value do not count; None if none has."""
+    total = weight = 0.0
+    for clip in clips:
+        if metric in clip.scores.values:
+            share = clip.scores.weights.get(metric, 1.0)
+            total, weight = total + share * clip.scores.values[metric], weight + share
+    if not weight:
+        return None
+    return sqrt(total / weight) if METRICS[metric].pooling == "root" else total / weight
+
+
+def _speed(clips: Iterable[ClipResult], field_name: str) -> float | None:
+    times = [(clip.seconds, taken) for clip in clips if (taken := getattr(clip, field_name)) is not None]
+    wall = sum(taken for _, taken in times)
+    return sum(seconds for seconds, _ in times) / wall if wall else None
