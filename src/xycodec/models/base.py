@@ -91,6 +91,10 @@ class Codec(nn.Module, ABC):
         """Code frames of a clip of `num_samples` input samples: the last partial frame counts."""
         return ceil(num_samples / self.hop_length)
 
+    def payload_bits(self, codes: Tensor) -> int:
+        """Bits that the codes (k, L) of one clip take, without any container."""
+        return round(codes.numel() * log2(self.codebook_size))
+
     def num_output_samples(self, num_samples: int) -> int:
         """Samples at the output rate that last as long as `num_samples` at the input rate."""
         return ceil(num_samples * self.output_sample_rate / self.input_sample_rate)
