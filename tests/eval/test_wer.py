@@ -2,7 +2,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xycodec.eval.wer import WordErrors, normalise, word_error_rate
+from xycodec.eval.wer import (
+    CharacterErrors,
+    WordErrors,
+    character_errors,
+    normalise,
+    whisper_normaliser,
+    word_error_rate,
+)
 
 WORDS = st.lists(st.sampled_from("abcd"), max_size=7)
 
@@ -55,3 +62,31 @@ def test_nothing_said():
 def test_normalised_text(text, expected):
     assert normalise(text) == expected
     assert normalise(expected) == expected
+
+
+@given(st.text("ab", max_size=7), st.text("ab", max_size=7))
+def test_character_errors_are_the_fewest_edits(reference, hypothesis):
+    expected = CharacterErrors(edits(reference, hypothesis), len(reference))
+    assert character_errors([reference], [hypothesis]) == expected
+
+
+def test_spaces_are_characters():
+    assert character_errors(["To day!", "no"], ["today", "on"]) == CharacterErrors(errors=3, characters=8)
+
+
+def test_another_normaliser():
+    heard, said = ["B A"], ["a b"]
+    assert word_error_rate(said, heard, lambda text: "".join(sorted(text.lower()))).errors == 0
+    assert character_errors(said, heard, lambda text: "x").characters == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Um, Dr. Grey didn't pay twenty-one dollars", "doctor gray did not pay $21"),
+        ("[noise] it's colour", "it is color"),
+        ("(laughs)", ""),
+    ],
+)
+def test_whispers_normaliser(text, expected):
+    assert whisper_normaliser({"colour": "color", "grey": "gray"})(text) == expected

@@ -1,8 +1,12 @@
-"""Word error rate of transcripts, as counts that add up over batches and processes."""
+"""Word and character errors of transcripts, as counts that add up over batches and processes."""
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+Normaliser = Callable[[str], str]
+"""A text in the form in which texts are compared."""
 
 _APOSTROPHES = "'\N{RIGHT SINGLE QUOTATION MARK}"
 
@@ -23,18 +27,48 @@ class WordErrors:
         return self.errors / max(self.words, 1)
 
 
-def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> WordErrors:
-    """Fewest word edits that turn each hypothesis into its reference, summed, after `normalise` on both.
+@dataclass(frozen=True)
+class CharacterErrors:
+    """Substituted, deleted and inserted characters, and the characters of the references; spaces are some."""
 
-    A reference without words counts its hypothesis as insertions.
+    errors: int
+    characters: int
+
+
+def word_error_rate(
+    references: Sequence[str], hypotheses: Sequence[str], normaliser: Normaliser | None = None
+) -> WordErrors:
+    """Fewest word edits that turn each hypothesis into its reference, summed.
+
+    Both go through `normaliser` first, or `normalise`. A reference without words counts its hypothesis as insertions.
     """
     import jiwer
 
-    measured = jiwer.process_words([normalise(text) for text in references], [normalise(text) for text in hypotheses])
+    measured = jiwer.process_words(*_normalised(references, hypotheses, normaliser))
     return WordErrors(
         errors=measured.substitutions + measured.deletions + measured.insertions,
         words=measured.substitutions + measured.deletions + measured.hits,
     )
+
+
+def character_errors(
+    references: Sequence[str], hypotheses: Sequence[str], normaliser: Normaliser | None = None
+) -> CharacterErrors:
+    """As `word_error_rate`, of characters."""
+    import jiwer
+
+    measured = jiwer.process_characters(*_normalised(references, hypotheses, normaliser))
+    return CharacterErrors(
+        errors=measured.substitutions + measured.deletions + measured.insertions,
+        characters=measured.substitutions + measured.deletions + measured.hits,
+    )
+
+
+def _normalised(
+    references: Sequence[str], hypotheses: Sequence[str], normaliser: Normaliser | None
+) -> tuple[list[str], list[str]]:
+    change = normaliser or normalise
+    return [change(text) for text in references], [change(text) for text in hypotheses]
 
 
 def normalise(text: str, *, apostrophe: str = "") -> str:
@@ -46,3 +80,16 @@ def normalise(text: str, *, apostrophe: str = "") -> str:
         for character in text
     )
     return " ".join("".join(kept).split())
+
+
+def whisper_normaliser(spellings: Mapping[str, str]) -> Normaliser:
+    """Whisper's for English (Radford et al. 2022, appendix C), as Transformers has it.
+
+    It writes contractions and titles out and numbers in digits, and leaves out hesitations and what stands in
+    brackets. `spellings`: British to American, which Whisper's tokenizers bring along.
+    """
+    from transformers.models.whisper import english_normalizer
+
+    library: Any = english_normalizer
+    whole = library.EnglishTextNormalizer(dict(spellings))
+    return lambda text: str(whole(text)).strip()

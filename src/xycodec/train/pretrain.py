@@ -160,7 +160,7 @@ class PretrainStage(Stage):
                 texts = tuple(self.semantic_lm.transcribe(made.read, frames, most))
             pairs = [(text, heard) for text, heard in zip(batch.texts, texts, strict=True) if text]
             if pairs:
-                words = word_error_rate(*map(list, zip(*pairs, strict=True)))
+                words = word_error_rate([text for text, _ in pairs], [heard for _, heard in pairs])
         return Measured(_means(made), made.counts, made.audio, words, texts)
 
     def loss(self, values: Mapping[str, float]) -> float:

@@ -15,7 +15,7 @@ from xycodec.data.clip import INPUT_RATE
 from xycodec.data.sources import open_once
 from xycodec.distributed import all_reduce_, world_size
 from xycodec.errors import ConfigError
-from xycodec.eval.wer import WordErrors, normalise, word_error_rate
+from xycodec.eval.wer import WordErrors, character_errors, normalise, word_error_rate
 from xycodec.models.recogniser import BLANK, Recogniser, rows_needed, rows_of
 from xycodec.nn.mean import Mean
 from xycodec.recipe import MaskingConfig, RecogniseRecipe
@@ -150,7 +150,7 @@ class RecogniseStage(Stage):
         heard = self.recogniser.read(log_probs, batch.lengths)
         pairs = [(said, got) for text, got in zip(batch.texts, heard, strict=True) if (said := normalised(text))]
         loss = ctc(log_probs, batch.lengths, targets_of(batch, self.recogniser))
-        words = word_error_rate(*map(list, zip(*pairs, strict=True))) if pairs else WordErrors(0, 0)
+        words = word_error_rate([said for said, _ in pairs], [got for _, got in pairs]) if pairs else WordErrors(0, 0)
         means = {"loss": loss, "cer": _character_errors(pairs, self.engine.device)}
         return Measured(means, words=words, texts=tuple(heard) if transcribe else ())
 
@@ -170,12 +170,8 @@ class RecogniseStage(Stage):
 
 def _character_errors(pairs: Sequence[tuple[str, str]], device: torch.device) -> Mean:
     """Fewest edits of characters that turn what was heard into what was said, a character."""
-    import jiwer
-
-    said, heard = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    measured = jiwer.process_characters(said, heard)
-    errors = measured.substitutions + measured.deletions + measured.insertions
-    return Mean(*torch.tensor([[errors], [sum(map(len, said))]], dtype=torch.float32, device=device))
+    counts = character_errors([said for said, _ in pairs], [heard for _, heard in pairs], str)
+    return Mean(*torch.tensor([[counts.errors], [counts.characters]], dtype=torch.float32, device=device))
 
 
 # ---- building ----------------------------------------------------------------------------------

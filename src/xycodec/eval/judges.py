@@ -1,0 +1,127 @@
+"""Models that judge a decoding: what they all look like from outside, and how they are chosen."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xycodec.errors import XycodecError
+from xycodec.eval.results import Scores
+from xycodec.eval.sources import reason_of
+
+Samples = NDArray[np.float32]
+
+RATE = 16_000
+PIECE_S = 40.0
+"""A self-attention over more takes gigabytes; no clip of LibriSpeech is as long."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A decoding and its original, both (n,) at 16 kHz, and what is said, where that is known."""
+
+    decoded: Samples
+    original: Samples
+    text: str | None = None
+
+
+class Judge(ABC):
+    """A metric, or several, that a model computes; called with pairs, it gives the scores of each.
+
+    What it says of a clip does not depend on the clips beside it. A clip that cannot be judged has the reason in
+    `missing`.
+    """
+
+    names: tuple[str, ...]
+    """Of its metrics."""
+    shortest: int
+    """Samples of the shortest clip that it can judge."""
+    rows: int = 1
+    """Clips that it judges at once."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """One line for the protocol: model, revision where that is known, and settings."""
+
+    @abstractmethod
+    def judge(self, pairs: Sequence[Pair]) -> list[Scores]:
+        """The scores of at most `rows` pairs, none of which it refuses."""
+
+    def refusal(self, pair: Pair) -> str | None:
+        """Why it cannot judge the pair, or None."""
+        if not (np.isfinite(pair.decoded).all() and np.isfinite(pair.original).all()):
+            return "has samples that are not finite"
+        if min(len(pair.decoded), len(pair.original)) < self.shortest:
+            return f"under {self.shortest / RATE:.3g} s"
+        return None
+
+    def __call__(self, pairs: Sequence[Pair]) -> list[Scores]:
+        """The scores of each pair, in order."""
+        refusals = [self.refusal(pair) for pair in pairs]
+        judged = iter(self._in_groups([pair for pair, why in zip(pairs, refusals, strict=True) if why is None]))
+        return [next(judged) if why is None else self._missing(why) for why in refusals]
+
+    def _in_groups(self, pairs: Sequence[Pair]) -> list[Scores]:
+        groups = [pairs[start : start + self.rows] for start in range(0, len(pairs), self.rows)]
+        return [scores for group in groups for scores in self._guarded(group)]
+
+    def _guarded(self, pairs: Sequence[Pair]) -> list[Scores]:
+        try:
+            return self.judge(pairs)
+        # A library that fails on one clip, or a device without the memory for it, must not cost the others' hours.
+        except Exception as error:
+            if len(pairs) > 1:
+                return [scores for pair in pairs for scores in self._guarded([pair])]
+            return [self._missing(reason_of(error))]
+
+    def _missing(self, reason: str) -> Scores:
+        return Scores(missing=dict.fromkeys(self.names, reason))
+
+
+def pieces(audio: Samples, seconds: float = PIECE_S) -> list[Samples]:
+    """(n,) at 16 kHz in the fewest equal pieces, to a sample, of at most so many seconds."""
+    return np.array_split(audio, max(1, int(np.ceil(len(audio) / (seconds * RATE)))))
+
+
+def make_judges(
+    similarity: str | None = None,
+    recogniser: str | None = None,
+    opinion: str | None = None,
+    device: str = "auto",
+    *,
+    normaliser: str | None = None,
+    language: str = "en",
+) -> list[Judge]:
+    """The judges that are asked for; None leaves a metric out.
+
+    Args:
+        similarity: speaker model: a hub id or folder of Transformers with an x-vector model, such as
+            `microsoft/wavlm-base-plus-sv`; the file `wavlm_large_finetune.pth` of UniSpeech; or `resemblyzer`.
+        recogniser: a hub id or folder of Transformers with a CTC model, such as `facebook/hubert-large-ls960-ft`, or
+            with a Whisper.
+        opinion: `dnsmos`, `utmos`, or both with a comma between.
+        device: as `load_codec` takes it.
+        normaliser: `plain` or `whisper`, what texts go through before words are compared; None: the first for CTC
+            models, the second for Whisper.
+        language: what a multilingual Whisper is told to write.
+
+    Raises XycodecError, one line, if a model cannot be had or the package it needs is not installed.
+    """
+    judges: list[Judge] = []
+    if similarity is not None:
+        from xycodec.eval.speaker import SpeakerSimilarity, load_voice
+
+        judges.append(SpeakerSimilarity(load_voice(similarity, device)))
+    if recogniser is not None:
+        from xycodec.eval.recognition import Recognition, load_transcriber
+
+        judges.append(Recognition(load_transcriber(recogniser, device, language), normaliser))
+    for name in opinion.split(",") if opinion is not None else ():
+        from xycodec.eval.opinion import OPINIONS
+
+        if name not in OPINIONS:
+            raise XycodecError(f"no opinion is called {name!r}: there are {' and '.join(OPINIONS)}")
+        judges.append(OPINIONS[name](device))
+    return judges
