@@ -1,0 +1,143 @@
+"""The part of an evaluation that codecs do: every clip encoded and decoded, once, into files."""
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soxr
+import torch
+from numpy.typing import NDArray
+
+from xycodec.audio import Samples, atomic_path, read_audio, write_audio
+from xycodec.errors import XycodecError
+from xycodec.eval.journal import Journal
+from xycodec.eval.results import CodebookUse
+from xycodec.models.base import Codec
+from xycodec.models.longform import decode_long, encode_long
+from xycodec.nn.quantize import codebook_perplexity, codebook_usage
+
+RATE = 16_000
+AUDIO, CODES = "audio", "codes"
+
+
+@dataclass(frozen=True)
+class CodecSpec:
+    """What to evaluate: `open_codec`'s name of a codec and, after an @, how many of its codebooks (`xy-mini@4`)."""
+
+    text: str
+
+    @property
+    def model(self) -> str:
+        """The name without the number of codebooks."""
+        return self._split()[0]
+
+    @property
+    def n_q(self) -> int | None:
+        """Codebooks to use; None: all."""
+        return self._split()[1]
+
+    @property
+    def folder(self) -> str:
+        """A name for its folder: what is long or not plain is told apart by a digest."""
+        plain = "".join(letter if letter.isalnum() or letter in "-_.@" else "-" for letter in self.text).strip("-.")
+        if plain == self.text and len(plain) <= 64:
+            return plain
+        return f"{plain[-48:].strip('-.')}-{hashlib.blake2b(self.text.encode(), digest_size=3).hexdigest()}"
+
+    def _split(self) -> tuple[str, int | None]:
+        model, at, count = self.text.rpartition("@")
+        return (model, int(count)) if at and count.isdecimal() else (self.text, None)
+
+
+def fingerprint(codec: Codec) -> str:
+    """16 hexadecimal digits that differ where weights, their types, or the rules for lengths do."""
+    digest = hashlib.blake2b(f"{type(codec).__name__} {codec.model_id} {codec.reference}".encode(), digest_size=8)
+    for name, tensor in sorted(codec.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def code_clips(
+    codec: Codec, n_q: int | None, clips: Iterable[str], originals: Path, folder: Path, done: Callable[[], None]
+) -> None:
+    """Encode and decode `originals/CLIP.flac`: audio, codes and one row of `coded.jsonl` of each in `folder`.
+
+    A clip that the codec fails on has a row that says why. Rows are written last, so that what a kill interrupts
+    is done again.
+    """
+    journal = Journal(folder / "coded.jsonl")
+    known = {row["clip"] for row in journal.rows()}
+    for clip in clips:
+        if clip not in known:
+            journal.append({"clip": clip, **_coded(codec, n_q, clip, originals, folder)})
+        done()
+
+
+def _coded(codec: Codec, n_q: int | None, clip: str, originals: Path, folder: Path) -> dict[str, Any]:
+    audio = read_audio(originals / f"{clip}.flac", codec.input_sample_rate)
+    try:
+        start = time.perf_counter()
+        codes = encode_long(codec, audio, n_q=n_q)
+        middle = time.perf_counter()
+        decoded = decode_long(codec, codes, num_samples=len(audio)).numpy()
+        end = time.perf_counter()
+    except Exception as error:  # whatever somebody's codec raises: the other clips are still worth having
+        return {"error": " ".join(f"{type(error).__name__}: {error}".split())}
+    if not np.isfinite(decoded).all():
+        return {"error": "its audio holds a NaN or an infinity"}
+    target = folder / AUDIO / f"{clip}.flac"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_audio(target, _at_rate(decoded, codec.output_sample_rate), RATE)
+    place = folder / CODES / f"{clip}.npy"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(place, XycodecError) as temporary, open(temporary, "wb") as file:
+        np.save(file, codes.numpy().astype(np.int32))
+    return {"bits": codec.payload_bits(codes), "encode_s": middle - start, "decode_s": end - middle}
+
+
+def _at_rate(audio: Samples, rate: int) -> Samples:
+    return audio if rate == RATE else np.ascontiguousarray(soxr.resample(audio, rate, RATE))
+
+
+# ---- what the codes say ------------------------------------------------------------------------
+
+
+def codebook_counts(folder: Path, clips: Sequence[str], codebook_size: int) -> NDArray[np.int64]:
+    """(n_q, codebook_size): how often each code occurs in the clips' files. (0, codebook_size) without clips."""
+    counts = None
+    for clip in clips:
+        codes = np.load(folder / CODES / f"{clip}.npy")
+        of_clip = np.stack([np.bincount(layer, minlength=codebook_size) for layer in codes])
+        counts = of_clip if counts is None else counts + of_clip
+    return np.zeros((0, codebook_size), np.int64) if counts is None else counts
+
+
+def codebook_use(counts: NDArray[np.int64]) -> tuple[CodebookUse, ...]:
+    """Share of codes that occur and entropy of each codebook."""
+    if not counts.size or not counts.sum():
+        return ()
+    table = torch.from_numpy(counts)
+    entropy = codebook_perplexity(table).log2()
+    return tuple(CodebookUse(*pair) for pair in zip(codebook_usage(table).tolist(), entropy.tolist(), strict=True))
+
+
+def adaptive_bits(counts: NDArray[np.int64]) -> float:
+    """Bits that an adaptive entropy coder spends on codes of these counts, each codebook by itself.
+
+    It knows nothing beforehand and learns how often each code comes while it codes (Krichevsky and Trofimov 1981:
+    half a count of each to begin with), so that what learning costs is in the number. The order of the codes does
+    not matter to it.
+    """
+    size = counts.shape[1]
+    lgamma = torch.lgamma(torch.from_numpy(counts).double() + 0.5).sum(dim=1)
+    totals = counts.sum(axis=1)
+    nats = 0.0
+    for total, layer in zip(totals.tolist(), lgamma.tolist(), strict=True):
+        nats -= math.lgamma(size / 2) - math.lgamma(total + size / 2) + layer - size * math.lgamma(0.5)
+    return nats / math.log(2)

@@ -1,0 +1,362 @@
+"""Codecs compared on the same clips: coded, scored by signal and by models, and gathered into one result.
+
+A folder holds all of it, and whatever is there already is not done again:
+
+    evaluation.json                   the clips, the choices, the versions
+    original/audio/CLIP.flac          16 kHz mono, 16 bits
+    CODEC/codec.json                  what was loaded
+    CODEC/{audio/CLIP.flac,codes/CLIP.npy,coded.jsonl}
+    CODEC/scores.jsonl                scores of clips, as they come
+
+Scores are of the files, which anyone can score again.
+"""
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from xycodec.audio import atomic_path, read_audio, write_audio
+from xycodec.baselines import open_codec
+from xycodec.errors import AudioError, XycodecError
+from xycodec.eval.coding import (
+    AUDIO,
+    RATE,
+    CodecSpec,
+    adaptive_bits,
+    code_clips,
+    codebook_counts,
+    codebook_use,
+    fingerprint,
+)
+from xycodec.eval.corpus import Item
+from xycodec.eval.journal import Journal
+from xycodec.eval.judges import Judge, Pair
+from xycodec.eval.quality import METERS, PROTOCOL, measure_quality, require_metrics
+from xycodec.eval.results import ORIGINAL, ClipResult, CodecResult, Evaluation, Scores
+from xycodec.jobs import Advance, Job, Work, run_jobs
+from xycodec.models.classical import ClassicalCodec
+
+Stage = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
+"""Told a stage's name and its clips; gives what is called after each of them."""
+SETTINGS = "evaluation.json"
+JUDGED_AT_ONCE = 8  # clips in a batch of a model
+_PACKAGES = ("xycodec", "torch", "transformers", "numpy", "soxr", "pesq", "pystoi", "praat-parselmouth", "jiwer")
+
+
+def _no_stage(name: str, clips: int) -> AbstractContextManager[Callable[[], None]]:
+    return nullcontext(lambda: None)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A codec to be evaluated; `spec` is None for the original."""
+
+    name: str
+    spec: CodecSpec | None
+
+
+def evaluate(
+    specs: Sequence[str],
+    items: Sequence[Item],
+    folder: Path,
+    *,
+    metrics: Sequence[str] = tuple(METERS),
+    judges: Sequence[Judge] = (),
+    processes: int = 1,
+    device: str = "auto",
+    title: str = "evaluation",
+    stage: Stage = _no_stage,
+) -> Evaluation:
+    """Compare codecs on `items`, the originals with themselves first; go on where an earlier call was interrupted.
+
+    Args:
+        specs: what `open_codec` takes, with `@N` for N codebooks only.
+        items: clips, as `open_corpora` gives them; one that cannot be read is in the result with its error.
+        folder: made if it is not there. A later call may add codecs, metrics and judges, but not change clips.
+        metrics: names in `quality.METERS`.
+        judges: models that score.
+        processes: that share the clips of signal metrics.
+        device: of the codecs.
+        title: of the report.
+        stage: for progress.
+
+    Raises:
+        XycodecError: no codec or clip was given; a codec cannot be loaded (before anything is computed); the folder
+            holds an evaluation of other clips or of a codec of other weights; no clip can be read.
+    """
+    rows = _rows(specs)
+    if not items:
+        raise XycodecError("there is no clip to evaluate: give a manifest or folder that holds some")
+    require_metrics(metrics)
+    # All of them before the first: what cannot be loaded should not show after an hour.
+    about = {row.name: _about(row.spec, device) for row in rows if row.spec is not None}
+    folder.mkdir(parents=True, exist_ok=True)
+    _claim(folder, items, judges, about)
+    unread = _originals(items, folder / ORIGINAL, stage)
+    clips = [item.clip for item in items if item.clip not in unread]
+    if not clips:
+        raise XycodecError(f"none of the {len(items)} clips can be read, the first: {next(iter(unread.values()))}")
+    for row in rows:
+        if row.spec is not None:
+            codec = open_codec(row.spec.model, device=device)
+            with stage(f"{row.spec.text}: coding", len(clips)) as done:
+                code_clips(codec, row.spec.n_q, clips, folder / ORIGINAL / AUDIO, folder / row.name, done)
+            del codec
+    for row in rows:
+        _score_signals(row, clips, folder, tuple(metrics), processes, stage)
+    for judge in judges:
+        for row in rows:
+            _score_by(judge, row, items, clips, folder, stage)
+    names = (*metrics, *(name for judge in judges for name in judge.names))
+    protocol = PROTOCOL | {", ".join(judge.names): judge.describe() for judge in judges}
+    return Evaluation(
+        title=title,
+        protocol=protocol,
+        versions=dict(_versions()),
+        machine=_machine(device),
+        metrics=names,
+        codecs=tuple(_gathered(row, items, unread, folder, names) for row in rows),
+    )
+
+
+# ---- before anything is computed ---------------------------------------------------------------
+
+
+def _rows(specs: Sequence[str]) -> list[_Row]:
+    if not specs:
+        raise XycodecError("there is no codec to evaluate: name one, such as xy-mini")
+    rows = [_Row(ORIGINAL, None), *(_Row(spec.folder, spec) for spec in map(CodecSpec, specs))]
+    for index, row in enumerate(rows):
+        if row.name in {other.name for other in rows[:index]}:
+            raise XycodecError(f"{row.spec.text if row.spec else row.name}: is given twice: name each codec once")
+    return rows
+
+
+def _about(spec: CodecSpec, device: str) -> dict[str, Any]:
+    """What a codec is. Raises XycodecError if it cannot be loaded."""
+    codec = open_codec(spec.model, device=device)
+    codec.check_layers(spec.n_q)
+    return {
+        "spec": spec.text,
+        "model": codec.model_id,
+        "weights": fingerprint(codec),
+        # Bytes of a bit stream are no codebooks.
+        "codebook_size": None if isinstance(codec, ClassicalCodec) else codec.codebook_size,
+        "frame_rate": codec.frame_rate,
+        "parameters": sum(parameter.numel() for parameter in codec.parameters()),
+    }
+
+
+def _claim(folder: Path, items: Sequence[Item], judges: Sequence[Judge], about: dict[str, dict[str, Any]]) -> None:
+    """Note what the folder evaluates, or make sure that what it holds is of the same."""
+    listed = json.dumps([[item.clip, round(item.seconds, 3)] for item in sorted(items, key=lambda item: item.clip)])
+    digest = hashlib.blake2b(listed.encode(), digest_size=16).hexdigest()
+    wanted: dict[str, Any] = {"clips": digest, "protocol": PROTOCOL, "judges": {}}
+    path = folder / SETTINGS
+    known = _read(path) if path.exists() else wanted
+    for what in ("clips", "protocol"):
+        if known[what] != wanted[what]:
+            raise XycodecError(f"{folder}: holds an evaluation with other {what}: choose another folder")
+    for judge in judges:
+        for name in judge.names:
+            if known["judges"].setdefault(name, judge.describe()) != judge.describe():
+                raise XycodecError(
+                    f"{folder}: {name} was scored by {known['judges'][name]!r}: choose another folder for another model"
+                )
+    for name, found in about.items():
+        place = folder / name / "codec.json"
+        if place.exists() and _read(place)["weights"] != found["weights"]:
+            raise XycodecError(
+                f"{found['spec']}: {folder / name} holds scores of other weights: remove it, or choose another folder"
+            )
+    _write(path, known)
+    for name, found in about.items():
+        (folder / name).mkdir(exist_ok=True)
+        _write(folder / name / "codec.json", found)
+
+
+def _originals(items: Sequence[Item], folder: Path, stage: Stage) -> dict[str, str]:
+    """Write the clips as everything reads them; (clip: reason) of those that cannot be read."""
+    unread = {}
+    with stage("originals", len(items)) as done:
+        for item in items:
+            target = folder / AUDIO / f"{item.clip}.flac"
+            if not target.exists():
+                try:
+                    samples = item.load()
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    write_audio(target, samples, RATE)
+                except AudioError as error:
+                    unread[item.clip] = str(error)
+            done()
+    return unread
+
+
+# ---- scores ------------------------------------------------------------------------------------
+
+
+def _scores(folder: Path) -> dict[str, Scores]:
+    known: dict[str, Scores] = {}
+    for row in Journal(folder / "scores.jsonl").rows():
+        known[row["clip"]] = known.get(row["clip"], Scores()) | Scores(**row["scores"])
+    return known
+
+
+def _unscored(row: _Row, clips: Sequence[str], folder: Path, names: Sequence[str]) -> list[str]:
+    """Clips that have audio, and lack a value of any of `names` without a reason that lasts."""
+    known = _scores(folder / row.name)
+    failed = {one["clip"] for one in Journal(folder / row.name / "coded.jsonl").rows() if "error" in one}
+    return [clip for clip in clips if clip not in failed and not _settled(known.get(clip, Scores()), names)]
+
+
+def _settled(scores: Scores, names: Sequence[str]) -> bool:
+    # What was not installed may be there now.
+    lasting = {name for name, why in scores.missing.items() if not why.startswith("not installed")}
+    return all(name in scores.values or name in lasting for name in names)
+
+
+def _score_signals(
+    row: _Row, clips: Sequence[str], folder: Path, metrics: tuple[str, ...], processes: int, stage: Stage
+) -> None:
+    if not metrics:
+        return
+    (folder / row.name).mkdir(exist_ok=True)
+    journal = Journal(folder / row.name / "scores.jsonl")
+    todo = _unscored(row, clips, folder, metrics)
+    jobs = {
+        Job(str(folder / ORIGINAL / AUDIO / f"{clip}.flac"), str(folder / row.name / AUDIO / f"{clip}.flac")): clip
+        for clip in todo
+    }
+    with stage(f"{row.name}: signal metrics", len(todo)) as done:
+        for outcome in run_jobs(list(jobs), _signal_scorer, {"metrics": metrics}, processes):
+            # A failure here is of the machine or of a metric's own code, not of the codec.
+            scores = outcome.result or Scores(missing=dict.fromkeys(metrics, outcome.error or "no result"))
+            journal.append({"clip": jobs[outcome.job], "scores": asdict(scores)})
+            done()
+
+
+def _signal_scorer(metrics: tuple[str, ...]) -> Work:
+    torch.set_num_threads(1)
+
+    def work(job: Job, advance: Advance) -> Scores:
+        return measure_quality([read_audio(job.target, RATE)], [read_audio(job.source, RATE)], metrics)
+
+    return work
+
+
+def _score_by(judge: Judge, row: _Row, items: Sequence[Item], clips: Sequence[str], folder: Path, stage: Stage) -> None:
+    journal = Journal(folder / row.name / "scores.jsonl")
+    todo = _unscored(row, clips, folder, judge.names)
+    texts = {item.clip: item.text for item in items}
+    length = {item.clip: item.seconds for item in items}
+    # Of like length together, so that a batch holds little but speech.
+    todo.sort(key=lambda clip: length[clip])
+    with stage(f"{row.name}: {', '.join(judge.names)}", len(todo)) as done:
+        for start in range(0, len(todo), JUDGED_AT_ONCE):
+            batch = todo[start : start + JUDGED_AT_ONCE]
+            pairs = [_pair(folder, row.name, clip, texts[clip]) for clip in batch]
+            for clip, scores in zip(batch, judge(pairs), strict=True):
+                journal.append({"clip": clip, "scores": asdict(scores)})
+                done()
+
+
+def _pair(folder: Path, codec: str, clip: str, text: str | None) -> Pair:
+    decoded, original = (read_audio(folder / name / AUDIO / f"{clip}.flac", RATE) for name in (codec, ORIGINAL))
+    return Pair(decoded, original, text)
+
+
+# ---- the result --------------------------------------------------------------------------------
+
+
+def _gathered(
+    row: _Row, items: Sequence[Item], unread: dict[str, str], folder: Path, names: Sequence[str]
+) -> CodecResult:
+    place = folder / row.name
+    coded = {one["clip"]: one for one in Journal(place / "coded.jsonl").rows()}
+    scores = _scores(place)
+    clips = []
+    for item in items:
+        of_clip = coded.get(item.clip, {})
+        clips.append(
+            ClipResult(
+                clip=item.clip,
+                source=item.source,
+                speaker=item.speaker,
+                text=item.text,
+                seconds=item.seconds,
+                bits=of_clip.get("bits"),
+                encode_s=of_clip.get("encode_s"),
+                decode_s=of_clip.get("decode_s"),
+                scores=_only(scores.get(item.clip, Scores()), names),
+                error=unread.get(item.clip) or of_clip.get("error"),
+            )
+        )
+    if row.spec is None:
+        return CodecResult(row.name, "original", "", None, None, None, None, (), tuple(clips))
+    about = _read(place / "codec.json")
+    done = [clip for clip in clips if clip.bits is not None]
+    seconds = sum(clip.seconds for clip in done)
+    size = about["codebook_size"]
+    counts = None if size is None else codebook_counts(place, [clip.clip for clip in done], size)
+    return CodecResult(
+        name=row.name,
+        title=row.spec.text,
+        model=about["model"],
+        bitrate=sum(clip.bits or 0 for clip in done) / seconds if seconds else None,
+        frame_rate=about["frame_rate"],
+        entropy_bitrate=adaptive_bits(counts) / seconds if counts is not None and seconds else None,
+        parameters=about["parameters"],
+        codebooks=() if counts is None else codebook_use(counts),
+        clips=tuple(clips),
+    )
+
+
+def _only(scores: Scores, names: Sequence[str]) -> Scores:
+    """Without metrics of earlier calls that were not asked for now."""
+    return replace(
+        scores,
+        values={name: value for name, value in scores.values.items() if name in names},
+        missing={name: why for name, why in scores.missing.items() if name in names},
+        weights={name: weight for name, weight in scores.weights.items() if name in names},
+    )
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for package in _PACKAGES:
+        try:
+            yield package, version(package)
+        except PackageNotFoundError:
+            continue
+
+
+def _machine(device: str) -> str:
+    if device != "cpu" and torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+
+
+# ---- small files -------------------------------------------------------------------------------
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise XycodecError(f"{path}: cannot be read ({error}): remove its folder to begin again") from error
+    if not isinstance(data, dict):
+        raise XycodecError(f"{path}: is not what an evaluation writes: remove its folder to begin again")
+    return data
+
+
+def _write(path: Path, data: dict[str, Any]) -> None:
+    with atomic_path(path, XycodecError) as temporary:
+        temporary.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

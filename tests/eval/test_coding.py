@@ -1,0 +1,161 @@
+import math
+from itertools import permutations
+
+import numpy as np
+import pytest
+import soundfile as sf
+import torch
+from tests.reference import tiny_config
+
+from xycodec.eval.coding import CodecSpec, adaptive_bits, code_clips, codebook_counts, codebook_use, fingerprint
+from xycodec.models.longform import decode_long, encode_long
+from xycodec.pretrained import random_codec
+
+
+@pytest.fixture(scope="module")
+def codec():
+    return random_codec(tiny_config())
+
+
+@pytest.fixture
+def clips(tmp_path):
+    names = ["a", "deep/b", "c"]
+    for number, name in enumerate(names):
+        path = tmp_path / "original" / f"{name}.flac"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sf.write(path, np.random.default_rng(number).uniform(-0.5, 0.5, 4000 + 3333 * number), 16_000)
+    return names
+
+
+def rows(folder):
+    import json
+
+    return [json.loads(line) for line in (folder / "coded.jsonl").read_text().splitlines()]
+
+
+# ---- specs -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "model", "n_q", "folder"),
+    [
+        ("xy-mini", "xy-mini", None, "xy-mini"),
+        ("xy-mini@4", "xy-mini", 4, "xy-mini@4"),
+        ("opus-6k", "opus-6k", None, "opus-6k"),
+        ("a@b", "a@b", None, "a@b"),
+    ],
+)
+def test_specs(text, model, n_q, folder):
+    spec = CodecSpec(text)
+    assert (spec.model, spec.n_q, spec.folder) == (model, n_q, folder)
+
+
+def test_folders_of_names_that_are_no_file_names_stay_apart():
+    names = ["exp/run", "exp-run", "exp:run", "/exp/run", "..", "../x", "x" * 200, "x" * 201, "exp/run@4", "über"]
+    folders = [CodecSpec(name).folder for name in names]
+    assert len(set(folders)) == len(names)
+    for folder in folders:
+        assert folder == folder.strip(".")
+        assert "/" not in folder
+        assert 0 < len(folder) <= 64
+
+
+def test_a_fingerprint_is_of_every_weight(codec):
+    assert fingerprint(codec) == fingerprint(random_codec(tiny_config()))
+    other = random_codec(tiny_config(), seed=1)
+    assert fingerprint(codec) != fingerprint(other)
+    other.load_state_dict(codec.state_dict())
+    assert fingerprint(codec) == fingerprint(other)
+    with torch.no_grad():
+        other.quantizer.codebook[0, 0, 0] += 1e-6
+    assert fingerprint(codec) != fingerprint(other)
+
+
+# ---- clips -----------------------------------------------------------------------------------------
+
+
+def test_files_are_what_the_codec_gives(codec, clips, tmp_path):
+    folder = tmp_path / "codec"
+    folder.mkdir()
+    done = []
+    code_clips(codec, 2, clips, tmp_path / "original", folder, lambda: done.append(1))
+    assert len(done) == 3
+    for row, name in zip(rows(folder), clips, strict=True):
+        audio = sf.read(tmp_path / "original" / f"{name}.flac", dtype="float32")[0]
+        codes = encode_long(codec, audio, n_q=2)
+        assert row["clip"] == name
+        assert row["bits"] == codes.numel() * math.ceil(math.log2(codec.codebook_size))
+        assert min(row["encode_s"], row["decode_s"]) > 0
+        assert np.array_equal(np.load(folder / "codes" / f"{name}.npy"), codes.numpy())
+        decoded = decode_long(codec, codes, num_samples=len(audio)).numpy().clip(-1, 1 - 2**-15)
+        written = sf.read(folder / "audio" / f"{name}.flac", dtype="float32")[0]
+        assert written.shape == audio.shape
+        assert np.abs(written - decoded).max() <= 2**-15
+
+
+def test_what_is_done_is_not_done_again(codec, clips, tmp_path):
+    folder = tmp_path / "codec"
+    folder.mkdir()
+    code_clips(codec, None, clips[:2], tmp_path / "original", folder, lambda: None)
+    first = (folder / "coded.jsonl").read_bytes()
+    (folder / "coded.jsonl").write_bytes(first[:-5])  # a kill in the middle of the second row
+    code_clips(codec, None, clips, tmp_path / "original", folder, lambda: None)
+    again = rows(folder)
+    assert [row["clip"] for row in again] == clips
+    assert (folder / "coded.jsonl").read_bytes().startswith(first[: first.index(b"\n") + 1])
+
+
+def test_a_clip_that_the_codec_fails_on(codec, clips, tmp_path):
+    class Moody(type(codec)):
+        def _encode(self, items, n_q):
+            if items[0].shape[0] == 7333:
+                raise RuntimeError("not\nthis one")
+            return super()._encode(items, n_q)
+
+    moody = Moody(codec.config).eval()
+    moody.fold_weight_norm()
+    moody.load_state_dict(codec.state_dict())
+    folder = tmp_path / "codec"
+    folder.mkdir()
+    code_clips(moody, None, clips, tmp_path / "original", folder, lambda: None)
+    found = rows(folder)
+    assert found[1] == {"clip": "deep/b", "error": "RuntimeError: not this one"}
+    assert [row["clip"] for row in found if "bits" in row] == ["a", "c"]
+    assert not (folder / "audio" / "deep" / "b.flac").exists()
+
+
+# ---- what the codes say ----------------------------------------------------------------------------
+
+
+def test_counts_add_up_over_clips(tmp_path):
+    (tmp_path / "codes").mkdir()
+    np.save(tmp_path / "codes/a.npy", np.array([[0, 1, 1], [3, 3, 3]]))
+    np.save(tmp_path / "codes/b.npy", np.array([[1], [0]]))
+    counts = codebook_counts(tmp_path, ["a", "b"], 4)
+    assert counts.tolist() == [[1, 3, 0, 0], [1, 0, 0, 3]]
+    use = codebook_use(counts)
+    assert [one.used for one in use] == [0.5, 0.5]
+    assert use[0].entropy_bits == pytest.approx(-(0.25 * math.log2(0.25) + 0.75 * math.log2(0.75)))
+    assert codebook_use(codebook_counts(tmp_path, [], 4)) == ()
+    assert adaptive_bits(codebook_counts(tmp_path, [], 4)) == 0
+
+
+def test_an_adaptive_coder_is_what_it_says():
+    def coded(codes, size):
+        """One after another, as a coder would."""
+        bits, seen = 0.0, [0.5] * size
+        for code in codes:
+            bits -= math.log2(seen[code] / sum(seen))
+            seen[code] += 1
+        return bits
+
+    for order in set(permutations([0, 0, 2, 1, 0])):
+        assert adaptive_bits(np.array([[3, 1, 1, 0]])) == pytest.approx(coded(order, 4))
+    draws = np.random.default_rng(0).choice(8, 5000, p=np.arange(1, 9) / 36)
+    counts = np.bincount(draws, minlength=8)
+    bits = adaptive_bits(counts[None])
+    assert bits == pytest.approx(coded(draws.tolist(), 8))
+    # A little more than the entropy, which it has to learn.
+    entropy = codebook_use(counts[None])[0].entropy_bits * 5000
+    assert entropy < bits < entropy + 60
+    assert adaptive_bits(np.stack([counts, counts])) == pytest.approx(2 * bits)

@@ -1,0 +1,218 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import soundfile as sf
+from tests.reference import tiny_config
+
+from xycodec.audio import read_audio
+from xycodec.errors import XycodecError
+from xycodec.eval.corpus import open_corpora
+from xycodec.eval.evaluate import evaluate
+from xycodec.eval.judges import Judge
+from xycodec.eval.quality import measure_quality
+from xycodec.eval.results import Evaluation, Scores, pooled
+from xycodec.pretrained import load_codec, random_codec, save_codec
+
+METRICS = ("stoi", "mel_distance", "si_sdr")
+
+
+@pytest.fixture(scope="module")
+def codecs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("codecs")
+    return [
+        str(save_codec(random_codec(tiny_config(model_id=name), seed), folder / name))
+        for seed, name in enumerate(("one", "two"))
+    ]
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    time = np.arange(16_000) / 16_000
+    rows = []
+    for number, name in enumerate(("a/x", "a/y", "b/z")):
+        path = tmp_path / "speech" / f"{name}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        loud = np.sin(2 * np.pi * (150 + 70 * number) * time) * np.sin(2 * np.pi * 3 * time) ** 2
+        sf.write(path, 0.4 * loud[: 16_000 - 1000 * number], 16_000)
+        rows.append({"audio": f"{name}.wav", "duration": 1 - number / 16, "text": name[-1], "speaker": name[0]})
+    (tmp_path / "speech/all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return open_corpora([str(tmp_path / "speech/all.jsonl")])
+
+
+class Loudness(Judge):
+    """How loud the decoded audio is; hears no clip that says y."""
+
+    names = ("utmos",)
+    shortest = 1
+    rows = 2
+
+    def __init__(self, scale=1.0):
+        self.scale, self.heard = scale, []
+
+    def describe(self):
+        return f"loudness times {self.scale}"
+
+    def judge(self, pairs):
+        self.heard += [pair.text for pair in pairs]
+        return [
+            Scores(missing={"utmos": "will not hear y"})
+            if pair.text == "y"
+            else Scores({"utmos": self.scale * float(np.abs(pair.decoded).mean())}, transcript=pair.text)
+            for pair in pairs
+        ]
+
+
+def run(specs, corpus, folder, **changes):
+    return evaluate(specs, corpus, folder, **{"metrics": METRICS, "device": "cpu", **changes})
+
+
+def timeless(result):
+    """Without wall times, which no two runs share."""
+    return replace(
+        result,
+        codecs=tuple(
+            replace(one, clips=tuple(replace(clip, encode_s=None, decode_s=None) for clip in one.clips))
+            for one in result.codecs
+        ),
+    )
+
+
+# ---- what comes out --------------------------------------------------------------------------------
+
+
+def test_everything_of_every_codec(codecs, corpus, tmp_path):
+    folder = tmp_path / "run"
+    result = run([*codecs, f"{codecs[0]}@2"], corpus, folder, judges=[Loudness()], title="three")
+    assert result.title == "three"
+    assert result.metrics == (*METRICS, "utmos")
+    assert result.protocol["utmos"] == "loudness times 1.0"
+    original, one, two, half = result.codecs
+    assert (original.name, original.bitrate, original.encode_speed) == ("original", None, None)
+    assert [codec.model for codec in (one, two, half)] == ["one", "two", "one"]
+    assert one.parameters == sum(p.numel() for p in load_codec(codecs[0], device="cpu").parameters())
+    for codec in result.codecs:
+        assert [(clip.clip, clip.source, clip.speaker, clip.text) for clip in codec.clips] == [
+            ("a/x", "a", "a", "x"),
+            ("a/y", "a", "a", "y"),
+            ("b/z", "b", "b", "z"),
+        ]
+        assert codec.clips[1].scores.missing == {"utmos": "will not hear y"}
+        assert codec.clips[0].scores.transcript == "x"
+        for clip in codec.clips:
+            decoded, true = (
+                read_audio(folder / name / "audio" / f"{clip.clip}.flac", 16_000) for name in (codec.name, "original")
+            )
+            alone = measure_quality([decoded], [true], METRICS)
+            assert {name: clip.scores.values[name] for name in METRICS} == alone.values
+    assert pooled(original.clips, "stoi") == pytest.approx(1)
+    assert pooled(original.clips, "mel_distance") == 0
+    # 4 layers of 6 bits, 12.5 Hz; 13, 12 and 11 frames of 1, 15/16 and 14/16 s.
+    assert one.bitrate == pytest.approx((13 + 12 + 11) * 24 / (1 + 15 / 16 + 14 / 16))
+    assert half.bitrate == pytest.approx(one.bitrate / 2)
+    assert len(one.codebooks) == 4
+    assert len(half.codebooks) == 2
+    assert half.codebooks == one.codebooks[:2]
+    assert one.entropy_bitrate > 0
+    assert one.encode_speed > 0
+    assert Evaluation.from_dict(json.loads(json.dumps(result.to_dict()))) == result
+
+
+def test_processes_make_no_difference(codecs, corpus, tmp_path):
+    one = run(codecs[:1], corpus, tmp_path / "one")
+    two = run(codecs[:1], corpus, tmp_path / "two", processes=2)
+    assert timeless(one) == timeless(two)
+
+
+# ---- going on --------------------------------------------------------------------------------------
+
+
+def test_a_run_goes_on_where_it_was_killed(codecs, corpus, tmp_path):
+    whole = run(codecs, corpus, tmp_path / "whole", judges=[Loudness()])
+    folder = tmp_path / "killed"
+    run(codecs[:1], corpus, folder, metrics=("stoi",))
+    # As if it had been killed while it wrote: of each journal, most of the last row is gone.
+    for journal in folder.rglob("*.jsonl"):
+        journal.write_bytes(journal.read_bytes()[:-9])
+    (folder / "original/audio/b/z.flac").unlink()
+    assert timeless(run(codecs, corpus, folder, judges=[Loudness()])) == timeless(whole)
+
+
+def test_what_is_there_is_not_done_again(codecs, corpus, tmp_path):
+    folder = tmp_path / "run"
+    judge = Loudness()
+    first = run(codecs, corpus, folder, judges=[judge])
+    kept = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix in (".flac", ".npy", ".jsonl")}
+    judge.heard.clear()
+    assert run(codecs, corpus, folder, judges=[judge]) == first
+    assert judge.heard == []
+    assert kept == {path: path.stat().st_mtime_ns for path in kept}
+
+
+def test_what_was_not_installed_is_tried_again(codecs, corpus, tmp_path):
+    folder = tmp_path / "run"
+    first = run(codecs[:1], corpus, folder)
+    journal = folder / first.codecs[1].name / "scores.jsonl"
+    rows = [json.loads(line) for line in journal.read_text().splitlines()]
+    for row in rows:
+        row["scores"]["missing"]["stoi"] = "not installed: pip install it"
+        del row["scores"]["values"]["stoi"]
+    journal.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run(codecs[:1], corpus, folder) == first
+
+
+# ---- what goes wrong -------------------------------------------------------------------------------
+
+
+def test_a_clip_that_cannot_be_read_is_told_of_everywhere(codecs, corpus, tmp_path):
+    (tmp_path / "speech/a/y.wav").write_bytes(b"RIFF")
+    corpus = open_corpora([str(tmp_path / "speech/all.jsonl")])
+    result = run(codecs[:1], corpus, tmp_path / "run")
+    for codec in result.codecs:
+        assert [bool(clip.error) for clip in codec.clips] == [False, True, False]
+        assert "y.wav" in codec.clips[1].error
+        assert codec.clips[1].scores == Scores()
+
+
+def test_a_silent_clip_counts_as_one_without_scores(codecs, tmp_path):
+    sf.write(tmp_path / "silent.wav", np.zeros(16_000), 16_000)
+    sf.write(tmp_path / "loud.wav", np.random.default_rng(0).uniform(-0.5, 0.5, 16_000), 16_000)
+    items = open_corpora([str(tmp_path / "silent.wav"), str(tmp_path / "loud.wav")])
+    result = run(codecs[:1], items, tmp_path / "run")
+    for codec in result.codecs:
+        assert codec.clips[0].error is None
+        assert "stoi" in codec.clips[0].scores.missing
+        assert "stoi" in codec.clips[1].scores.values
+
+
+def test_one_line_each(codecs, corpus, tmp_path):
+    folder = tmp_path / "run"
+    run(codecs[:1], corpus, folder, judges=[Loudness()])
+    with pytest.raises(XycodecError, match="with other clips"):
+        run(codecs[:1], corpus[:2], folder)
+    with pytest.raises(XycodecError, match=r"utmos was scored by 'loudness times 1\.0'"):
+        run(codecs[:1], corpus, folder, judges=[Loudness(2.0)])
+    with pytest.raises(XycodecError, match="is given twice"):
+        run(codecs[:1] * 2, corpus, folder)
+    with pytest.raises(XycodecError, match="no codec to evaluate"):
+        run([], corpus, folder)
+    with pytest.raises(XycodecError, match="no clip to evaluate"):
+        run(codecs, [], tmp_path / "none")
+    with pytest.raises(XycodecError, match="n_q must be an integer from 1 to 4"):
+        run([f"{codecs[0]}@5"], corpus, tmp_path / "none")
+    with pytest.raises(XycodecError, match=r"stoy: .*did you mean 'stoi'"):
+        run(codecs, corpus, tmp_path / "none", metrics=("stoy",))
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(XycodecError, match="no such file, folder or model"):
+        run([codecs[0], "no-such"], corpus, tmp_path / "other")
+    assert not list((tmp_path / "other").rglob("*.flac"))
+
+
+def test_other_weights_under_the_same_name_are_refused(corpus, tmp_path):
+    place = tmp_path / "codec"
+    save_codec(random_codec(tiny_config(), 0), place)
+    run([str(place)], corpus, tmp_path / "run")
+    save_codec(random_codec(tiny_config(), 1), place, overwrite=True)
+    with pytest.raises(XycodecError, match="holds scores of other weights"):
+        run([str(place)], corpus, tmp_path / "run")
