@@ -51,7 +51,7 @@ def draw_pair(before: Samples, after: Samples, sample_rate: int) -> Figure:
 
 def _draw_spectrograms(figure: Figure, axes: Any, before: Samples, after: Samples, rate: int) -> None:
     """Both on one scale: decibels below the loudest place of the two."""
-    pictures = _decibels(before, rate), _decibels(after, rate)
+    pictures = mel_decibels(before, rate), mel_decibels(after, rate)
     top = max(picture.max() for picture in pictures)
     marks = [khz for khz in _MARKS_KHZ if khz * 2000 <= rate]
     places = np.interp([1000 * khz for khz in marks], _band_centres(rate), np.arange(_BINS) + 0.5)
@@ -91,7 +91,7 @@ def _draw_scale(figure: Figure, image: Any, axes: Any, label: str) -> None:
     figure.colorbar(image, ax=axes, label=label, fraction=0.04, pad=0.01, aspect=30)
 
 
-def _decibels(audio: Samples, rate: int) -> Samples:
+def mel_decibels(audio: Samples, rate: int) -> Samples:
     """(T,) -> (bands, frames) mel power in dB."""
     window = torch.hann_window(_FFT)
     spectrum = torch.stft(torch.from_numpy(audio), _FFT, _HOP, window=window, pad_mode="constant", return_complex=True)
