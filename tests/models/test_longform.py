@@ -9,7 +9,7 @@ from torch import nn
 from xycodec.config import CONFIGS
 from xycodec.errors import AudioError, XycodecError
 from xycodec.models.base import Codec
-from xycodec.models.longform import BATCH, decode_blocks, decode_long, encode_long
+from xycodec.models.longform import BATCH, decode_blocks, decode_long, embed_long, encode_long
 from xycodec.pretrained import random_codec
 
 HOP, WINDOW = 16, 375  # a window of 375 frames at 12.5 a second, as the published models have
@@ -379,3 +379,11 @@ def test_errors_come_with_the_window_that_holds_them():
         encode_long(Ruler(), blocks_of_ones)
     with pytest.raises(ZeroDivisionError):  # a source's own error is not swallowed
         encode_long(Ruler(), (1 / 0 for _ in repeat(0, 3)))
+
+
+@pytest.mark.parametrize("frames", [1, 25, 26, 60, 240])
+def test_embeddings_of_long_codes_are_those_of_their_frames(frames):
+    codec = small_codec()
+    codes = torch.from_numpy(np.random.default_rng(0).integers(0, codec.codebook_size, (2, frames)))
+    alone = [codec.embed(codes[None, :, i : i + 1])[0, :, 0] for i in range(frames)]
+    torch.testing.assert_close(embed_long(codec, codes), torch.stack(alone, dim=1), rtol=0, atol=1e-5)

@@ -141,6 +141,19 @@ def decode_blocks(
             yield block
 
 
+@torch.no_grad()
+def embed_long(codec: Codec, codes: Tensor, overlap_s: float | None = None) -> Tensor:
+    """Quantized embeddings (D, L) of codes (k, L) of any length, from the windows that `encode_long` has.
+
+    Codes within one window give the embeddings of `codec.embed`. Raises XycodecError as that does.
+    """
+    plan = _Plan.of(codec, overlap_s)
+    windows = plan.windows([codes], 1)
+    return torch.cat(
+        [codec.embed(window[None])[0, :, plan.kept(first, last)] for window, first, last in windows], dim=1
+    )
+
+
 def _blocks(audio: Tensor | np.ndarray | Iterable[np.ndarray]) -> Iterator[Tensor]:
     pieces = [audio] if isinstance(audio, Tensor | np.ndarray) else audio
     for piece in pieces:
