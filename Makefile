@@ -5,14 +5,16 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 SAMPLE := src/xycodec/assets/fox.flac
 
-.PHONY: run install-train test lint clean
+.PHONY: run install-train install-eval test lint clean
 
 run: $(VENV)/.installed
 	$(BIN)/xycodec roundtrip $(SAMPLE) --output out --overwrite
 	@echo "Your own file: $(BIN)/xycodec roundtrip FILE --output out"
 
-# What `xycodec train` needs beside the codec.
+# What `xycodec train` needs beside the codec; and `evaluate`, `probe` and `abx`.
 install-train: $(VENV)/.installed-train
+
+install-eval: $(VENV)/.installed-eval
 
 test: $(VENV)/.installed-dev
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
@@ -35,6 +37,10 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.installed-train: $(VENV)/.installed
 	$(PIP) --editable '.[train]'
+	@touch $@
+
+$(VENV)/.installed-eval: $(VENV)/.installed
+	$(PIP) --editable '.[eval]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

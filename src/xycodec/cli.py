@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from xycodec.cli_data import data_app
-from xycodec.cli_options import Jobs, Quiet, require_extra
+from xycodec.cli_eval import abx, evaluate, probe
+from xycodec.cli_options import DEFAULT, AsJson, Device, Jobs, Model, Quiet, require_extra
 from xycodec.errors import XycodecError
 from xycodec.terminal import print_bench, print_comparison, print_error, print_plan, print_table, run_all
 
@@ -48,15 +49,8 @@ class Storage(StrEnum):
     float16 = "float16"
 
 
-DEFAULT = "xy-mini"  # as in xycodec.pretrained, which imports torch
-
 Inputs = Annotated[list[str], typer.Argument(help="Files, folders, quoted globs, or - for stdin.")]
 Output = Annotated[str | None, typer.Option("--output", "-o", help="File, or folder for several inputs; - is stdout.")]
-Model = Annotated[
-    str,
-    typer.Option("--model", "-m", envvar="XYCODEC_MODEL", help="Name, folder, checkpoint or hub id (see models)."),
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps, ...")]
 Dtype = Annotated[Precision, typer.Option(help="bfloat16 is for the towers' matrices (see models).")]
 Reference = Annotated[bool, typer.Option("--reference", help="Published rules for lengths and long audio.")]
 Overlap = Annotated[
@@ -66,7 +60,6 @@ Layers = Annotated[int | None, typer.Option("--n-q", min=1, help="Use only the f
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads in all (default: every core).")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
 Store = Annotated[Storage, typer.Option(help="float16 takes half the size.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object a line on stdout.")]
 
 
 @app.command()
@@ -146,6 +139,7 @@ def roundtrip(
     as_json: AsJson = False,
 ) -> None:
     """Encode and decode one file: codes, audio, a picture, and a table of what it cost."""
+    from xycodec.eval.quality import plain
     from xycodec.picture import draw_roundtrip
     from xycodec.transcode import roundtrip_file
 
@@ -162,7 +156,7 @@ def roundtrip(
     draw_roundtrip(source, str(codes), str(audio), picture)
     if as_json:
         sides = {"encoded": asdict(result.encoded), "decoded": asdict(result.decoded)}
-        print(json.dumps({**sides, **asdict(result.quality), "picture": str(picture)}))
+        print(json.dumps({**sides, **plain(result.quality), "picture": str(picture)}))
     elif not quiet:
         print_comparison(result, str(picture))
 
@@ -319,6 +313,10 @@ def train_command(
     if not quiet and os.environ.get("RANK", "0") == "0":
         state = "finished" if ended.finished else "stopped, --resume goes on"
         print(f"{recipe.output}: {state} at step {ended.step} of {recipe.steps}")
+
+
+for command in (evaluate, probe, abx):
+    app.command()(command)
 
 
 @app.command()

@@ -7,7 +7,15 @@ import typer
 
 from xycodec.errors import XycodecError
 
+DEFAULT = "xy-mini"  # as in xycodec.pretrained, which imports torch
+
+Model = Annotated[
+    str,
+    typer.Option("--model", "-m", envvar="XYCODEC_MODEL", help="Name, folder, checkpoint or hub id (see models)."),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps, ...")]
 Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes that share the files.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object a line on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 
 

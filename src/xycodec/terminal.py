@@ -14,8 +14,10 @@ from xycodec.errors import XycodecError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from xycodec.eval.measure import Measurement, Summary
-    from xycodec.eval.quality import Quality
+    from xycodec.eval.abx import AbxResult
+    from xycodec.eval.evaluate import Stage
+    from xycodec.eval.probe import ProbeProgress, ProbeResult
+    from xycodec.eval.results import Evaluation, Scores
     from xycodec.jobs import Job, Outcome, Work
     from xycodec.train.plan import RunPlan
     from xycodec.transcode import Comparison
@@ -115,6 +117,46 @@ def clip_progress(unit: str, quiet: bool) -> "Iterator[Callable[[float], None]]"
         yield advance
 
 
+def stage_progress(quiet: bool) -> "Stage":
+    """A bar on stderr for each stage of an evaluation that has something to do."""
+
+    @contextmanager
+    def stage(name: str, clips: int) -> "Iterator[Callable[[], None]]":
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        hidden = quiet or not clips or not console.is_terminal
+        with Progress(*columns, console=console, disable=hidden, transient=True) as bar:
+            task = bar.add_task(name, total=clips)
+            yield lambda: bar.advance(task)
+
+    return stage
+
+
+@contextmanager
+def probe_progress(quiet: bool) -> "Iterator[Callable[[ProbeProgress], None]]":
+    """A bar on stderr for each phase of a probe, with the best word error rate so far."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    counts = TextColumn("{task.completed:,.0f} of {task.total:,.0f} {task.fields[what]}")
+    columns = (BarColumn(), counts, TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal, transient=True) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def advance(now: "ProbeProgress") -> None:
+            if now.phase not in tasks:
+                tasks[now.phase] = bar.add_task("", what="")
+            best = "" if now.wer is None else f", WER {now.wer:.3f}"
+            what = "s of audio encoded" if now.phase == "encoding" else f"steps{best}"
+            bar.update(tasks[now.phase], total=now.total, completed=now.done, what=what)
+
+        yield advance
+
+
 def print_table(title: str, columns: Sequence[tuple[str, str]], rows: Sequence[tuple[str, ...]]) -> None:
     """A table on stdout; `columns` are (name, left or right), without names there is no heading."""
     from rich.console import Console
@@ -136,7 +178,7 @@ METRICS = {
     "pesq_nb": ("PESQ narrow-band", 2, "4.55 is equality"),
     "mel_distance": ("mel distance", 3, "0 is equality"),
 }
-"""Name in `Quality`: heading, decimals and scale."""
+"""What a round trip measures: heading, decimals and scale."""
 
 
 def print_comparison(result: "Comparison", picture: str) -> None:
@@ -155,30 +197,74 @@ def print_comparison(result: "Comparison", picture: str) -> None:
     print_table("round trip", [("", "left"), ("", "left")], rows)
 
 
-def _shown(quality: "Quality", name: str) -> str:
+def _shown(quality: "Scores", name: str) -> str:
     _, decimals, scale = METRICS[name]
-    value = getattr(quality, name)
-    return f"-- ({quality.missing[name]})" if value is None else f"{value:.{decimals}f} ({scale})"
+    if name in quality.missing:
+        return f"-- ({quality.missing[name]})"
+    return f"{quality.values[name]:.{decimals}f} ({scale})"
 
 
-def print_measurement(measured: "Measurement") -> None:
-    """The report of `runs/measure.py`."""
-    titles = ("clips of", "clips", "seconds", "STOI", "PESQ WB", "PESQ NB", "mel")
-    columns = [(name, "right" if index else "left") for index, name in enumerate(titles)]
-    rows = [_summary(group, summary) for group, summary in measured.groups.items()]
-    print_table(f"{measured.model} on {measured.manifest}: means over clips", columns, rows)
-    for (name, why), clips in measured.unmeasured.items():
-        print(f"{METRICS[name][0]} lacks {clips} of {len(measured.clips)} clips: {why}")
-    total = list(measured.groups.values())[-1]
-    speeds = f"encode {total.encode_speed:.1f} x, decode {total.decode_speed:.1f} x real time"
-    print(f"{speeds} in each process (processes: {measured.processes}, threads of each: {measured.threads})")
-    rows = [(f"{i}", f"{book.used:.1%}", f"{book.entropy_bits:.2f}") for i, book in enumerate(measured.codebooks, 1)]
-    print_table("codebooks", [("codebook", "right"), ("codes used", "right"), ("entropy, bits", "right")], rows)
+def print_evaluation(result: "Evaluation", page: str) -> None:
+    """The report of `xycodec evaluate`, in short: one row a codec, and what lacks."""
+    from xycodec.eval.results import METRICS as KNOWN
+    from xycodec.eval.results import pooled
+
+    # Metrics down the side: there are more of them than codecs, and a terminal is narrow.
+    columns = [("", "left"), *((_shortened(codec.title), "right") for codec in result.codecs)]
+    rates = ("" if codec.bitrate is None else f"{codec.bitrate:,.0f}" for codec in result.codecs)
+    rows = [("bit/s", *rates)]
+    for name in result.metrics:
+        values = (pooled(codec.clips, name) for codec in result.codecs)
+        shown = ("--" if value is None else f"{value:.{KNOWN[name].digits}f}" for value in values)
+        rows.append((KNOWN[name].title, *shown))
+    print_table(f"{result.title}: {len(result.codecs[0].clips)} clips", columns, rows)
+    for codec in result.codecs:
+        for error in sorted({clip.error for clip in codec.clips if clip.error}):
+            count = sum(clip.error == error for clip in codec.clips)
+            print_error(f"{codec.title}: {count} clips without scores: {error}")
+        for name in result.metrics:
+            lacking = [clip.scores.missing[name] for clip in codec.clips if name in clip.scores.missing]
+            if lacking:
+                print_error(f"{codec.title}: {KNOWN[name].title} lacks {len(lacking)} clips: {lacking[0]}")
+    print(page)
 
 
-def _summary(group: str, summary: "Summary") -> tuple[str, ...]:
-    means = (("--" if (mean := summary.means[name]) is None else f"{mean:.3f}") for name in METRICS)
-    return group, f"{summary.clips:,}", f"{summary.seconds:,.1f}", *means
+def _shortened(title: str) -> str:
+    return title if len(title) <= 16 else "\N{HORIZONTAL ELLIPSIS}" + title[-15:]
+
+
+def print_probe(result: "ProbeResult", expected: float | None) -> None:
+    """The report of `xycodec probe`; `expected` is a published WER."""
+    rows = [
+        ("WER", f"{result.wer:.4f}"),
+        *([("published", f"{expected:.4f} (difference {result.wer - expected:+.4f})")] if expected is not None else []),
+        ("CER", f"{result.cer:.4f}"),
+        ("at step", f"{result.best_step:,} of {result.steps:,}"),
+        ("codebooks", str(result.n_q)),
+        ("learned from", f"{result.train.used:,} clips, {result.train.seconds / 3600:.2f} h"),
+        ("measured on", f"{result.dev.used:,} clips, {result.dev.seconds / 3600:.2f} h"),
+    ]
+    print_table(f"ASR probe of {result.model}", [("", "left"), ("", "left")], rows)
+    for name, clips in (("train", result.train), ("dev", result.dev)):
+        if clips.without_text:
+            print_error(f"{name}: {clips.without_text} clips without text were left out")
+        if clips.crowded:
+            print_error(f"{name}: {clips.crowded} clips have more characters than frames")
+        for clip, reason in clips.failed[:3]:
+            print_error(f"{name}: {clip}: {reason} ({len(clips.failed)} such clips)")
+
+
+def print_abx(result: "AbxResult") -> None:
+    """The report of `xycodec abx`."""
+    columns = [("frames", "left"), ("codebooks", "right"), ("speakers", "left"), ("error, %", "right")]
+    rows = [
+        (score.kind, str(score.n_q), score.mode, "--" if score.error is None else f"{score.error:.2f}")
+        for score in result.scores
+    ]
+    triples = ", ".join(f"{one.triples:,} triples {one.mode}" for one in result.counts)
+    print_table(f"ABX of {result.model}: {triples}", columns, rows)
+    for remark in result.remarks:
+        print_error(remark)
 
 
 def print_bench(report: dict[str, Any]) -> None:

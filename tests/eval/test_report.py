@@ -317,14 +317,17 @@ const names = () => [...document.querySelectorAll("table")[0].querySelectorAll("
 const press = (word) => { heads.find((head) => head.textContent.startsWith(word)).click(); return names(); };
 const found = { before: names(), stoi: press("STOI"), again: press("STOI"), rate: press("kbit/s") };
 document.querySelectorAll("input[name=metric]").forEach((chip) => chip.click());
-setTimeout(() => { // plots are drawn when their frame has its width
+let looks = 0;
+const look = setInterval(() => { // plots are drawn when their frame has its width, which a busy machine gives late
+if (!document.querySelector("svg circle") && ++looks < 100) return;
+clearInterval(look);
 found.heads = [...document.querySelectorAll("h2")].map((head) => head.textContent);
 found.clips = [...document.querySelectorAll("article h3")].map((head) => head.textContent);
 found.bold = document.querySelectorAll("main b").length;
 found.dots = document.querySelectorAll("svg circle").length;
 found.wide = document.documentElement.scrollWidth - innerWidth;
 parent.postMessage(JSON.stringify(found), "*");
-}, 300);
+}, 100);
 </script></body>"""
 FRAME = """<iframe src="probed.html" style="width: WIDTHpx; height: 900px"></iframe><pre></pre><script>
 onmessage = (event) => { document.querySelector("pre").textContent = event.data; };
@@ -339,7 +342,7 @@ def seen_in_a_browser(path, width):
     path.with_name("probed.html").write_text(path.read_text().replace("</body>", PROBE))
     frame = path.with_name("frame.html")
     frame.write_text(FRAME.replace("WIDTH", str(width)))
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--virtual-time-budget=3000"]
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--virtual-time-budget=15000"]
     profile = f"--user-data-dir={path.parent / 'profile'}"
     command = [browser, *flags, profile, f"--window-size={width + 40},900", "--dump-dom", frame.as_uri()]
     ran = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
