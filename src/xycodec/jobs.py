@@ -117,7 +117,7 @@ def run_jobs(
     progress inside a file.
     """
     # Only this process has a stdin and a stdout.
-    if processes == 1 or len(jobs) == 1 or any("-" in (job.source, job.target) for job in jobs):
+    if processes == 1 or len(jobs) <= 1 or any("-" in (job.source, job.target) for job in jobs):
         work = make_work(**settings)
         for job in jobs:
             yield _attempt(work, job, advance)

@@ -206,18 +206,23 @@ def _shown(quality: "Scores", name: str) -> str:
 
 def print_evaluation(result: "Evaluation", page: str) -> None:
     """The report of `xycodec evaluate`, in short: one row a codec, and what lacks."""
+    from rich.console import Console
+
     from xycodec.eval.results import METRICS as KNOWN
     from xycodec.eval.results import pooled
 
-    # Metrics down the side: there are more of them than codecs, and a terminal is narrow.
-    columns = [("", "left"), *((_shortened(codec.title), "right") for codec in result.codecs)]
-    rates = ("" if codec.bitrate is None else f"{codec.bitrate:,.0f}" for codec in result.codecs)
-    rows = [("bit/s", *rates)]
-    for name in result.metrics:
-        values = (pooled(codec.clips, name) for codec in result.codecs)
-        shown = ("--" if value is None else f"{value:.{KNOWN[name].digits}f}" for value in values)
-        rows.append((KNOWN[name].title, *shown))
-    print_table(f"{result.title}: {len(result.codecs[0].clips)} clips", columns, rows)
+    # Metrics down the side, there are more of them than codecs; and as many codecs at a time as a terminal is wide.
+    per_table = max(1, (Console().width - 14) // 19)
+    for start in range(0, len(result.codecs), per_table):
+        codecs = result.codecs[start : start + per_table]
+        rates = ("" if codec.bitrate is None else f"{codec.bitrate:,.0f}" for codec in codecs)
+        rows = [("bit/s", *rates)]
+        for name in result.metrics:
+            values = (pooled(codec.clips, name) for codec in codecs)
+            shown = ("--" if value is None else f"{value:.{KNOWN[name].digits}f}" for value in values)
+            rows.append((KNOWN[name].title, *shown))
+        columns = [("", "left"), *((_shortened(codec.title), "right") for codec in codecs)]
+        print_table(f"{result.title}: {len(codecs[0].clips)} clips", columns, rows)
     for codec in result.codecs:
         for error in sorted({clip.error for clip in codec.clips if clip.error}):
             count = sum(clip.error == error for clip in codec.clips)
@@ -225,7 +230,7 @@ def print_evaluation(result: "Evaluation", page: str) -> None:
         for name in result.metrics:
             lacking = [clip.scores.missing[name] for clip in codec.clips if name in clip.scores.missing]
             if lacking:
-                print_error(f"{codec.title}: {KNOWN[name].title} lacks {len(lacking)} clips: {lacking[0]}")
+                _note(f"{codec.title}: {KNOWN[name].title} lacks {len(lacking)} clips: {lacking[0]}")
     print(page)
 
 
@@ -247,11 +252,11 @@ def print_probe(result: "ProbeResult", expected: float | None) -> None:
     print_table(f"ASR probe of {result.model}", [("", "left"), ("", "left")], rows)
     for name, clips in (("train", result.train), ("dev", result.dev)):
         if clips.without_text:
-            print_error(f"{name}: {clips.without_text} clips without text were left out")
+            _note(f"{name}: {clips.without_text} clips without text were left out")
         if clips.crowded:
-            print_error(f"{name}: {clips.crowded} clips have more characters than frames")
+            _note(f"{name}: {clips.crowded} clips have more characters than frames")
         for clip, reason in clips.failed[:3]:
-            print_error(f"{name}: {clip}: {reason} ({len(clips.failed)} such clips)")
+            _note(f"{name}: {clip}: {reason} ({len(clips.failed)} such clips)")
 
 
 def print_abx(result: "AbxResult") -> None:
@@ -264,7 +269,7 @@ def print_abx(result: "AbxResult") -> None:
     triples = ", ".join(f"{one.triples:,} triples {one.mode}" for one in result.counts)
     print_table(f"ABX of {result.model}: {triples}", columns, rows)
     for remark in result.remarks:
-        print_error(remark)
+        _note(remark)
 
 
 def print_bench(report: dict[str, Any]) -> None:
@@ -316,6 +321,10 @@ def _trained(parameters: int, trainable: int) -> str:
     if trainable == parameters:
         return "trained"
     return "frozen" if not trainable else f"{trainable:,} trained"
+
+
+def _note(message: str) -> None:
+    print(f"note: {message}", file=sys.stderr)
 
 
 def print_error(message: str) -> None:

@@ -146,17 +146,19 @@ def test_what_is_there_is_not_done_again(codecs, corpus, tmp_path):
     kept = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix in (".flac", ".npy", ".jsonl")}
     judge.heard.clear()
     assert run(codecs, corpus, folder, judges=[judge]) == first
+    assert run(codecs, corpus, folder, judges=[judge], processes=2) == first
     assert judge.heard == []
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
 
 
-def test_what_was_not_installed_is_tried_again(codecs, corpus, tmp_path):
+@pytest.mark.parametrize("why", ["not installed: pip install it", "not computed: a worker process died"])
+def test_what_may_pass_is_tried_again(codecs, corpus, tmp_path, why):
     folder = tmp_path / "run"
     first = run(codecs[:1], corpus, folder)
     journal = folder / first.codecs[1].name / "scores.jsonl"
     rows = [json.loads(line) for line in journal.read_text().splitlines()]
     for row in rows:
-        row["scores"]["missing"]["stoi"] = "not installed: pip install it"
+        row["scores"]["missing"]["stoi"] = why
         del row["scores"]["values"]["stoi"]
     journal.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert run(codecs[:1], corpus, folder) == first

@@ -219,8 +219,9 @@ def _unscored(row: _Row, clips: Sequence[str], folder: Path, names: Sequence[str
 
 
 def _settled(scores: Scores, names: Sequence[str]) -> bool:
-    # What was not installed may be there now.
-    lasting = {name for name, why in scores.missing.items() if not why.startswith("not installed")}
+    # What was not installed may be there now, and what died may live.
+    passing = ("not installed", "not computed")
+    lasting = {name for name, why in scores.missing.items() if not why.startswith(passing)}
     return all(name in scores.values or name in lasting for name in names)
 
 
@@ -239,7 +240,7 @@ def _score_signals(
     with stage(f"{row.name}: signal metrics", len(todo)) as done:
         for outcome in run_jobs(list(jobs), _signal_scorer, {"metrics": metrics}, processes):
             # A failure here is of the machine or of a metric's own code, not of the codec.
-            scores = outcome.result or Scores(missing=dict.fromkeys(metrics, outcome.error or "no result"))
+            scores = outcome.result or Scores(missing=dict.fromkeys(metrics, f"not computed: {outcome.error}"))
             journal.append({"clip": jobs[outcome.job], "scores": asdict(scores)})
             done()
 
