@@ -223,14 +223,16 @@ def print_evaluation(result: "Evaluation", page: str) -> None:
             rows.append((KNOWN[name].title, *shown))
         columns = [("", "left"), *((_shortened(codec.title), "right") for codec in codecs)]
         print_table(f"{result.title}: {len(codecs[0].clips)} clips", columns, rows)
+    told: set[str] = set()  # what cannot be read is so for every codec
     for codec in result.codecs:
-        for error in sorted({clip.error for clip in codec.clips if clip.error}):
-            count = sum(clip.error == error for clip in codec.clips)
-            print_error(f"{codec.title}: {count} clips without scores: {error}")
+        errors = [clip.error for clip in codec.clips if clip.error and clip.error not in told]
+        for error in sorted(set(errors)):
+            print_error(f"{codec.title}: {errors.count(error)} clips without scores: {error}")
+        told |= set(errors)
         for name in result.metrics:
             lacking = [clip.scores.missing[name] for clip in codec.clips if name in clip.scores.missing]
             if lacking:
-                _note(f"{codec.title}: {KNOWN[name].title} lacks {len(lacking)} clips: {lacking[0]}")
+                _note(f"{codec.title}: {KNOWN[name].title} lacks {len(lacking)} clips, the first: {lacking[0]}")
     print(page)
 
 

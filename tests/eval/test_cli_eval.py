@@ -96,9 +96,10 @@ def test_clips_without_scores_are_said_and_end_in_1(xycodec, tiny, speech, folde
     code, out, err = evaluate(xycodec, speech, "-c", tiny, "--metrics", "stoi")
     assert code == 1
     assert "report.html" in out
-    assert len(err) == 4
-    assert all("1 clips without scores" in line and "2.wav" in line for line in (err[0], err[2]))
-    assert all("STOI lacks 1 clips: silent" in line for line in (err[1], err[3]))
+    assert len(err) == 3
+    assert "1 clips without scores" in err[0]
+    assert "2.wav" in err[0]
+    assert all("STOI lacks 1 clips, the first: silent" in line for line in err[1:])
 
 
 def test_expected_values_show_in_the_report(xycodec, tiny, speech, folder):
