@@ -8,7 +8,14 @@ from torch import multiprocessing
 
 from xycodec.distributed import all_reduce_, world_size
 from xycodec.errors import ConfigError
-from xycodec.losses import MultiScaleMel, adversarial_loss, discriminator_loss, feature_matching
+from xycodec.losses import (
+    MultiScaleMel,
+    adversarial_loss,
+    discriminator_loss,
+    feature_matching,
+    plain_feature_matching,
+    semantic_distance,
+)
 from xycodec.nn.discriminators import DiscriminatorOutput, Discriminators
 
 RATE = 16_000
@@ -269,15 +276,31 @@ def test_known_values():
     assert [float(loss.value()) for loss in losses([zeros], [ones])] == [2.0, 0.0, 1.0]
 
 
+def test_plain_feature_matching_equals_a_loop():
+    real, fake = outputs(1), outputs(2)
+    maps = [pair for r, f in zip(real, fake, strict=True) for pair in zip(r.features, f.features, strict=True)]
+    expected = mean([mean([abs(a - b) for a, b in zip(numbers(x), numbers(y), strict=True)]) for x, y in maps])
+    loss = plain_feature_matching(real, fake)
+    assert float(loss.detach().value()) == pytest.approx(expected, rel=1e-5)
+    assert loss.count.tolist() == [x.numel() for x, _ in maps]
+    loss.value().backward()
+    assert all(x.grad is None for x, _ in maps)
+    for x, y in maps:
+        torch.testing.assert_close(y.grad, torch.sign(y - x).detach() / (5 * y.numel()))
+
+
 def part(output, span):
     return [DiscriminatorOutput(each.logits[span], [x[span] for x in each.features]) for each in output]
 
 
 @pytest.mark.parametrize("cut", [1, 2])
 def test_losses_of_two_parts_join_to_the_whole(cut):
+    def every(real, fake):
+        return *losses(real, fake), plain_feature_matching(real, fake)
+
     real, fake = outputs(1), outputs(2)
-    whole = losses(real, fake)
-    first, second = (losses(part(real, span), part(fake, span)) for span in (slice(cut), slice(cut, None)))
+    whole = every(real, fake)
+    first, second = (every(part(real, span), part(fake, span)) for span in (slice(cut), slice(cut, None)))
     for one, other, expected in zip(first, second, whole, strict=True):
         joined = one + other
         torch.testing.assert_close(joined.total, expected.total)
@@ -298,7 +321,7 @@ def test_where_the_gradients_go():
 
 
 def test_outputs_that_do_not_pair_up_are_refused():
-    for loss in (discriminator_loss, feature_matching):
+    for loss in (discriminator_loss, feature_matching, plain_feature_matching):
         with pytest.raises(ValueError, match="shorter"):
             loss(outputs(1), outputs(2)[:1])
 
@@ -324,6 +347,31 @@ def test_discriminators_learn_to_tell_and_the_audio_to_pass():
     before.backward()
     step = 0.01 * decoded.grad / decoded.grad.square().mean().sqrt()
     assert generator_loss(decoded.detach() - step) < before
+
+
+# between features
+
+
+def test_semantic_distance_is_over_the_frames_shown():
+    decoded, target = noise(3, 7, 5).requires_grad_(), noise(3, 7, 5, seed=1).requires_grad_()
+    lengths = (7, 4, 0)
+    mask = torch.arange(7) < torch.tensor(lengths)[:, None]
+    shown = [
+        (a - b) ** 2
+        for i, length in enumerate(lengths)
+        for a, b in zip(numbers(decoded[i, :length]), numbers(target[i, :length]), strict=True)
+    ]
+    distance = semantic_distance(decoded, target, mask)
+    assert distance.count.tolist() == [11.0]
+    assert float(distance.detach().value()) == pytest.approx(mean(shown), rel=1e-5)
+    distance.value().backward()
+    assert target.grad is None
+    assert torch.equal(decoded.grad.any(dim=2), mask)
+    everything, expected = torch.ones(3, 7, dtype=torch.bool), mean(numbers((decoded - target) ** 2))
+    for seen in (semantic_distance(decoded, target), semantic_distance(decoded, target, everything)):
+        assert float(seen.detach().value()) == pytest.approx(expected, rel=1e-5)
+    first, rest = (semantic_distance(decoded[s], target[s], mask[s]) for s in (slice(1), slice(1, None)))
+    torch.testing.assert_close((first + rest).value(), distance.value())
 
 
 # two processes

@@ -105,6 +105,24 @@ def feature_matching(real: Sequence[DiscriminatorOutput], fake: Sequence[Discrim
     )
 
 
+def plain_feature_matching(real: Sequence[DiscriminatorOutput], fake: Sequence[DiscriminatorOutput]) -> Mean:
+    """Mean |real - fake| of every map, mean over all maps, as X-Codec is trained; one entry per map.
+
+    No gradient goes to `real`.
+    """
+    maps = [pair for r, f in _pairs(real, fake) for pair in zip(r.features, f.features, strict=True)]
+    return average_of([plain_mean((x.detach().float() - y.float()).abs()) for x, y in maps])
+
+
+def semantic_distance(decoded: Tensor, target: Tensor, mask: Tensor | None = None) -> Mean:
+    """Mean squared difference of decoded features (B, L, D) from true ones, over the frames of `mask` (B, L).
+
+    Over all frames without a mask. No gradient goes to `target`. Source: X-Codec, its semantic loss.
+    """
+    difference = (decoded.float() - target.detach().float()).square().mean(dim=2)
+    return plain_mean(difference) if mask is None else masked_mean(difference, mask)
+
+
 def _relative(real: Tensor, fake: Tensor) -> Mean:
     real = real.detach().float()
     return Mean((real - fake.float()).abs().sum()[None], real.abs().sum()[None])

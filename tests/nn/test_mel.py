@@ -19,11 +19,15 @@ def padded(clip):
     return torch.nn.functional.pad(clip, (0, WINDOW - len(clip)))[None]
 
 
-def slow_filterbank(n_fft, n_mels, rate):
+def slow_filterbank(n_fft, n_mels, rate, htk=False):
     def to_mel(hz):
+        if htk:
+            return 1127 * math.log(1 + hz / 700)
         return hz / (200 / 3) if hz < 1000 else 15 + 27 * math.log(hz / 1000) / math.log(6.4)
 
     def to_hz(mel):
+        if htk:
+            return 700 * (math.exp(mel / 1127) - 1)
         return mel * (200 / 3) if mel < 15 else 1000 * 6.4 ** ((mel - 15) / 27)
 
     step = to_mel(rate / 2) / (n_mels + 1)
@@ -38,7 +42,7 @@ def slow_filterbank(n_fft, n_mels, rate):
                 height = (high - hz) / (high - centre)
             else:
                 height = 0.0
-            out[b, m] = height * 2 / (high - low)
+            out[b, m] = height if htk else height * 2 / (high - low)
     return out
 
 
@@ -66,6 +70,13 @@ def test_filterbank_equals_a_loop(n_fft, n_mels, rate):
     expected = slow_filterbank(n_fft, n_mels, rate)
     got = mel_filterbank(n_fft, n_mels, rate).double().numpy()
     np.testing.assert_allclose(got, expected, atol=2e-9, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("n_fft", "n_mels", "rate"), [(400, 80, RATE), (1024, 513, RATE), (128, 65, 24_000)])
+def test_htk_filterbank_equals_a_loop(n_fft, n_mels, rate):
+    expected = slow_filterbank(n_fft, n_mels, rate, htk=True)
+    # 1127 is 2595 / log(10) to four digits, and narrow triangles are steep
+    np.testing.assert_allclose(mel_filterbank(n_fft, n_mels, rate, htk=True), expected, atol=1e-3)
 
 
 def test_sine_has_the_published_values():

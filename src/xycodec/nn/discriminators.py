@@ -55,11 +55,7 @@ class Discriminators(nn.Module):
 
     def forward(self, audio: Tensor) -> list[DiscriminatorOutput]:
         """Audio (B, T) at any rate, T >= `min_samples`, else AudioError -> one output per discriminator."""
-        if audio.shape[1] < self.min_samples:
-            raise AudioError(
-                f"audio of {audio.shape[1]} samples is too short for the discriminators: "
-                f"give at least {self.min_samples}"
-            )
+        refuse_short(audio, self.min_samples)
         return [part(audio) for family in (self.periods, self.scales, self.spectrograms) for part in family]
 
 
@@ -81,8 +77,8 @@ class PeriodDiscriminator(nn.Module):
         missing = -audio.shape[1] % self.period
         padded = F.pad(audio[:, None], (0, missing), mode="reflect")
         folded = padded.view(len(audio), 1, -1, self.period)
-        features = _activations(self.layers, folded, slope=0.1)
-        features.append(_convolve(self.post, features[-1]))
+        features = activations(self.layers, folded, slope=0.1)
+        features.append(convolve_normed(self.post, features[-1]))
         return DiscriminatorOutput(features[-1].flatten(1), features)
 
 
@@ -118,8 +114,8 @@ class ScaleDiscriminator(nn.Module):
         pooled = audio[:, None]
         for _ in range(self.poolings):
             pooled = F.avg_pool1d(pooled, 4, 2, padding=2)
-        features = _activations(self.layers, pooled, slope=0.1)
-        features.append(_convolve(self.post, features[-1]))
+        features = activations(self.layers, pooled, slope=0.1)
+        features.append(convolve_normed(self.post, features[-1]))
         return DiscriminatorOutput(features[-1].flatten(1), features)
 
 
@@ -151,21 +147,29 @@ class SpectrogramDiscriminator(nn.Module):
                 audio.float(), self.window, self.window // 4, window=self.hann, center=False, return_complex=True
             )
         picture = torch.view_as_real(spectrum).permute(0, 3, 2, 1)
-        features = _activations(self.layers, picture, slope=0.2)
-        return DiscriminatorOutput(_convolve(self.post, features[-1]), features)
+        features = activations(self.layers, picture, slope=0.2)
+        return DiscriminatorOutput(convolve_normed(self.post, features[-1]), features)
 
 
-def _activations(layers: nn.ModuleList, x: Tensor, slope: float) -> list[Tensor]:
-    """The output of every layer after its leaky rectifier."""
+def refuse_short(audio: Tensor, shortest: int) -> None:
+    """Raise AudioError if audio (B, T) has fewer than `shortest` samples."""
+    if audio.shape[1] < shortest:
+        raise AudioError(
+            f"audio of {audio.shape[1]} samples is too short for the discriminators: give at least {shortest}"
+        )
+
+
+def activations(layers: nn.ModuleList, x: Tensor, slope: float) -> list[Tensor]:
+    """The output of every layer after its leaky rectifier, first to last; `x` as the first layer takes it."""
     features = []
     for layer in layers:
         # In place: no gradient needs what went into the rectifier, and these maps are most of the memory.
-        x = F.leaky_relu(_convolve(layer, x), slope, inplace=True)
+        x = F.leaky_relu(convolve_normed(layer, x), slope, inplace=True)
         features.append(x)
     return features
 
 
-def _convolve(layer: nn.Module, x: Tensor) -> Tensor:
+def convolve_normed(layer: nn.Module, x: Tensor) -> Tensor:
     """Apply a convolution whose weight is computed from its norm in float32: autocast would round the estimate."""
     with torch.autocast(x.device.type, enabled=False):
         weight = layer.weight
