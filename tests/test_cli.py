@@ -16,7 +16,8 @@ from xycodec.audio import read_audio
 from xycodec.bitstream import CodecFile
 from xycodec.eval.quality import measure_quality, plain
 from xycodec.models.longform import encode_long
-from xycodec.pretrained import BUNDLED, DEFAULT, MODELS, load_codec, random_codec, save_codec
+from xycodec.pretrained import BUNDLED, load_codec, random_codec, save_codec
+from xycodec.registry import DEFAULT, MODELS
 
 NOTE = "note: xy-random has random weights"
 

@@ -13,9 +13,9 @@ import xycodec
 PACKAGE = Path(xycodec.__file__).parent
 LEVELS = [
     {"errors"},
-    {"config", "recipe", "audio", "bitstream", "distributed", "hub", "folders", "weights"},
+    {"config", "recipe", "audio", "bitstream", "distributed", "hub", "folders", "weights", "registry"},
     {"nn", "data"},
-    {"models", "losses", "convert"},
+    {"models", "losses", "losses_stft", "convert", "convert_xcodec"},
     {"pretrained"},
     {"baselines"},
     {"train", "eval", "tokenization", "serve", "transcode", "picture", "bench", "jobs", "terminal"},
@@ -35,13 +35,16 @@ MAY_IMPORT = {
     "hub": {"errors"},
     "folders": {"errors"},
     "weights": {"errors"},
+    "registry": set(),
     "nn": {"nn", "distributed", "errors"},
     "data": {"data", "audio", "folders", "config", "recipe", "errors"},
     "losses": {"nn", "errors"},
+    "losses_stft": {"nn"},
     "convert": {"config", "nn", "errors"},
+    "convert_xcodec": {"convert", "config", "errors"},
     "models": {"models", "nn", "config", "recipe", "convert", "hub", "errors"},
-    "pretrained": {"models", "convert", "config", "hub", "folders", "weights", "errors"},
-    "baselines": {"pretrained", "models", "errors"},
+    "pretrained": {"models", "convert", "convert_xcodec", "config", "hub", "folders", "weights", "registry", "errors"},
+    "baselines": {"pretrained", "registry", "models", "errors"},
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 

@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 
 import xycodec.weights
 from published_layout import LAYOUTS, official_state, published_settings, respelled, tiny_config, write_published
-from xycodec.config import CONFIGS
+from xycodec.config import CONFIGS, NAMED_CONFIGS
 from xycodec.errors import CheckpointError
-from xycodec.pretrained import MODELS, bfloat16_advice, load_codec, random_codec, save_codec
+from xycodec.pretrained import bfloat16_advice, load_codec, random_codec, save_codec
+from xycodec.registry import MODELS
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +157,7 @@ def test_the_random_model_by_name():
 
 
 def test_every_named_model_has_a_configuration_and_a_source():
-    assert MODELS.keys() == CONFIGS.keys()
+    assert MODELS.keys() == NAMED_CONFIGS.keys()
     for model in MODELS.values():
         assert model.source in ("seeded", "bundled") or model.source.count("/") == 1
 
@@ -382,7 +383,7 @@ def test_an_unknown_setting_gets_the_nearest_known_one(ours):
         ({"acoustic_encoder": {"d_model": 24, "layers": 1, "heads": 5, "ffn_dim": 40}}, "acoustic_encoder"),
         ({"semantic_encoder": None}, "semantic_encoder"),
         ({"model_id": None}, "model_id"),
-        ({"model_type": "x-codec"}, "model_type"),
+        ({"model_type": "y-codec"}, "model_type"),
     ],
 )
 def test_a_wrong_setting_is_named(ours, changes, named):

@@ -8,7 +8,8 @@ from xycodec.models.base import Codec
 from xycodec.models.classical import CODEC2_MODES, Codec2
 from xycodec.models.opus import Opus
 from xycodec.models.transformers_codec import load_transformers_codec
-from xycodec.pretrained import MODELS, load_codec, resolve_device
+from xycodec.pretrained import load_codec, resolve_device
+from xycodec.registry import MODELS
 
 HUB_IDS = {
     "encodec": "facebook/encodec_24khz",

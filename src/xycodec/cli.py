@@ -22,7 +22,7 @@ from xycodec.terminal import print_bench, print_comparison, print_error, print_p
 
 if TYPE_CHECKING:
     from xycodec.jobs import Advance, Job, Work
-    from xycodec.models.xy_tokenizer import XYTokenizer
+    from xycodec.pretrained import OwnCodec
 
 app = typer.Typer(
     name="xycodec",
@@ -178,12 +178,13 @@ def info(
 @app.command()
 def models(as_json: AsJson = False) -> None:
     """List the models that have a name, and when bfloat16 pays."""
-    from xycodec.config import CONFIGS
-    from xycodec.pretrained import MODELS, bfloat16_advice
+    from xycodec.config import NAMED_CONFIGS
+    from xycodec.pretrained import bfloat16_advice
+    from xycodec.registry import MODELS
 
     rows = []
     for model in MODELS.values():
-        config = CONFIGS[model.name]
+        config = NAMED_CONFIGS[model.name]
         rows.append(
             {
                 "name": model.name,
@@ -255,14 +256,14 @@ def bench(
     import torch
 
     from xycodec.bench import LONGEST_MIXED_S, bf16_agreement, matmul_peak, measure, measure_batch
-    from xycodec.config import CONFIGS
+    from xycodec.config import NAMED_CONFIGS
     from xycodec.pretrained import load_codec, random_codec, resolve_device
 
     lengths = None if seconds is None else _parse_lengths(seconds)
     if threads:
         torch.set_num_threads(threads)
-    named = model in CONFIGS
-    codec = random_codec(CONFIGS[model]).to(resolve_device(device)) if named else load_codec(model, device=device)
+    named = model in NAMED_CONFIGS
+    codec = random_codec(NAMED_CONFIGS[model]).to(resolve_device(device)) if named else load_codec(model, device=device)
     window = codec.window_samples / codec.input_sample_rate
     lengths = lengths or [length for length in (2.0, 5.0, 10.0, 30.0) if length <= window]
     peak = matmul_peak(device=codec.device)
@@ -362,7 +363,7 @@ def _encoder(model: str, n_q: int | None, overlap: float | None, threads: int | 
 def _decoder(model: str | None, any_model: bool, overlap: float | None, threads: int | None, **load: Any) -> "Work":
     from xycodec.bitstream import CodecFile
     from xycodec.models.base import Codec
-    from xycodec.pretrained import MODELS
+    from xycodec.registry import MODELS
     from xycodec.transcode import decode_file
 
     loaded: dict[str, Codec] = {}
@@ -382,12 +383,11 @@ def _decoder(model: str | None, any_model: bool, overlap: float | None, threads:
     return work
 
 
-def _load(
-    model: str, device: str, dtype: Precision, reference: bool, threads: int | None, quiet: bool
-) -> "XYTokenizer":
+def _load(model: str, device: str, dtype: Precision, reference: bool, threads: int | None, quiet: bool) -> "OwnCodec":
     import torch
 
-    from xycodec.pretrained import RANDOM, load_codec
+    from xycodec.pretrained import load_codec
+    from xycodec.registry import RANDOM
 
     if threads:
         torch.set_num_threads(threads)

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterator
-from math import log2
+from math import log2, prod
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, ValidationError, model_validator
@@ -11,6 +11,7 @@ from xycodec.errors import ConfigError, XycodecError
 
 MEL_RATE = 100  # log-mel frames a second: 16 kHz at a hop of 160
 TOWER_RATE = 50  # transformer rows a second, after the stride 2 of the convolution stem
+SEMANTIC_HOP = 320  # samples of a frame of HuBERT and WavLM
 
 
 class Config(BaseModel):
@@ -35,18 +36,23 @@ class TowerConfig(Config):
         return self
 
 
-class QuantizerConfig(Config):
-    """The residual vector quantizer and how it learns (spec section 5)."""
+class CodebooksConfig(Config):
+    """The codebooks of a residual vector quantizer and how they learn."""
 
     n_q: PositiveInt = 8
     codebook_size: PositiveInt = 1024
-    codebook_dim: PositiveInt = 512
     decay: Annotated[float, Field(ge=0, le=1)] = 0.99
     dead_code_threshold: NonNegativeFloat = 2.0
     kmeans_iterations: PositiveInt = 10
     dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
     commitment: Literal["l1", "l2"] = "l2"
     commit_every_layer: bool = True
+
+
+class QuantizerConfig(CodebooksConfig):
+    """XY-Tokenizer's quantizer, with maps to the codebooks' width and back (spec section 5)."""
+
+    codebook_dim: PositiveInt = 512
 
 
 class VocosConfig(Config):
@@ -118,6 +124,85 @@ class XYTokenizerConfig(Config):
     def bitrate(self) -> float:
         """Bits a second with all codebooks (1000)."""
         return self.frame_rate * self.quantizer.n_q * log2(self.quantizer.codebook_size)
+
+
+class SemanticModelConfig(TowerConfig):
+    """Size of a self-supervised model in the form of HuBERT base or WavLM base (X-Codec's spec, section 4.1)."""
+
+    kind: Literal["hubert", "wavlm"] = "hubert"
+    d_model: PositiveInt = 768
+    layers: PositiveInt = 12
+    heads: PositiveInt = 12
+    ffn_dim: PositiveInt = 3072
+    conv_dim: PositiveInt = 512
+    """Channels of the convolutions below the transformer."""
+    position_kernel: PositiveInt = 128
+    position_groups: PositiveInt = 16
+
+    @model_validator(mode="after")
+    def _whole_groups(self) -> "SemanticModelConfig":
+        if self.d_model % self.position_groups:
+            raise ValueError(f"d_model {self.d_model} must be a multiple of position_groups {self.position_groups}")
+        return self
+
+
+class XCodecConfig(Config):
+    """One X-Codec. `semantic` None is the paper's acoustic baseline: no self-supervised model and no joint latent."""
+
+    model_type: Literal["x-codec"] = "x-codec"
+    model_id: str
+    window_frames: PositiveInt = 1000
+    """Code frames of 20 ms; the published model takes a clip whole."""
+    strides: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (8, 5, 4, 2)
+    """Of the acoustic encoder and, in the same order, of the decoder."""
+    encoder_width: PositiveInt = 64
+    """Channels before the first stride; each doubles them."""
+    decoder_width: PositiveInt = 1024
+    """Channels before the first stride; each halves them."""
+    acoustic_dim: PositiveInt = 256
+    semantic: SemanticModelConfig | None
+    quantizer: CodebooksConfig = CodebooksConfig(kmeans_iterations=50)
+
+    @model_validator(mode="after")
+    def _rates(self) -> "XCodecConfig":
+        if self.semantic and self.hop_length != SEMANTIC_HOP:
+            raise ValueError(f"strides must multiply to {SEMANTIC_HOP}, the semantic model's, got {self.hop_length}")
+        if self.decoder_width % 2 ** len(self.strides):
+            raise ValueError(f"decoder_width {self.decoder_width} cannot be halved {len(self.strides)} times")
+        return self
+
+    @property
+    def input_sample_rate(self) -> int:
+        """Always 16 kHz: the self-supervised models'."""
+        return 16_000
+
+    @property
+    def output_sample_rate(self) -> int:
+        """The input's."""
+        return self.input_sample_rate
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per code frame (320)."""
+        return prod(self.strides)
+
+    @property
+    def frame_rate(self) -> float:
+        """Code frames a second (50)."""
+        return self.input_sample_rate / self.hop_length
+
+    @property
+    def latent_dim(self) -> int:
+        """Channels of the codebooks: the acoustic ones, then the semantic ones (1024)."""
+        return self.acoustic_dim + (self.semantic.d_model if self.semantic else 0)
+
+    @property
+    def bitrate(self) -> float:
+        """Bits a second with all codebooks (4000)."""
+        return self.frame_rate * self.quantizer.n_q * log2(self.quantizer.codebook_size)
+
+
+CodecConfig = XYTokenizerConfig | XCodecConfig
 
 
 class RecogniserConfig(Config):
@@ -223,3 +308,19 @@ CONFIGS: dict[str, XYTokenizerConfig] = {
         ),
     )
 }
+
+_WAVLM = SemanticModelConfig(kind="wavlm")
+
+XCODEC_CONFIGS: dict[str, XCodecConfig] = {
+    name: XCodecConfig(model_id=name, semantic=semantic)
+    for name, semantic in (
+        ("x-codec-hubert", SemanticModelConfig()),
+        ("x-codec-wavlm", _WAVLM),
+        ("x-codec-wavlm-more", _WAVLM),
+        ("x-codec-general", SemanticModelConfig()),
+        ("x-codec-general-balanced", SemanticModelConfig()),
+    )
+}
+"""Beside `CONFIGS`, whose names are presets of XY-Tokenizer's recipes."""
+
+NAMED_CONFIGS: dict[str, CodecConfig] = {**CONFIGS, **XCODEC_CONFIGS}

@@ -1,27 +1,29 @@
 """From a name, folder, file or hub id to a codec that is ready to use, and back to a folder."""
 
+import io
 import json
 import pickle
 import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 import yaml
 from torch import Tensor
 from torch.nn.utils import parametrize
 
-from xycodec import convert
-from xycodec.config import CONFIGS, XYTokenizerConfig, parse_config
+from xycodec import convert, convert_xcodec
+from xycodec.config import NAMED_CONFIGS, CodecConfig, XCodecConfig, XYTokenizerConfig, parse_config
 from xycodec.errors import CheckpointError
 from xycodec.folders import new_folder
 from xycodec.hub import fetch
+from xycodec.models.xcodec import XCodec
 from xycodec.models.xy_tokenizer import XYTokenizer
+from xycodec.registry import MODELS, RANDOM, of_file, of_repository
 from xycodec.weights import damaged, load_tensors, read_safetensors, save_tensors, stored
 
 FORMAT_VERSION = 1
@@ -32,58 +34,9 @@ CONFIG_FILE, WEIGHTS_STEM = "config.json", "model"
 WEIGHTS_FILE = f"{WEIGHTS_STEM}.safetensors"
 EXPORT_FILE, EXPORT_STEM = "weights.json", "weights"  # of a run's weights without its optimizers
 BUNDLED = Path(__file__).parent / "assets"  # folders of the models that come with the package
-DEFAULT = "xy-mini"
-RANDOM = "xy-random"
 _SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors", ".yaml", ".json")
 
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """A model that `load_codec` knows by name."""
-
-    name: str
-    source: str
-    """Where its weights come from: `bundled`, `seeded` or a hub id."""
-    aliases: tuple[str, ...]
-    """Other hub ids that hold the same model."""
-    description: str
-
-
-MODELS = {
-    info.name: info
-    for info in (
-        ModelInfo(
-            DEFAULT,
-            "bundled",
-            (),
-            "the default: small, comes with the package; 4.5 h of English and German, 16 kHz output",
-        ),
-        ModelInfo(
-            "xy-tokenizer",
-            "fdugyt/XY_Tokenizer",
-            (),
-            "the paper's model: Emilia, 16 kHz output",
-        ),
-        ModelInfo(
-            "xy-tokenizer-24k",
-            "fnlp/XY_Tokenizer_TTSD_V0",
-            (),
-            "of MOSS-TTSD V0: Emilia and internal data, 24 kHz output",
-        ),
-        ModelInfo(
-            "xy-tokenizer-32k",
-            "OpenMOSS-Team/MOSS_TTSD_tokenizer",
-            ("OpenMOSS-Team/MOSS_TTSD_tokenizer_hf", "fnlp/XY_Tokenizer_TTSD_V0_32k_hf"),
-            "same codes as the 24 kHz one, 32 kHz output",
-        ),
-        ModelInfo(
-            RANDOM,
-            "seeded",
-            (),
-            "untrained random weights, to try the pipeline: its audio is noise",
-        ),
-    )
-}
+OwnCodec = XYTokenizer | XCodec
 
 
 def load_codec(
@@ -92,14 +45,15 @@ def load_codec(
     device: str = "auto",
     dtype: torch.dtype | None = None,
     reference: bool = False,
-) -> XYTokenizer:
+) -> OwnCodec:
     """Load a codec in eval mode.
 
     `name_or_path`: a name of `xycodec models`; a folder (ours: config.json and model.safetensors; published:
-    config.yaml and one checkpoint); one published checkpoint file; a training run's folder (its newest checkpoint)
-    or one checkpoint of it; or a hub id such as `fdugyt/XY_Tokenizer`.
+    config.yaml and one checkpoint, or of X-Codec either layout); one published checkpoint file; a training run's folder
+    (its newest checkpoint) or one checkpoint of it; or a hub id such as `fdugyt/XY_Tokenizer`.
     `device`: a torch device, or `auto` for CUDA, then MPS, then CPU. `dtype` float32 (None) or bfloat16: the
-    towers' matrices only; worth it on a GPU, or a CPU with bfloat16 units, where codes of deep layers may differ.
+    towers' matrices only, and none of X-Codec's; worth it on a GPU, or a CPU with bfloat16 units, where codes of deep
+    layers may differ.
     `reference`: the published rules for lengths and long audio, for parity.
 
     Raises CheckpointError, one line, on anything that does not give a codec. Pickled code is never run.
@@ -109,13 +63,14 @@ def load_codec(
     place = resolve_device(device)
     name = str(name_or_path)
     if name == RANDOM:
-        codec = random_codec(CONFIGS[RANDOM])
+        codec: OwnCodec = random_codec(NAMED_CONFIGS[RANDOM])
     elif name in MODELS and MODELS[name].source == "bundled":
         codec = _load_path(BUNDLED / name)
     elif name not in MODELS and _exists(name):
         codec = _load_path(Path(name))
     else:
-        codec = _load_path(_download(_hub_id(name)))
+        repo = _hub_id(name)
+        codec = _load_path(_download(repo), of_repository(repo))
     if dtype is torch.bfloat16:
         codec.to_compute_dtype(dtype)
     codec.reference = reference
@@ -136,24 +91,52 @@ def resolve_device(device: str) -> torch.device:
     return place
 
 
-def random_codec(config: XYTokenizerConfig, seed: int = 0) -> XYTokenizer:
+def load_xy_tokenizer(name_or_path: str | Path) -> XYTokenizer:
+    """`load_codec` on the CPU where only an XY-Tokenizer will do. Raises CheckpointError on anything else."""
+    codec = load_codec(name_or_path, device="cpu")
+    if not isinstance(codec, XYTokenizer):
+        raise CheckpointError(f"{name_or_path}: holds an X-Codec, this takes an XY-Tokenizer")
+    return codec
+
+
+@overload
+def random_codec(config: XYTokenizerConfig, seed: int = 0) -> XYTokenizer: ...
+@overload
+def random_codec(config: XCodecConfig, seed: int = 0) -> XCodec: ...
+def random_codec(config: CodecConfig, seed: int = 0) -> OwnCodec:
     """An untrained codec, the same for the same seed, folded for inference and in eval mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        codec = XYTokenizer(config)
+        codec = _build(config)
         codec.fold_weight_norm()
-        # A map of unit-variance latents with torch's default weights has variance 1/3 in every channel.
-        scale = (1 / 3) ** 0.5 * 0.9 ** torch.arange(codec.n_q).view(-1, 1, 1)
+        codec.eval()
+        mean, deviation = _latents(codec)
+        scale = deviation * 0.9 ** torch.arange(codec.n_q).view(-1, 1, 1)
         quantizer = codec.quantizer
         quantizer.codebook.normal_().mul_(scale)
+        quantizer.codebook[0] += mean
         quantizer.embed_avg.copy_(quantizer.codebook)
         quantizer.cluster_size.fill_(1)
         quantizer.inited.fill_(True)
-    return codec.eval()
+    return codec
+
+
+def _latents(codec: OwnCodec) -> tuple[Tensor | float, Tensor | float]:
+    """About where an untrained codec's latents lie at the codebooks: mean and standard deviation."""
+    if isinstance(codec, XYTokenizer):
+        # A map of unit-variance latents with torch's default weights has variance 1/3 in every channel.
+        return 0.0, (1 / 3) ** 0.5
+    with torch.no_grad():
+        latents = codec.encode_latents(0.1 * torch.randn(1, 50 * codec.hop_length))[0]
+    return latents.mean(dim=0), latents.std(dim=0)
+
+
+def _build(config: CodecConfig) -> OwnCodec:
+    return XCodec(config) if isinstance(config, XCodecConfig) else XYTokenizer(config)
 
 
 def save_codec(
-    codec: XYTokenizer,
+    codec: OwnCodec,
     folder: str | Path,
     *,
     dtype: torch.dtype = torch.float32,
@@ -168,7 +151,7 @@ def save_codec(
     folder exists or cannot be made.
     """
     target = Path(folder)
-    if parametrize.is_parametrized(codec.quantizer.input_proj):
+    if any(parametrize.is_parametrized(module) for module in codec.modules()):
         raise CheckpointError(f"{target}: fold the codec's weight norm before saving it (fold_weight_norm)")
     state = {key: stored(key, tensor, dtype) for key, tensor in codec.state_dict().items()}
     settings = {"format_version": FORMAT_VERSION, **codec.config.model_dump(mode="json")}
@@ -204,13 +187,14 @@ def _download(repo: str) -> Path:
     return fetch(repo, ["*.json", "*.yaml", "*.yml", "*.safetensors", "*.ckpt", "*.pt", "*.pth", repo.split("/")[1]])
 
 
-def _load_path(path: Path) -> XYTokenizer:
+def _load_path(path: Path, known: str | None = None) -> OwnCodec:
+    """The codec of a file or folder; `known` is the name of the published model that it holds, where that is sure."""
     if path.is_file():
         if path.name == WEIGHTS_FILE and (path.parent / CONFIG_FILE).is_file():
             return _load_path(path.parent)
         if is_checkpoint(path):
             return _load_trained(path)
-        return _load_published([path], path.parent / "config.yaml")
+        return _load_published([path], path.parent / "config.yaml", of_file(path.name))
     if (path / EXPORT_FILE).is_file():
         return _load_trained(path)
     if run := sorted((path / CHECKPOINTS).glob("step_*.pt")):
@@ -220,7 +204,7 @@ def _load_path(path: Path) -> XYTokenizer:
         return _load_ours(path, settings)
     weights = _weight_files(path)
     yamls = sorted([*path.glob("*.yaml"), *path.glob("*.yml")])
-    return _load_published(weights, yamls[0] if len(yamls) == 1 else path / "config.yaml")
+    return _load_published(weights, yamls[0] if len(yamls) == 1 else path / "config.yaml", known, settings)
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -254,21 +238,28 @@ def _read_mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
 # ---- reading them ------------------------------------------------------------------------------
 
 
-def _load_ours(folder: Path, settings: dict[str, Any]) -> XYTokenizer:
+def _load_ours(folder: Path, settings: dict[str, Any]) -> OwnCodec:
     version = settings.pop("format_version")
     if version != FORMAT_VERSION:
         raise CheckpointError(f"{folder}: format {version!r} is not one this xycodec reads, upgrade it")
-    config = parse_config(XYTokenizerConfig, settings, str(folder / CONFIG_FILE), CheckpointError)
+    config = _parse_codec_config(settings, str(folder / CONFIG_FILE))
     return _assemble(config, load_tensors(folder, WEIGHTS_STEM), str(folder))
 
 
-def _load_trained(path: Path) -> XYTokenizer:
+def _parse_codec_config(settings: Any, where: str) -> CodecConfig:
+    """The configuration of the class that its `model_type` names."""
+    if isinstance(settings, dict) and settings.get("model_type") == XCodecConfig.model_fields["model_type"].default:
+        return parse_config(XCodecConfig, settings, where, CheckpointError)
+    return parse_config(XYTokenizerConfig, settings, where, CheckpointError)
+
+
+def _load_trained(path: Path) -> OwnCodec:
     """The codec of a training checkpoint, folded for inference."""
     data = read_codec_checkpoint(path)
-    config = parse_config(XYTokenizerConfig, data["codec"], str(path), CheckpointError)
+    config = _parse_codec_config(data["codec"], str(path))
     prefix = "codec."
     state = {key.removeprefix(prefix): value for key, value in trained_weights(data).items() if key.startswith(prefix)}
-    codec = XYTokenizer(config)
+    codec = _build(config)
     try:
         codec.load_state_dict(state)
     except RuntimeError as error:
@@ -277,19 +268,21 @@ def _load_trained(path: Path) -> XYTokenizer:
     return codec.requires_grad_(False).eval()
 
 
-def _load_published(files: list[Path], config_file: Path) -> XYTokenizer:
+def _load_published(
+    files: list[Path], config_file: Path, known: str | None = None, settings: dict[str, Any] | None = None
+) -> OwnCodec:
     name = str(files[0])
     state: dict[str, Tensor] = {}
     for file in files:
         state.update(read_state(file))
-    if not convert.is_published(state):
-        raise CheckpointError(f"{name}: holds no XY-Tokenizer that is known here")
-    if config_file.is_file():
-        data = _read_mapping(config_file, yaml.safe_load)
-        config = convert.config_from_published_yaml(data, str(config_file))
+    if convert_xcodec.is_published(state):
+        ours = convert_xcodec.to_ours(state, name)
+        config: CodecConfig = convert_xcodec.config_from_ours(ours, name, known or convert.CUSTOM, settings or {})
+    elif convert.is_published(state):
+        config = _published_config(state, config_file, name)
+        ours = convert.to_ours(state, name)
     else:
-        config = convert.config_from_state(state, name)
-    ours = convert.to_ours(state, name)
+        raise CheckpointError(f"{name}: holds no XY-Tokenizer and no X-Codec that is known here")
     if config.model_id == convert.CUSTOM:
         # Code files name their model: two models of one's own must not share a name.
         fingerprint = zlib.crc32(ours["quantizer.codebook"].float().contiguous().numpy().tobytes())
@@ -297,15 +290,26 @@ def _load_published(files: list[Path], config_file: Path) -> XYTokenizer:
     return _assemble(config, ours, name)
 
 
+def _published_config(state: dict[str, Tensor], config_file: Path, name: str) -> XYTokenizerConfig:
+    if config_file.is_file():
+        data = _read_mapping(config_file, yaml.safe_load)
+        return convert.config_from_published_yaml(data, str(config_file))
+    return convert.config_from_state(state, name)
+
+
 def read_state(path: Path) -> dict[str, Tensor]:
     """Tensors of a `.safetensors` file (mapped, not copied) or of a torch checkpoint, on the CPU.
 
-    A checkpoint's `generator` entry is taken where there is one. Nothing but tensors and plain containers is
-    unpickled. Raises CheckpointError.
+    A checkpoint's `generator` or `codec_model` entry is taken where there is one. Nothing but tensors, plain containers
+    and buffers of bytes, which are left out, is unpickled. Raises CheckpointError.
     """
     data = read_safetensors(path) if path.suffix == ".safetensors" else _unpickle(path)
-    if isinstance(data, dict) and isinstance(data.get("generator"), dict):
-        data = data["generator"]
+    for entry in ("generator", "codec_model"):
+        if isinstance(data, dict) and isinstance(data.get(entry), dict):
+            data = data[entry]
+    if isinstance(data, dict):
+        # X-Codec's authors left such ones in their files.
+        data = {key: value for key, value in data.items() if not isinstance(value, io.BytesIO)}
     if not isinstance(data, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in data.items()):
         raise CheckpointError(f"{path}: holds something other than named tensors")
     return dict(data)
@@ -367,7 +371,7 @@ def _unpickle(path: Path, mmap: bool = False) -> Any:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals([io.BytesIO]):
             warnings.simplefilter("ignore")  # torch's remarks on old pickles; what matters is raised
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError:
@@ -376,10 +380,10 @@ def _unpickle(path: Path, mmap: bool = False) -> Any:
         raise CheckpointError(damaged(path, error)) from None
 
 
-def _assemble(config: XYTokenizerConfig, state: dict[str, Tensor], name: str) -> XYTokenizer:
+def _assemble(config: CodecConfig, state: dict[str, Tensor], name: str) -> OwnCodec:
     """Put the tensors into a model without copying them; every key and shape must fit."""
     with torch.device("meta"):
-        codec = XYTokenizer(config)
+        codec = _build(config)
     codec.fold_weight_norm()
     expected = codec.state_dict()
     missing, surplus = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())

@@ -680,3 +680,26 @@ def test_a_training_step_asks_nothing_of_the_device(masked, dropout):
     out = quantizer._forward(torch.randn(4, 15, 6, device="meta"), mask if masked else None)
     (out.quantized.sum() + out.commitment_loss.value()).backward()
     assert quantizer.input_proj.bias.grad.shape == (4,)
+
+
+# codebooks as wide as the input
+
+
+def test_without_maps_the_codes_are_those_of_the_input_itself():
+    plain, mapped = make_ready(input_dim=6, codebook_dim=None), as_identity(make_ready(input_dim=6, codebook_dim=6))
+    assert set(plain.state_dict()) == set(BUFFERS)
+    assert not list(plain.parameters())
+    x = torch.randn(2, 9, 6)
+    codes = plain.encode(x, 3)
+    assert torch.equal(codes, mapped.encode(x, 3))
+    expected = sum(plain.codebook[layer][codes[:, layer]] for layer in range(3))
+    torch.testing.assert_close(plain.decode(codes), expected)
+
+
+def test_without_maps_the_codebooks_learn_alike():
+    plain, mapped = make_ready(input_dim=6, codebook_dim=None), as_identity(make_ready(input_dim=6, codebook_dim=6))
+    x = torch.randn(2, 9, 6)
+    one, other = plain.train()(x), mapped.train()(x)
+    torch.testing.assert_close(one.quantized, other.quantized)
+    torch.testing.assert_close(one.commitment_loss.total, other.commitment_loss.total)
+    assert_same(buffers(plain), buffers(mapped), atol=1e-6)

@@ -46,6 +46,9 @@ class Codec(nn.Module, ABC):
     `reference` follows the published length and windowing rules instead of the length-true ones.
     """
 
+    side_by_side = True
+    """Whether clips may divide a CPU's threads; False where a product depends on how many there are."""
+
     def __init__(
         self,
         *,
@@ -91,6 +94,10 @@ class Codec(nn.Module, ABC):
         """Code frames of a clip of `num_samples` input samples: the last partial frame counts."""
         return ceil(num_samples / self.hop_length)
 
+    def reference_frames(self, num_samples: int) -> int:
+        """Code frames of a clip under the published rule: of most codecs the whole ones."""
+        return num_samples // self.hop_length
+
     def payload_bits(self, codes: Tensor) -> int:
         """Bits that the codes (k, L) of one clip take, without any container."""
         return round(codes.numel() * log2(self.codebook_size))
@@ -128,13 +135,17 @@ class Codec(nn.Module, ABC):
         return DecoderOutput(_pad(audio, (0,), torch.float32, self.device), samples)
 
     @torch.no_grad()
-    def embed(self, codes: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def embed(self, codes: Tensor, lengths: Tensor | None = None, *, branch: str | None = None) -> Tensor:
         """Quantized embeddings (B, D, L) of codes (B, k, L), zero past each item's end.
 
-        They are what the quantizer passes on: the input for probes and language models.
+        They are what the quantizer passes on: the input for probes and language models. `branch` asks for the output
+        of a decoder after it instead, `semantic` of an X-Codec. Raises XycodecError where the codec has no such one.
         """
-        valid = _valid(self._check_codes(codes, lengths), codes.shape[-1])[:, None].to(self.device)
+        counts = self._check_codes(codes, lengths)
+        valid = _valid(counts, codes.shape[-1])[:, None].to(self.device)
         with _own_precision(self.device):
+            if branch is not None:
+                return self._embed_branch(codes.to(self.device), counts, branch)
             return self._embed(codes.to(self.device).where(valid, 0)) * valid
 
     @abstractmethod
@@ -148,6 +159,12 @@ class Codec(nn.Module, ABC):
     @abstractmethod
     def _embed(self, codes: Tensor) -> Tensor:
         """(B, k, L) -> (B, D, L)."""
+
+    def _embed_branch(self, codes: Tensor, counts: Sequence[int], branch: str) -> Tensor:
+        """(B, k, L) -> (B, D, L), of the first `counts` frames of each item, zero past them."""
+        raise XycodecError(
+            f"{self.model_id} has no branch {branch!r}: leave branch out for what its quantizer passes on"
+        )
 
     # ---- how a batch is computed ---------------------------------------------------------------
 
@@ -163,7 +180,7 @@ class Codec(nn.Module, ABC):
             with torch.no_grad(), _own_precision(self.device):
                 return work([item.to(self.device) for item in items])
         threads = torch.get_num_threads() if self.device.type == "cpu" else 1
-        workers = min(threads, len(items))
+        workers = min(threads, len(items)) if self.side_by_side else 1
         if workers <= 1:
             return [alone(item) for item in items]
         # Longest first: the threads then end together.

@@ -99,7 +99,7 @@ def encode_long(
             codes.append(item[:, :frames][:, plan.kept(first, last)])
     whole = torch.cat(codes, dim=1)
     # The published rule drops the last partial frame of the clip, even where its window kept it.
-    return whole[:, : counted.samples // codec.hop_length] if codec.reference else whole
+    return whole[:, : codec.reference_frames(counted.samples)] if codec.reference else whole
 
 
 def decode_long(codec: Codec, codes: Tensor, overlap_s: float | None = None, num_samples: int | None = None) -> Tensor:
@@ -142,15 +142,17 @@ def decode_blocks(
 
 
 @torch.no_grad()
-def embed_long(codec: Codec, codes: Tensor, overlap_s: float | None = None) -> Tensor:
+def embed_long(codec: Codec, codes: Tensor, overlap_s: float | None = None, *, branch: str | None = None) -> Tensor:
     """Quantized embeddings (D, L) of codes (k, L) of any length, from the windows that `encode_long` has.
 
-    Codes within one window give the embeddings of `codec.embed`. Raises XycodecError as that does.
+    Codes within one window give the embeddings of `codec.embed`, which explains `branch`. Raises XycodecError as it
+    does.
     """
     plan = _Plan.of(codec, overlap_s)
     windows = plan.windows([codes], 1)
     return torch.cat(
-        [codec.embed(window[None])[0, :, plan.kept(first, last)] for window, first, last in windows], dim=1
+        [codec.embed(window[None], branch=branch)[0, :, plan.kept(first, last)] for window, first, last in windows],
+        dim=1,
     )
 
 

@@ -81,7 +81,7 @@ def load_transformers_codec(source: str, n_q: int | None = None) -> Transformers
 
     Raises CheckpointError, one line, on anything that gives no such codec.
     """
-    library = _transformers()
+    library = transformers_library()
     folder = Path(source)
     if not folder.is_dir():
         # A path is never asked for on the hub.
@@ -108,7 +108,8 @@ def load_transformers_codec(source: str, n_q: int | None = None) -> Transformers
     return TransformersCodec(model, name, n_q).requires_grad_(False).eval()
 
 
-def _transformers() -> Any:
+def transformers_library() -> Any:
+    """The package `transformers`. Raises CheckpointError, which names the extra, where it is not installed."""
     try:
         import transformers
     except ImportError:

@@ -51,6 +51,17 @@ class Linear(nn.Linear):
         return product(x, self.weight, self.bias)
 
 
+class PointwiseConv(nn.Conv1d):
+    """A convolution of one tap by `product`; oneDNN's own divides its sums by the number of threads."""
+
+    def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, T) -> (B, out_channels, T)."""
+        return product(x.transpose(1, 2), self.weight.flatten(1), self.bias).transpose(1, 2)
+
+
 def gelu(x: Tensor) -> Tensor:
     """Exact GELU; in place where no gradient is asked for, which saves fresh memory on the widest tensors."""
     return F.gelu(x) if x.requires_grad else torch.ops.aten.gelu_(x)

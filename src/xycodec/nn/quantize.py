@@ -6,7 +6,7 @@ world size, and codebook, sum and count always move together.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,8 @@ def codebook_perplexity(counts: Tensor) -> Tensor:
 class ResidualVectorQuantizer(nn.Module):
     """Weight-normed map in, `n_q` codebooks on successive residuals, weight-normed map out.
 
+    `codebook_dim` None gives codebooks as wide as the input, and no maps.
+
     Buffers of all layers are stacked: `codebook` and `embed_avg` (n_q, K, D), `cluster_size` (n_q, K) and
     `inited` (n_q,). In training mode with gradients enabled, each forward pass moves them; in eval mode they
     are frozen. `commit_every_layer` gives each layer's commitment loss a gradient to the encoder; the published
@@ -69,7 +71,7 @@ class ResidualVectorQuantizer(nn.Module):
         input_dim: int,
         n_q: int,
         codebook_size: int,
-        codebook_dim: int,
+        codebook_dim: int | None,
         decay: float = 0.99,
         dead_code_threshold: float = 2.0,
         kmeans_iterations: int = 10,
@@ -82,10 +84,10 @@ class ResidualVectorQuantizer(nn.Module):
         self.decay, self.dead_code_threshold = decay, dead_code_threshold
         self.kmeans_iterations = kmeans_iterations
         self.dropout, self.commitment, self.commit_every_layer = dropout, commitment, commit_every_layer
-        self.input_proj = weight_norm(Linear(input_dim, codebook_dim))
-        self.output_proj = weight_norm(Linear(codebook_dim, input_dim))
-        self.register_buffer("codebook", torch.zeros(n_q, codebook_size, codebook_dim))
-        self.register_buffer("embed_avg", torch.zeros(n_q, codebook_size, codebook_dim))
+        width = codebook_dim or input_dim
+        self.input_proj, self.output_proj = _maps(input_dim, codebook_dim)
+        self.register_buffer("codebook", torch.zeros(n_q, codebook_size, width))
+        self.register_buffer("embed_avg", torch.zeros(n_q, codebook_size, width))
         self.register_buffer("cluster_size", torch.zeros(n_q, codebook_size))
         self.register_buffer("inited", torch.zeros(n_q, dtype=torch.bool))
         # `inited` as the host knows it, so that a training step need not ask the device.
@@ -93,7 +95,7 @@ class ResidualVectorQuantizer(nn.Module):
         self.register_load_state_dict_post_hook(_forget_ready)  # type: ignore[no-untyped-call]
 
     def fold_weight_norm(self) -> None:
-        """Replace both weight-normed maps by plain ones, for inference."""
+        """Replace weight-normed maps by plain ones, for inference."""
         for proj in (self.input_proj, self.output_proj):
             if parametrize.is_parametrized(proj):
                 parametrize.remove_parametrizations(proj, "weight")
@@ -295,6 +297,12 @@ class ResidualVectorQuantizer(nn.Module):
         mine = (index >= 0) & (index < rows)
         local = index.clamp(0, rows - 1)[..., None].expand(-1, -1, vectors.shape[2])
         return vectors.gather(1, local) * mine[..., None]
+
+
+def _maps(input_dim: int, codebook_dim: int | None) -> tuple[Any, Any]:
+    if codebook_dim is None:
+        return nn.Identity(), nn.Identity()
+    return weight_norm(Linear(input_dim, codebook_dim)), weight_norm(Linear(codebook_dim, input_dim))
 
 
 def _share_rows_and_draw(rows: int, shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,7 +13,7 @@ from xycodec.models.xy_tokenizer import RAISE, XYTokenizer
 from xycodec.pretrained import (
     EXPORT_FILE,
     is_checkpoint,
-    load_codec,
+    load_xy_tokenizer,
     read_checkpoint,
     read_codec_checkpoint,
     trained_weights,
@@ -43,7 +43,7 @@ def load_weights(model: nn.Module, source: Path) -> None:
     codec: XYTokenizer = model.codec  # type: ignore[assignment]
     checkpoint = find_checkpoint(source)
     if checkpoint is None:
-        adopt_codec(codec, load_codec(source, device="cpu"), str(source))
+        adopt_codec(codec, load_xy_tokenizer(source), str(source))
         return
     state = trained_weights(read_codec_checkpoint(checkpoint))
     own = model.state_dict()
@@ -123,7 +123,7 @@ def centre_vocoder(codec: XYTokenizer) -> None:
 
 def adopt_vocoder(codec: XYTokenizer, source: str) -> None:
     """Give `codec` the vocoder of `source`: a run, a checkpoint or a codec. Raises CheckpointError if it differs."""
-    loaded = load_codec(find_checkpoint(Path(source)) or source, device="cpu").vocos.state_dict()
+    loaded = load_xy_tokenizer(find_checkpoint(Path(source)) or source).vocos.state_dict()
     own = codec.vocos.state_dict()
     if {key: value.shape for key, value in own.items()} != {key: value.shape for key, value in loaded.items()}:
         raise CheckpointError(f"{source}: its vocoder is of another size than the recipe's model.vocos")

@@ -16,7 +16,7 @@ from xycodec.models.xy_tokenizer import XYTokenizer
 from xycodec.nn.discriminators import DiscriminatorOutput, Discriminators
 from xycodec.nn.mean import Mean
 from xycodec.nn.transformer import frame_mask
-from xycodec.pretrained import AVERAGE, load_codec, read_checkpoint
+from xycodec.pretrained import AVERAGE, load_xy_tokenizer, read_checkpoint
 from xycodec.recipe import PosttrainRecipe
 from xycodec.train.average import WeightAverage
 from xycodec.train.engine import Engine, plain
@@ -198,7 +198,7 @@ def build(recipe: PosttrainRecipe, *, meta: bool = False) -> tuple[PostTraining,
     source = Path(recipe.weights)
     checkpoint = find_checkpoint(source)
     data = None if checkpoint is None else read_checkpoint(checkpoint)
-    loaded = load_codec(checkpoint or recipe.weights, device="cpu")
+    loaded = load_xy_tokenizer(checkpoint or recipe.weights)
     config = _adapted(loaded.config, recipe)
     longest = loaded.window_samples / loaded.input_sample_rate
     if recipe.data.clip_seconds > longest:

@@ -1,0 +1,145 @@
+from math import ceil, prod
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.utils import parametrize
+
+import reference
+from xycodec.nn.dac import DacDecoder, DacEncoder, Snake
+
+STRIDES = (8, 5, 4, 2)
+
+
+def check(got, expected):
+    np.testing.assert_allclose(reference.array(got), expected, atol=1e-4, rtol=1e-4)
+
+
+def make(part):
+    """Random weights that matter, weight norm in place."""
+    return reference.randomise(part, scale=1.0).requires_grad_(False)
+
+
+def folded(part):
+    for module in list(part.modules()):
+        if parametrize.is_parametrized(module, "weight"):
+            parametrize.remove_parametrizations(module, "weight")
+    return part
+
+
+def count(part):
+    return sum(p.numel() for p in part.parameters())
+
+
+# loops
+
+
+def snake(x, module):
+    alpha = reference.array(module.alpha)[0]
+    return x + np.sin(alpha * x) ** 2 / (alpha + 1e-9)
+
+
+def weight(conv):
+    """The norm over all axes but the first, written out."""
+    parts = conv.parametrizations.weight
+    g, v = reference.array(parts.original0), reference.array(parts.original1)
+    return g * v / np.sqrt((v**2).sum(axis=(1, 2), keepdims=True))
+
+
+def convolve(x, conv, stride=1, dilation=1, padding=0):
+    w, b = weight(conv), reference.array(conv.bias)
+    x = np.pad(x, ((0, 0), (padding, padding)))
+    span = dilation * (w.shape[2] - 1) + 1
+    starts = range(0, x.shape[1] - span + 1, stride)
+    return np.stack([np.einsum("oik,ik->o", w, x[:, s : s + span : dilation]) + b for s in starts], axis=1)
+
+
+def transposed(x, conv, stride):
+    w, b = weight(conv), reference.array(conv.bias)
+    out = np.zeros((w.shape[1], stride * x.shape[1] + 2 * stride))
+    for t in range(x.shape[1]):
+        out[:, t * stride : t * stride + w.shape[2]] += np.einsum("iok,i->ok", w, x[:, t])
+    start = ceil(stride / 2)
+    return out[:, start : start + stride * x.shape[1]] + b[:, None]
+
+
+def unit(x, module, dilation):
+    y = convolve(snake(x, module.snake1), module.conv1, dilation=dilation, padding=3 * dilation)
+    return x + convolve(snake(y, module.snake2), module.conv2)
+
+
+def units(x, modules):
+    for module, dilation in zip(modules, (1, 3, 9), strict=True):
+        x = unit(x, module, dilation)
+    return x
+
+
+def encode(audio, model):
+    x = convolve(audio, model.stem, padding=3)
+    for block, stride in zip(model.blocks, model.strides, strict=True):
+        x = snake(units(x, block.units), block.snake)
+        x = convolve(x, block.conv, stride=stride, padding=ceil(stride / 2))
+    return convolve(snake(x, model.snake), model.head, padding=1)
+
+
+def decode(latents, model, strides):
+    x = convolve(latents, model.stem, padding=3)
+    for block, stride in zip(model.blocks, strides, strict=True):
+        x = units(transposed(snake(x, block.snake), block.conv, stride), block.units)
+    return convolve(snake(x, model.snake), model.head, padding=3)
+
+
+@pytest.mark.parametrize("samples", [30, 61])
+def test_the_encoder_equals_loops(samples):
+    model = make(DacEncoder(width=3, strides=(3, 2), output_dim=5))
+    audio = torch.randn(2, 1, samples)
+    latents = model(audio)
+    assert latents.shape == (2, 5, model.num_frames(samples))
+    for item, clip in zip(latents, audio, strict=True):
+        check(item, encode(reference.array(clip), model))
+
+
+@pytest.mark.parametrize("strides", [(3, 2), (4, 5)])
+def test_the_decoder_equals_loops(strides):
+    model = make(DacDecoder(input_dim=5, width=12, strides=strides))
+    latents = torch.randn(2, 5, 4)
+    audio = model(latents)
+    assert audio.shape == (2, 1, 4 * prod(strides))
+    for item, clip in zip(audio, latents, strict=True):
+        check(item, decode(reference.array(clip), model, strides))
+
+
+def test_folding_changes_nothing():
+    model = make(DacDecoder(input_dim=5, width=16, strides=STRIDES))
+    latents = torch.randn(1, 5, 3)
+    before = model(latents)
+    assert torch.equal(folded(model)(latents), before)
+    assert not [key for key in model.state_dict() if "parametrizations" in key]
+
+
+def test_a_channel_of_alpha_zero_passes_unchanged():
+    module = Snake(2)
+    module.alpha.data[:, 1] = 0.0
+    x = torch.randn(1, 2, 9)
+    assert torch.equal(module(x)[:, 1], x[:, 1])
+    assert not torch.equal(module(x)[:, 0], x[:, 0])
+
+
+# the published sizes
+
+
+def test_frames_of_the_published_strides():
+    with torch.device("meta"):
+        model = DacEncoder(width=1, strides=STRIDES, output_dim=1)
+        for samples in (312, 319, 320, 631, 632, 1000, 48_000):
+            assert model(torch.empty(1, 1, samples)).shape[2] == model.num_frames(samples)
+    assert [model.num_frames(n) for n in range(3000)] == [(n + 8) // 320 for n in range(3000)]
+
+
+def test_full_size_has_the_published_number_of_parameters():
+    with torch.device("meta"):
+        encoder = DacEncoder(width=64, strides=STRIDES, output_dim=256)
+        decoder = DacDecoder(input_dim=256, width=1024, strides=STRIDES)
+    # As printed in the paper: 12.18 and 19.27 times 2^20.
+    assert (count(encoder), count(decoder)) == (12_770_944, 20_209_730)
+    assert (count(folded(encoder)), count(folded(decoder))) == (12_762_944, 20_201_025)
