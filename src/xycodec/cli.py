@@ -16,8 +16,9 @@ import typer
 
 from xycodec.cli_data import data_app
 from xycodec.cli_eval import abx, evaluate, probe
-from xycodec.cli_options import DEFAULT, AsJson, Device, Jobs, Model, Quiet, require_extra
+from xycodec.cli_options import AsJson, Device, Jobs, Model, Quiet, require_extra
 from xycodec.errors import XycodecError
+from xycodec.registry import DEFAULT
 from xycodec.terminal import print_bench, print_comparison, print_error, print_plan, print_table, run_all
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from xycodec.cli_options import DEFAULT, AsJson, Device, Jobs, Model, Quiet, require_extra
+from xycodec.cli_options import AsJson, Device, Jobs, Model, Quiet, require_extra
+from xycodec.registry import DEFAULT
 from xycodec.terminal import clip_progress, print_abx, print_evaluation, print_probe, probe_progress, stage_progress
 
 Data = Annotated[

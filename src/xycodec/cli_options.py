@@ -7,8 +7,6 @@ import typer
 
 from xycodec.errors import XycodecError
 
-DEFAULT = "xy-mini"  # as in xycodec.pretrained, which imports torch
-
 Model = Annotated[
     str,
     typer.Option("--model", "-m", envvar="XYCODEC_MODEL", help="Name, folder, checkpoint or hub id (see models)."),
