@@ -69,6 +69,18 @@ def test_one_file_is_what_everyone_reads(tmp_path):
     assert_same(load_tensors(tmp_path, "model"), plain)
 
 
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_who_may_read_them_is_up_to_the_umask(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        written = save_tensors(tensors(), tmp_path, "model", 30 * KB)
+        written += save_tensors({"alone": torch.zeros(3)}, tmp_path, "whole", None)
+    finally:
+        os.umask(before)
+    assert len(written) > 2
+    assert {path.stat().st_mode & 0o777 for path in written} == {0o666 & ~mask}
+
+
 def test_a_row_that_fits_nowhere(tmp_path):
     with pytest.raises(CheckpointError, match="row: a row of it takes 2,800 bytes: allow parts larger than 3,000"):
         save_tensors({"small": torch.zeros(2), "row": torch.zeros(1, 700)}, tmp_path, "model", 3000)

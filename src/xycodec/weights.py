@@ -120,7 +120,10 @@ def _room(key: str, tensor: Tensor) -> int:
 
 def _save(tensors: dict[str, Tensor], path: Path, checked: bool = False) -> Path:
     try:
+        path.touch()
+        mode = path.stat().st_mode  # as the umask has it; safetensors makes files that only their owner reads
         save_file(tensors, path, {_CHECKSUM: str(_checksum(tensors))} if checked else None)
+        path.chmod(mode)
     except SafetensorError as error:
         raise OSError(str(error)) from error
     return path
