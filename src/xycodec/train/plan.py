@@ -150,7 +150,7 @@ def _activations(recipe: Recipe, model: Model, discriminators: Discriminators | 
             model.eval()(batch, None if model.semantic_lm is None else tokens)
         elif discriminators is not None:
             parameters += discriminators.to_empty(device="cpu").parameters()
-            fake, real, _ = model.train()(batch)
+            fake, real, _ = model.train()(batch)[0]
             discriminators(torch.cat([real, fake]))
         else:
             model.train()(batch)
