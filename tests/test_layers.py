@@ -13,7 +13,7 @@ import xycodec
 PACKAGE = Path(xycodec.__file__).parent
 LEVELS = [
     {"errors"},
-    {"config", "recipe", "audio", "bitstream", "distributed", "hub", "folders", "weights", "registry"},
+    {"config", "recipe", "recipe_file", "audio", "bitstream", "distributed", "hub", "folders", "weights", "registry"},
     {"nn", "data"},
     {"models", "losses", "losses_stft", "convert", "convert_xcodec"},
     {"pretrained"},
@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "errors": set(),
     "config": {"errors"},
     "recipe": {"config", "errors"},
+    "recipe_file": {"recipe", "config", "errors"},
     "audio": {"errors"},
     "bitstream": {"audio", "errors"},
     "distributed": set(),

@@ -7,7 +7,8 @@ import yaml
 
 from xycodec.config import CONFIGS
 from xycodec.errors import ConfigError
-from xycodec.recipe import PosttrainRecipe, PretrainRecipe, load_recipe, save_recipe
+from xycodec.recipe import PosttrainRecipe, PretrainRecipe
+from xycodec.recipe_file import load_recipe, save_recipe
 
 CONFIG_FOLDER = Path(__file__).parents[1] / "configs" / "xy_tokenizer"
 FILES = sorted(path.relative_to(CONFIG_FOLDER).as_posix() for path in CONFIG_FOLDER.rglob("*.yaml"))
@@ -63,7 +64,8 @@ def test_published_values_of_pretraining(write):
     assert isinstance(recipe, PretrainRecipe)
     assert recipe.loss.model_dump() == {"asr": 20, "mel": 15, "commitment": 1, "features": 0}
     assert recipe.optimizer.model_dump() == {
-        "lr": 1e-4, "betas": (0.9, 0.95), "weight_decay": 0.01, "warmup_steps": 2000, "final_lr": 0.1, "clip": 1.0,
+        "lr": 1e-4, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.01, "warmup_steps": 2000, "final_lr": 0.1,
+        "clip": 1.0,
     }  # fmt: skip
     assert (recipe.towers, recipe.freeze_semantic) == ("openai/whisper-small", True)
     assert (recipe.lm.source, recipe.lm.trainable) == ("Qwen/Qwen2.5-0.5B", False)
@@ -187,7 +189,7 @@ def test_a_saved_recipe_says_all_and_loads_as_the_same(write):
         ("model.preset=[a]", "['a'] is not one of xy-tokenizer, "),
         ("model=7", "model: "),
         ("model.semantic_encoder=null", "given together or not at all"),
-        ("stage=finetune", "stage is 'finetune', must be one of pretrain, posttrain, recognise, vocoder"),
+        ("stage=finetune", "stage is 'finetune', must be one of pretrain, posttrain, recognise, vocoder, xcodec"),
         ("stage=[pretrain]", "stage is ['pretrain'], must be one of"),
         ("stage=posttrain", "weights: Field required"),
         ("base=other.yaml", "base: unknown key"),

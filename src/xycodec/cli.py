@@ -298,7 +298,7 @@ def train_command(
     """Train a codec. Several processes: torchrun --nproc-per-node 8 -m xycodec train CONFIG."""
     import torch
 
-    from xycodec.recipe import load_recipe
+    from xycodec.recipe_file import load_recipe
 
     require_extra("train", "lhotse", "transformers", "tensorboard", "jiwer")
     recipe = load_recipe(config, tuple(overrides or ()))

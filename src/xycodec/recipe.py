@@ -1,9 +1,7 @@
 """Training recipes: what a YAML file in `configs/` may say. Defaults are the paper's where it names a value."""
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -15,8 +13,13 @@ from pydantic import (
     model_validator,
 )
 
-from xycodec.config import CONFIGS, Config, TowerConfig, VocosConfig, XYTokenizerConfig, parse_config
-from xycodec.errors import ConfigError
+from xycodec.config import (
+    Config,
+    TowerConfig,
+    VocosConfig,
+    XCodecConfig,
+    XYTokenizerConfig,
+)
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -113,6 +116,7 @@ class OptimizerConfig(Config):
 
     lr: PositiveFloat = 1e-4
     betas: tuple[Decay, Decay] = (0.9, 0.95)
+    eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.01
     warmup_steps: NonNegativeInt = 2000
     final_lr: Probability = 0.1
@@ -307,6 +311,70 @@ class PosttrainRecipe(RunConfig):
         return self
 
 
+class XCodecLoss(Config):
+    """Weights of the generator's losses; 0 leaves one out. `semantic` has no meaning to a model without that branch."""
+
+    adversarial: NonNegativeFloat = 1.0
+    feature: NonNegativeFloat = 20.0
+    stft: NonNegativeFloat = 1.0
+    subband_stft: NonNegativeFloat = 1.0
+    mel: NonNegativeFloat = 0.0
+    """Of log-mels; the published code has a weight of 45 where it is on."""
+    commitment: NonNegativeFloat = 1.0
+    semantic: NonNegativeFloat = 100.0
+
+    @model_validator(mode="after")
+    def _heard(self) -> "XCodecLoss":
+        if not any((self.adversarial, self.feature, self.stft, self.subband_stft, self.mel)):
+            raise ValueError("the decoder has none: give stft, subband_stft, mel, adversarial or feature a weight")
+        return self
+
+
+class FrequencyDiscriminatorConfig(Config):
+    """How wide X-Codec's discriminator is (X-Codec's spec, section 7.1)."""
+
+    channels: Annotated[int, Field(ge=8, multiple_of=8)] = 512
+    """A multiple of 8; 512 gives the published size."""
+
+
+class XCodecOptimizerConfig(OptimizerConfig):
+    """As published, but for the schedule (X-Codec's spec, section 7)."""
+
+    lr: PositiveFloat = 2e-4
+    betas: tuple[Decay, Decay] = (0.8, 0.99)
+    eps: PositiveFloat = 1e-6
+    warmup_steps: NonNegativeInt = 0
+    final_lr: Probability = 0.9
+    """The published rate loses a thousandth an epoch: 400,000 steps of 64 clips of LibriSpeech leave as much."""
+    clip: PositiveFloat | None = 2.0
+
+
+class XCodecRecipe(RunConfig):
+    """X-Codec, or its acoustic baseline, against discriminators from the first step (X-Codec's spec, section 7)."""
+
+    stage: Literal["xcodec"]
+    model: XCodecConfig
+    semantic_weights: str | None = "facebook/hubert-base-ls960"
+    """Whose self-supervised model the frozen semantic one is: a HuBERT or WavLM of Transformers, a hub id or a folder;
+    or an X-Codec, its run or a checkpoint of it. null: at random; a model without a semantic one has to have null."""
+    n_q: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 2, 3, 4, 8)
+    """Each step runs so many of the codebooks, one of these numbers at random, the same on all processes."""
+    discriminators: FrequencyDiscriminatorConfig = FrequencyDiscriminatorConfig()
+    loss: XCodecLoss = XCodecLoss()
+    optimizer: XCodecOptimizerConfig = XCodecOptimizerConfig()
+    discriminator_optimizer: XCodecOptimizerConfig = XCodecOptimizerConfig()
+
+    @model_validator(mode="after")
+    def _fitting(self) -> "XCodecRecipe":
+        if self.engine.kind == "fsdp2":
+            raise ValueError("engine.kind: X-Codec's training has two optimizers and runs on ddp or single")
+        if self.model.semantic is None and self.semantic_weights is not None:
+            raise ValueError("semantic_weights: model.semantic is null, so nothing takes them: set them to null")
+        if max(self.n_q) > self.model.quantizer.n_q:
+            raise ValueError(f"n_q: {max(self.n_q)} codebooks of {self.model.quantizer.n_q}: ask for no more than that")
+        return self
+
+
 class MaskingConfig(Config):
     """Stretches of time and of frequency that are hidden from a recogniser in training (SpecAugment, Park 2019)."""
 
@@ -340,86 +408,11 @@ class RecogniseRecipe(RunConfig):
         return self
 
 
-Recipe = PretrainRecipe | PosttrainRecipe | VocoderRecipe | RecogniseRecipe
+Recipe = PretrainRecipe | PosttrainRecipe | VocoderRecipe | RecogniseRecipe | XCodecRecipe
 STAGES: dict[str, type[Recipe]] = {
     "pretrain": PretrainRecipe,
     "posttrain": PosttrainRecipe,
     "recognise": RecogniseRecipe,
     "vocoder": VocoderRecipe,
+    "xcodec": XCodecRecipe,
 }
-
-
-# ---- reading -----------------------------------------------------------------------------------
-
-
-def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
-    """Read a YAML recipe, apply `key.key=value` overrides, and validate the whole.
-
-    `base: FILE` (relative to the recipe) takes everything from another recipe first; mappings are merged, all
-    else is replaced. `model.preset: NAME` does the same from a published configuration. Raises ConfigError,
-    one line, on a missing file, a wrong type or an unknown key, for which it names the nearest known one.
-    """
-    data = _read(Path(path))
-    for text in overrides:
-        data = _merge(data, _override(text))
-    data = _with_preset(data, str(path))
-    stage = data.get("stage")
-    if not isinstance(stage, str) or stage not in STAGES:
-        raise ConfigError(f"{path}: stage is {stage!r}, must be one of {', '.join(STAGES)}")
-    return parse_config(STAGES[stage], data, str(path))
-
-
-def save_recipe(recipe: Recipe) -> str:
-    """The recipe as YAML, with nothing left to default."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not text"
-        raise ConfigError(f"{path}: cannot be read ({reason})") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected a mapping of settings")
-    base = data.pop("base", None)
-    if base is None:
-        return data
-    place = (path.parent / str(base)).resolve()
-    if place in (path.resolve(), *seen):
-        raise ConfigError(f"{path}: base {base} leads back to itself")
-    return _merge(_read(place, (*seen, path.resolve())), data)
-
-
-def _override(text: str) -> dict[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals or not all(key.split(".")):
-        raise ConfigError(f"{text!r} is not key=value, such as optimizer.lr=3e-4")
-    try:
-        tree: Any = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ConfigError(f"{text!r}: the value is not YAML") from None
-    for part in reversed(key.split(".")):
-        tree = {part: tree}
-    result: dict[str, Any] = tree
-    return result
-
-
-def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(under)
-    for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
-
-
-def _with_preset(data: dict[str, Any], where: str) -> dict[str, Any]:
-    model = data.get("model")
-    if not isinstance(model, dict) or "preset" not in model:
-        return data
-    own = {key: value for key, value in model.items() if key != "preset"}
-    if not isinstance(model["preset"], str) or model["preset"] not in CONFIGS:
-        raise ConfigError(f"{where}: model.preset: {model['preset']!r} is not one of {', '.join(CONFIGS)}")
-    return data | {"model": _merge(CONFIGS[model["preset"]].model_dump(), own)}

@@ -677,7 +677,7 @@ def test_a_training_step_asks_nothing_of_the_device(masked, dropout):
     quantizer(torch.randn(4, 15, 6))
     quantizer.to("meta")
     mask = torch.arange(15) < torch.tensor([[15], [9], [3], [15]])
-    out = quantizer._forward(torch.randn(4, 15, 6, device="meta"), mask if masked else None)
+    out = quantizer._forward(torch.randn(4, 15, 6, device="meta"), mask if masked else None, 2)
     (out.quantized.sum() + out.commitment_loss.value()).backward()
     assert quantizer.input_proj.bias.grad.shape == (4,)
 

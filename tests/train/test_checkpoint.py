@@ -26,7 +26,7 @@ from torch import nn
 from xycodec.bitstream import CodecFile
 from xycodec.errors import CheckpointError
 from xycodec.pretrained import load_codec, read_checkpoint
-from xycodec.recipe import load_recipe
+from xycodec.recipe_file import load_recipe
 from xycodec.train.checkpoint import BEST, RunState, checkpoints, load_network, load_state, save_state
 from xycodec.train.engine import Engine
 from xycodec.train.run import open_stage, train

@@ -68,7 +68,7 @@ def refused(xycodec):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, corpus):
     """The folder of a run of two steps."""
-    from xycodec.recipe import load_recipe
+    from xycodec.recipe_file import load_recipe
     from xycodec.train.run import train
 
     torch.set_num_threads(1)

@@ -10,7 +10,7 @@ import torch
 from xycodec.config import CONFIGS
 from xycodec.data.manifest import import_manifest
 from xycodec.pretrained import load_codec
-from xycodec.recipe import load_recipe
+from xycodec.recipe_file import load_recipe
 from xycodec.train.run import train
 from xycodec.train.small_lm import make_small_lm
 

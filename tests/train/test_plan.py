@@ -18,7 +18,7 @@ from xycodec.data.batch import BEGINNING
 from xycodec.data.sources import open_sources
 from xycodec.data.stream import BatchStream
 from xycodec.pretrained import random_codec, save_codec
-from xycodec.recipe import load_recipe
+from xycodec.recipe_file import load_recipe
 from xycodec.train.engine import Engine
 from xycodec.train.plan import _longest_batch, plan_run
 from xycodec.train.run import open_stage

@@ -30,9 +30,9 @@ class QuantizerOutput:
     quantized: Tensor
     """(B, T, dim) float32; padded frames hold the bias of the output map."""
     codes: Tensor
-    """(B, n_q, T) int64; 0 on padded frames, where a code has no meaning."""
+    """(B, layers that ran, T) int64; 0 on padded frames, where a code has no meaning."""
     commitment_loss: Mean
-    """One entry per layer: mean over valid frames and channels."""
+    """One entry per layer that ran: mean over valid frames and channels."""
     counts: Tensor
     """(n_q, codebook_size) float32: how often each code was used in the batch of this process."""
 
@@ -134,15 +134,16 @@ class ResidualVectorQuantizer(nn.Module):
 
     # ---- training ------------------------------------------------------------------------------
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
+    def forward(self, x: Tensor, mask: Tensor | None = None, n_q: int | None = None) -> QuantizerOutput:
         """Quantize (B, T, input_dim); frames where `mask` (B, T) is False count for nothing.
 
-        The quantized values pass their gradient straight to the input.
+        `n_q` of the layers run (None: all), and only those learn; the first batch gives them all their start. It must
+        be equal on all processes. The quantized values pass their gradient straight to the input.
         """
         with torch.autocast(x.device.type, enabled=False):
-            return self._forward(x.float(), mask)
+            return self._forward(x.float(), mask, self.n_q if n_q is None else n_q)
 
-    def _forward(self, x: Tensor, mask: Tensor | None) -> QuantizerOutput:
+    def _forward(self, x: Tensor, mask: Tensor | None, n_q: int) -> QuantizerOutput:
         b, t, _ = x.shape
         projected = self.input_proj(x).flatten(0, 1)
         valid = self._valid_rows(mask, b * t, x.device)
@@ -152,9 +153,10 @@ class ResidualVectorQuantizer(nn.Module):
         with torch.no_grad():
             if learning and not self._ready:
                 self._ready = self._initialise(rows.detach(), active)
-            index, residuals = self._quantize(rows.detach(), self.n_q)
+            active = active[:n_q]
+            index, residuals = self._quantize(rows.detach(), n_q)
             counts = self._counts(index, active)
-            chosen = [book[i] for book, i in zip(self.codebook, index, strict=True)]
+            chosen = [book[i] for book, i in zip(self.codebook[:n_q], index, strict=True)]
         # Zero, with the input's gradient: values stay exactly those of the codes.
         straight_through = rows - rows.detach()
         inputs = torch.stack(residuals)
@@ -165,13 +167,13 @@ class ResidualVectorQuantizer(nn.Module):
         if learning:
             self._follow(inputs, index, active, counts)
         padded = torch.zeros_like(projected).index_put((valid,), total + straight_through)
-        codes = torch.zeros(self.n_q, b * t, dtype=torch.int64, device=x.device)
+        codes = torch.zeros(n_q, b * t, dtype=torch.int64, device=x.device)
         codes[:, valid] = index
         return QuantizerOutput(
             quantized=self.output_proj(padded.view(b, t, -1)),
-            codes=codes.view(self.n_q, b, t).transpose(0, 1),
+            codes=codes.view(n_q, b, t).transpose(0, 1),
             commitment_loss=loss,
-            counts=counts,
+            counts=F.pad(counts, (0, 0, 0, self.n_q - n_q)),
         )
 
     @staticmethod
@@ -190,25 +192,26 @@ class ResidualVectorQuantizer(nn.Module):
         return torch.arange(self.n_q, device=device)[:, None] < kept
 
     def _commitment(self, difference: Tensor, straight_through: Tensor, active: Tensor) -> Mean:
-        """Mean distance over frames and channels, per layer, from `difference` (n_q, N, D) of inputs and codes."""
+        """Mean distance over frames and channels, per layer, from `difference` (layers, N, D) of inputs and codes."""
         reaching = self.n_q if self.commit_every_layer else 1
         difference = torch.cat([difference[:reaching] + straight_through, difference[reaching:]])
         distance = difference.abs() if self.commitment == "l1" else difference.square()
         return Mean((distance.mean(dim=2) * active).sum(dim=1), active.sum(dim=1).float())
 
     def _counts(self, index: Tensor, active: Tensor) -> Tensor:
-        counts = torch.zeros(self.n_q, self.codebook_size, device=index.device)
+        counts = torch.zeros(len(index), self.codebook_size, device=index.device)
         return counts.scatter_add_(1, index, active.to(counts.dtype))
 
     def _sums(self, index: Tensor, vectors: Tensor) -> Tensor:
-        """Per code, the sum of the vectors (n_q, N, D) assigned to it: (n_q, K, D)."""
-        flat = index + torch.arange(self.n_q, device=index.device)[:, None] * self.codebook_size
-        sums = torch.zeros_like(self.codebook).flatten(0, 1)
-        return sums.index_add_(0, flat.flatten(), vectors.flatten(0, 1)).view_as(self.codebook)
+        """Per code, the sum of the vectors (layers, N, D) assigned to it: (layers, K, D)."""
+        layers = len(index)
+        flat = index + torch.arange(layers, device=index.device)[:, None] * self.codebook_size
+        sums = torch.zeros_like(self.codebook[:layers]).flatten(0, 1)
+        return sums.index_add_(0, flat.flatten(), vectors.flatten(0, 1)).view(layers, self.codebook_size, -1)
 
     @torch.no_grad()
     def _follow(self, inputs: Tensor, index: Tensor, active: Tensor, counts: Tensor) -> None:
-        """Move every codebook towards its assigned vectors, and give dead codes a new start."""
+        """Move the codebooks of `inputs` (layers, N, D) towards these, and give dead codes a new start."""
         sums = self._sums(index, inputs * active[..., None])
         fresh = self._draw(inputs)
         # One collective for all layers and all three statistics.
@@ -218,22 +221,28 @@ class ResidualVectorQuantizer(nn.Module):
         # A layer that saw no frame at all stays as it is.
         seen = counts.sum(dim=1, keepdim=True) > 0
         rate = (1 - self.decay) * seen
-        self.cluster_size.lerp_(counts, rate)
-        self.embed_avg.lerp_(sums, rate[..., None])
-        total = self.cluster_size.sum(dim=1, keepdim=True)
-        smoothed = (self.cluster_size + EPSILON) / (total + self.codebook_size * EPSILON) * total
-        moved = self.embed_avg / smoothed.clamp_min(EPSILON)[..., None]
-        self.codebook.copy_(torch.where(seen[..., None], moved, self.codebook))
+        codebook, embed_avg, cluster_size = self._first(len(inputs))
+        cluster_size.lerp_(counts, rate)
+        embed_avg.lerp_(sums, rate[..., None])
+        total = cluster_size.sum(dim=1, keepdim=True)
+        smoothed = (cluster_size + EPSILON) / (total + self.codebook_size * EPSILON) * total
+        moved = embed_avg / smoothed.clamp_min(EPSILON)[..., None]
+        codebook.copy_(torch.where(seen[..., None], moved, codebook))
         self._replace(fresh, seen)
 
+    def _first(self, layers: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Codebook, sum and count of the first `layers`, to be moved together."""
+        return self.codebook[:layers], self.embed_avg[:layers], self.cluster_size[:layers]
+
     def _replace(self, fresh: Tensor, seen: Tensor) -> None:
-        """Start dead codes afresh from `fresh` (n_q, K, D), in the layers that have `seen` (n_q, 1) a frame."""
-        threshold = self._threshold(self.cluster_size)
-        dead = (self.cluster_size < threshold) & seen
-        count = (GRACE * threshold).expand_as(self.cluster_size)
-        self.codebook.copy_(torch.where(dead[..., None], fresh, self.codebook))
-        self.embed_avg.copy_(torch.where(dead[..., None], fresh * count[..., None], self.embed_avg))
-        self.cluster_size.copy_(torch.where(dead, count, self.cluster_size))
+        """Start dead codes afresh from `fresh` (layers, K, D), in the layers that have `seen` (layers, 1) a frame."""
+        codebook, embed_avg, cluster_size = self._first(len(fresh))
+        threshold = self._threshold(cluster_size)
+        dead = (cluster_size < threshold) & seen
+        count = (GRACE * threshold).expand_as(cluster_size)
+        codebook.copy_(torch.where(dead[..., None], fresh, codebook))
+        embed_avg.copy_(torch.where(dead[..., None], fresh * count[..., None], embed_avg))
+        cluster_size.copy_(torch.where(dead, count, cluster_size))
 
     def _threshold(self, counts: Tensor) -> Tensor:
         """The count (n_q, 1) below which a code of `counts` (n_q, K) is dead."""

@@ -1,12 +1,13 @@
 """A moving average of a codec's weights over the steps of its training, which is what a run gives away."""
 
 from copy import deepcopy
+from typing import Generic, TypeVar
 
 import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from xycodec.models.xy_tokenizer import XYTokenizer
+from xycodec.pretrained import OwnCodec
 
 
 def decay_of(step: int, decay: float) -> float:
@@ -14,20 +15,24 @@ def decay_of(step: int, decay: float) -> float:
     return min(decay, (1 + step) / (10 + step))
 
 
-class WeightAverage(nn.Module):
+CodecT = TypeVar("CodecT", bound=OwnCodec)
+
+
+class WeightAverage(nn.Module, Generic[CodecT]):
     """The exponential moving average of a codec, itself a codec in training form.
 
     It begins as a copy of `codec`, which must not be wrapped by an engine yet. All that is no parameter, such as the
     codebooks, which are averages already, is the newest.
     """
 
-    def __init__(self, codec: XYTokenizer, decay: float) -> None:
+    def __init__(self, codec: CodecT, decay: float) -> None:
         super().__init__()
-        self.codec = deepcopy(codec).requires_grad_(False).eval()
+        self.codec: CodecT = deepcopy(codec)
+        self.codec.requires_grad_(False).eval()
         self.decay = decay
 
     @torch.no_grad()
-    def update(self, codec: XYTokenizer, step: int) -> None:
+    def update(self, codec: CodecT, step: int) -> None:
         """Follow `codec` as it is after step `step` (from 0). The host waits for nothing."""
         pairs = zip(self.codec.parameters(), codec.parameters(), strict=True)
         # What is frozen is equal already.

@@ -13,12 +13,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from xycodec.errors import ConfigError
+from xycodec.nn.dac import ResidualUnit
 from xycodec.nn.transformer import TransformerLayer
 from xycodec.nn.vocos import ConvNeXtBlock
 from xycodec.pretrained import resolve_device
 from xycodec.recipe import EngineConfig
 
-BLOCKS = (TransformerLayer, ConvNeXtBlock)
+BLOCKS = (TransformerLayer, ConvNeXtBlock, ResidualUnit)
 
 
 class Engine:
@@ -130,7 +131,7 @@ def plain(network: nn.Module) -> nn.Module:
 
 
 def prepare_blocks(module: nn.Module, *, checkpointing: bool, compiling: bool) -> None:
-    """Compile each transformer and ConvNeXt block, or compute it again in the backward pass, in place.
+    """Compile each transformer, ConvNeXt or residual block, or compute it again in the backward pass, in place.
 
     Block by block, compiling takes seconds instead of minutes. A frozen tower keeps nothing for a backward pass,
     so there is nothing to compute again.

@@ -29,7 +29,11 @@ class Updater:
             {"params": [p for p in trained if not _is_matrix(p)], "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]], lr=config.lr, betas=config.betas, fused=True
+            [group for group in groups if group["params"]],
+            lr=config.lr,
+            betas=config.betas,
+            eps=config.eps,
+            fused=True,
         )
 
     def update(self, step: int) -> Tensor:

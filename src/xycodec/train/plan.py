@@ -12,17 +12,20 @@ from xycodec.data.clip import INPUT_RATE
 from xycodec.data.stream import BatchStream
 from xycodec.models.semantic_lm import Tokens
 from xycodec.nn.discriminators import Discriminators
-from xycodec.recipe import PretrainRecipe, Recipe, RecogniseRecipe, VocoderRecipe
-from xycodec.train import posttrain, pretrain, recognise, vocode
+from xycodec.nn.frequency_discriminator import MultiFrequencyDiscriminator
+from xycodec.recipe import PretrainRecipe, Recipe, RecogniseRecipe, VocoderRecipe, XCodecRecipe
+from xycodec.train import posttrain, pretrain, recognise, vocode, xcodec
 from xycodec.train.engine import Engine, prepare_blocks
 from xycodec.train.posttrain import PostTraining
 from xycodec.train.pretrain import PreTraining
 from xycodec.train.recognise import Recognition
 from xycodec.train.run import open_cuts, remarks
 from xycodec.train.vocode import VocoderTraining
+from xycodec.train.xcodec import XCodecTraining
 
 GIB = 1 << 30
-Model = PreTraining | PostTraining | VocoderTraining | Recognition
+Model = PreTraining | PostTraining | VocoderTraining | Recognition | XCodecTraining
+Judges = Discriminators | MultiFrequencyDiscriminator | None
 
 
 @dataclass(frozen=True)
@@ -82,13 +85,15 @@ def plan_run(recipe: Recipe) -> RunPlan:
         engine.close()
 
 
-def _networks(recipe: Recipe) -> tuple[Model, Discriminators | None]:
+def _networks(recipe: Recipe) -> tuple[Model, Judges]:
     if isinstance(recipe, PretrainRecipe):
         return pretrain.build(recipe, meta=True), None
     if isinstance(recipe, VocoderRecipe):
         return vocode.build(recipe, meta=True), None
     if isinstance(recipe, RecogniseRecipe):
         return recognise.build(recipe, meta=True), None
+    if isinstance(recipe, XCodecRecipe):
+        return xcodec.build(recipe, meta=True)
     return posttrain.build(recipe, meta=True)
 
 
@@ -110,7 +115,7 @@ def _parts(network: nn.Module) -> list[Part]:
     return parts
 
 
-def _memory(recipe: Recipe, model: Model, discriminators: Discriminators | None, engine: Engine) -> dict[str, float]:
+def _memory(recipe: Recipe, model: Model, discriminators: Judges, engine: Engine) -> dict[str, float]:
     parameters = [p for network in (model, discriminators) if network is not None for p in network.parameters()]
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     shards = engine.world_size if engine.kind == "fsdp2" else 1
@@ -123,7 +128,7 @@ def _memory(recipe: Recipe, model: Model, discriminators: Discriminators | None,
     return {name: size / GIB for name, size in sizes.items()} | {"in all": sum(sizes.values()) / GIB}
 
 
-def _activations(recipe: Recipe, model: Model, discriminators: Discriminators | None) -> float:
+def _activations(recipe: Recipe, model: Model, discriminators: Judges) -> float:
     """Bytes that the longest micro-batch keeps for its backward pass."""
     prepare_blocks(model, checkpointing=recipe.engine.checkpoint_activations, compiling=False)
     kept: dict[int, int] = {}
@@ -150,7 +155,8 @@ def _activations(recipe: Recipe, model: Model, discriminators: Discriminators | 
             model.eval()(batch, None if model.semantic_lm is None else tokens)
         elif discriminators is not None:
             parameters += discriminators.to_empty(device="cpu").parameters()
-            fake, real, _ = model.train()(batch)[0]
+            # Codebooks that are to learn would ask whether they hold something yet.
+            fake, real, _ = model.train(not isinstance(model, XCodecTraining))(batch)[0]
             discriminators(torch.cat([real, fake]))
         else:
             model.train()(batch)

@@ -1,6 +1,6 @@
 """Y-shaped post-training: encoder and quantizer frozen, the decoder against discriminators (spec section 9)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +11,18 @@ from torch.nn import functional as F
 from xycodec.config import XYTokenizerConfig, parse_config
 from xycodec.data.batch import Batch
 from xycodec.errors import ConfigError
-from xycodec.losses import MultiScaleMel, adversarial_loss, discriminator_loss, feature_matching
+from xycodec.losses import MultiScaleMel, feature_matching
 from xycodec.models.xy_tokenizer import XYTokenizer
-from xycodec.nn.discriminators import DiscriminatorOutput, Discriminators
+from xycodec.nn.discriminators import Discriminators
 from xycodec.nn.mean import Mean
 from xycodec.nn.transformer import frame_mask
-from xycodec.pretrained import AVERAGE, load_xy_tokenizer, read_checkpoint
+from xycodec.pretrained import load_xy_tokenizer, read_checkpoint
 from xycodec.recipe import PosttrainRecipe
-from xycodec.train.average import WeightAverage
-from xycodec.train.engine import Engine, plain
+from xycodec.train.adversarial import AdversarialStage
+from xycodec.train.engine import Engine
 from xycodec.train.excerpt import Heard, synthesise_excerpts
 from xycodec.train.initialise import adopt_codec, find_checkpoint
-from xycodec.train.optimize import Updater
-from xycodec.train.stage import Measured, Stage, StepReport, joint_values, weighted
+from xycodec.train.stage import Measured
 
 FROZEN = (
     "semantic_encoder", "semantic_encoder_adapter", "acoustic_encoder", "pre_rvq_adapter", "downsample", "quantizer",
@@ -70,88 +69,26 @@ class PostTraining(nn.Module):
         return Heard(audio * inside.to(audio.device, non_blocking=True), target, lengths), quantized.counts
 
 
-class PosttrainStage(Stage):
+class PosttrainStage(AdversarialStage[XYTokenizer]):
     """Post-training as the trainer sees it."""
 
     name = "posttrain"
 
     def __init__(self, recipe: PosttrainRecipe, engine: Engine) -> None:
-        self.recipe, self.engine = recipe, engine
-        self.weights: dict[str, float] = recipe.loss.model_dump()
         generator, discriminators = build(recipe)
         self.config = generator.codec.config
-        self.output_sample_rate = self.config.output_sample_rate
+        super().__init__(recipe, engine, generator, discriminators, feature_matching)
         self.mel = MultiScaleMel(self.output_sample_rate).to(engine.device)
-        self.codec = generator.codec
-        self.average = None if recipe.ema is None else WeightAverage(self.codec, recipe.ema).to(engine.device)
-        self.generator, self.discriminators = engine.wrap(generator), engine.wrap(discriminators)
-        self.networks = {"model": self.generator, "discriminators": self.discriminators}
         self.measured = self.generator
         if self.average is not None:
-            self.networks[AVERAGE] = self.average
             self.measured = PostTraining(self.average.codec, generator.min_samples)
-        self.updaters = {
-            "model": Updater(self.generator, recipe.optimizer, recipe.steps),
-            "discriminators": Updater(self.discriminators, recipe.discriminator_optimizer, recipe.steps),
-        }
 
-    def step(self, batches: Sequence[Batch], step: int) -> StepReport:
-        """The discriminators learn first. Of several micro-batches, the last one meets them after that."""
-        self.generator.train()
-        values: dict[str, Tensor] = {}
-        norms: dict[str, Tensor] = {}
-        counts = None
-        for index, batch in enumerate(batches):
-            last = index == len(batches) - 1
-            with self.engine.joining(self.generator, last), self.engine.joining(self.discriminators, last):
-                with self.engine.autocast():
-                    (fake, real, lengths), used = self.generator(batch)
-                # A batch of which nothing could be read is silence: it goes all the way, and counts nowhere.
-                share = float(any(batch.target_lengths))
-                joined = self._teach_discriminators(real, fake.detach(), share, len(batches))
-                if last:
-                    norms["discriminator_grad_norm"] = self.updaters["discriminators"].update(step)
-                joined |= self._teach_generator(real, fake, lengths, share, len(batches))
-            for name, value in joined.items():
-                values[name] = values.get(name, 0.0) + value.detach() / len(batches)
-            counts = used if counts is None else counts + used
-        norms["grad_norm"] = self.updaters["model"].update(step)
-        if self.average is not None:
-            self.average.update(self.codec, step)
-        values["loss"] = weighted(values, self._active(values))
-        return StepReport(values, norms, counts)
+    def _generate(self, batch: Batch, step: int) -> tuple[Heard, Tensor, dict[str, Mean]]:
+        heard, counts = self.generator(batch)
+        return heard, counts, {}
 
-    def _teach_discriminators(self, real: Tensor, fake: Tensor, share: float, parts: int) -> dict[str, Tensor]:
-        self.discriminators.train()
-        with self.engine.autocast():
-            # In one batch: spectral norm moves at every pass, and both sides must meet the same weights.
-            outputs = self.discriminators(torch.cat([real, fake]))
-        values = joint_values({"discriminator": _scaled(discriminator_loss(*_halves(outputs)), share)})
-        torch.autograd.backward(values["discriminator"] / parts)
-        return values
-
-    def _teach_generator(
-        self, real: Tensor, fake: Tensor, lengths: Tensor, share: float, parts: int
-    ) -> dict[str, Tensor]:
-        means: dict[str, Mean] = {}
-        if self.weights["mel"]:
-            means["mel"] = self.mel(fake, real, lengths)
-        adversarial, feature = self.weights["adversarial"], self.weights["feature"]
-        if adversarial or feature:
-            # Past the wrapper: no gradient of theirs is to be made, let alone joined.
-            judges = plain(self.discriminators).eval().requires_grad_(False)
-            with self.engine.autocast():
-                with torch.no_grad():
-                    known = judges(real) if feature else []
-                judged = judges(fake)
-            judges.requires_grad_(True)
-            if adversarial:
-                means["adversarial"] = _scaled(adversarial_loss(judged), share)
-            if feature:
-                means["feature"] = _scaled(feature_matching(known, judged), share)
-        values = joint_values(means)
-        (weighted(values, self._active(values)) / parts).backward()
-        return values
+    def _distances(self, heard: Heard) -> dict[str, Mean]:
+        return {"mel": self.mel(*heard)} if self.weights["mel"] else {}
 
     @torch.no_grad()
     def measure(self, batch: Batch, *, transcribe: bool) -> Measured:
@@ -168,26 +105,6 @@ class PosttrainStage(Stage):
     def codec_config(self) -> dict[str, Any]:
         """The configuration of the codec that is trained."""
         return self.config.model_dump(mode="json")
-
-    def _active(self, values: Mapping[str, Any]) -> dict[str, float]:
-        return {name: weight for name, weight in self.weights.items() if name in values}
-
-
-def _scaled(mean: Mean, share: float) -> Mean:
-    """As if `share` of everything had been there."""
-    return Mean(mean.total * share, mean.count * share)
-
-
-def _halves(outputs: Sequence[DiscriminatorOutput]) -> tuple[list[DiscriminatorOutput], list[DiscriminatorOutput]]:
-    """Undo `torch.cat([real, fake])`."""
-    halves = [
-        [
-            DiscriminatorOutput(o.logits.chunk(2)[side], [feature.chunk(2)[side] for feature in o.features])
-            for o in outputs
-        ]
-        for side in (0, 1)
-    ]
-    return halves[0], halves[1]
 
 
 def build(recipe: PosttrainRecipe, *, meta: bool = False) -> tuple[PostTraining, Discriminators]:

@@ -20,8 +20,9 @@ from xycodec.recipe import (
     RecogniseRecipe,
     SourceConfig,
     VocoderRecipe,
-    save_recipe,
+    XCodecRecipe,
 )
+from xycodec.recipe_file import save_recipe
 from xycodec.train.checkpoint import RunState, checkpoints, load_state
 from xycodec.train.engine import Engine
 from xycodec.train.monitor import Monitor, forget_from, skipped_file
@@ -31,6 +32,7 @@ from xycodec.train.recognise import RecogniseStage
 from xycodec.train.stage import Stage
 from xycodec.train.trainer import Trainer, TrainingError
 from xycodec.train.vocode import VocoderStage
+from xycodec.train.xcodec import XCodecStage
 
 SURVEYED = 100_000  # clips: all of a large corpus take longer than the other processes wait
 
@@ -115,6 +117,8 @@ def open_stage(recipe: Recipe, engine: Engine) -> Stage:
         return VocoderStage(recipe, engine)
     if isinstance(recipe, RecogniseRecipe):
         return RecogniseStage(recipe, engine)
+    if isinstance(recipe, XCodecRecipe):
+        return XCodecStage(recipe, engine)
     return PretrainStage(recipe, engine) if isinstance(recipe, PretrainRecipe) else PosttrainStage(recipe, engine)
 
 
@@ -156,6 +160,8 @@ def _starting(recipe: Recipe, run: Path, state: RunState | None) -> Recipe:
         return recipe.model_copy(update={"weights": str(checkpoints(run)[-1])})
     if isinstance(recipe, PretrainRecipe):
         return recipe.model_copy(update={"weights": None, "towers": None, "vocos": None, "start": "plain"})
+    if isinstance(recipe, XCodecRecipe):
+        return recipe.model_copy(update={"semantic_weights": None})
     if isinstance(recipe, RecogniseRecipe) and state.recogniser is not None:
         return recipe.model_copy(update={"characters": state.recogniser["characters"]})
     return recipe

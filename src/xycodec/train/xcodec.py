@@ -1,0 +1,129 @@
+"""X-Codec's training: one generator against discriminators, and a frozen model's features to keep (its spec, 7)."""
+
+from collections.abc import Mapping
+from math import ceil
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from xycodec.data.batch import Batch
+from xycodec.data.clip import INPUT_RATE
+from xycodec.losses import plain_feature_matching, semantic_distance
+from xycodec.losses_stft import FullBandStft, LogMelDistance, SubBandStft
+from xycodec.models.xcodec import XCodec
+from xycodec.nn.frequency_discriminator import MultiFrequencyDiscriminator
+from xycodec.nn.mean import Mean
+from xycodec.nn.transformer import frame_mask
+from xycodec.recipe import XCodecRecipe
+from xycodec.train.adversarial import AdversarialStage
+from xycodec.train.engine import Engine
+from xycodec.train.excerpt import Heard
+from xycodec.train.semantic_start import start_semantic
+from xycodec.train.stage import Measured, weighted
+
+
+class Pass(NamedTuple):
+    """What the generator gives for a batch. Audio and losses have gradients."""
+
+    heard: Heard
+    counts: Tensor
+    """(n_q, codebook_size) uses of every code."""
+    losses: dict[str, Mean]
+    """Those that need more than the audio: of the quantizer and, if there is one, of the semantic branch."""
+
+
+class XCodecTraining(nn.Module):
+    """The codec as a generator. Silence completes every clip to `samples`, so that none depends on its neighbours."""
+
+    def __init__(self, codec: XCodec, samples: int, *, semantic: bool) -> None:
+        super().__init__()
+        self.codec = codec
+        self.samples = ceil(samples / codec.hop_length) * codec.hop_length
+        self.semantic = semantic and codec.config.semantic is not None
+
+    def forward(self, batch: Batch, n_q: int | None = None) -> Pass:
+        """Decoded and true audio (B, samples), through the first `n_q` codebooks (None: all)."""
+        codec = self.codec
+        audio = F.pad(batch.audio, (0, self.samples - batch.audio.shape[1]))
+        mask = frame_mask([codec.num_frames(n) for n in batch.lengths], self.samples // codec.hop_length)
+        features = codec.semantic_features(audio) if codec.config.semantic else None
+        quantized = codec.quantizer(codec.encode_latents(audio, features), mask, n_q)
+        # Over layers it is the mean, unlike XY-Tokenizer's.
+        commitment = quantized.commitment_loss
+        losses = {"commitment": Mean(commitment.total / len(commitment.total), commitment.count)}
+        if features is not None and self.semantic:
+            known = None if mask is None else mask.to(audio.device, non_blocking=True)
+            losses["semantic"] = semantic_distance(codec.decode_semantic(quantized.quantized), features, known)
+        decoded = codec.decode_latents(quantized.quantized)
+        lengths = torch.tensor(batch.lengths)
+        # Past its end a clip is silent in both, which teaches neither side anything.
+        inside = torch.arange(self.samples) < lengths[:, None]
+        decoded = decoded * inside.to(audio.device, non_blocking=True)
+        return Pass(Heard(decoded, audio, lengths), quantized.counts, losses)
+
+
+class XCodecStage(AdversarialStage[XCodec]):
+    """X-Codec's training as the trainer sees it."""
+
+    name = "xcodec"
+
+    def __init__(self, recipe: XCodecRecipe, engine: Engine) -> None:
+        generator, discriminators = build(recipe)
+        self.config, self.seed, self.n_q = recipe.model, recipe.seed, recipe.n_q
+        super().__init__(recipe, engine, generator, discriminators, plain_feature_matching)
+        distances = {"stft": FullBandStft(), "subband_stft": SubBandStft(), "mel": LogMelDistance(INPUT_RATE)}
+        self.distances = {name: distance.to(engine.device) for name, distance in distances.items()}
+        self.measured = self.generator
+        if self.average is not None:
+            self.measured = XCodecTraining(self.average.codec, generator.samples, semantic=generator.semantic)
+
+    def codebooks_of(self, step: int) -> int:
+        """How many codebooks run in a step: the run's seed and the step alone decide it, on every process."""
+        return int(np.random.default_rng([self.seed, step]).choice(self.n_q))
+
+    def _generate(self, batch: Batch, step: int) -> tuple[Heard, Tensor, dict[str, Mean]]:
+        heard, counts, losses = self.generator(batch, self.codebooks_of(step))
+        return heard, counts, {name: mean for name, mean in losses.items() if self.weights[name]}
+
+    def _distances(self, heard: Heard) -> dict[str, Mean]:
+        return {name: distance(*heard) for name, distance in self.distances.items() if self.weights[name]}
+
+    @torch.no_grad()
+    def measure(self, batch: Batch, *, transcribe: bool) -> Measured:
+        """All losses but the discriminators', with all codebooks."""
+        self.measured.eval()
+        with self.engine.autocast():
+            heard, counts, losses = self.measured(batch)
+        means = losses | {name: distance(*heard) for name, distance in self.distances.items()}
+        return Measured(means, counts, heard.audio.float())
+
+    def loss(self, values: Mapping[str, float]) -> float:
+        """The weighted sum that training lessens, but for what discriminators say, who change as it goes on."""
+        return float(weighted(values, {name: weight for name, weight in self.weights.items() if name in values}))
+
+    def codec_config(self) -> dict[str, Any]:
+        """The configuration of the codec that is trained."""
+        return self.config.model_dump(mode="json")
+
+
+def build(recipe: XCodecRecipe, *, meta: bool = False) -> tuple[XCodecTraining, MultiFrequencyDiscriminator]:
+    """Generator and discriminators of a recipe with their starting weights; `meta` builds them without any.
+
+    Raises CheckpointError if `recipe.semantic_weights` gives no such model, ConfigError if it is of another size.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("meta" if meta else "cpu"):
+        torch.manual_seed(recipe.seed)
+        codec = XCodec(recipe.model)
+        discriminators = MultiFrequencyDiscriminator(INPUT_RATE, channels=recipe.discriminators.channels)
+    if recipe.semantic_weights is not None and not meta:
+        start_semantic(codec, recipe.semantic_weights)
+    semantic = recipe.loss.semantic > 0
+    if recipe.model.semantic and not semantic:
+        # Engines wait for the gradient of all that is trained.
+        for part in (codec.semantic_proj, codec.semantic_decoder):
+            part.requires_grad_(False)
+    samples = max(round(recipe.data.clip_seconds * INPUT_RATE), discriminators.min_samples)
+    return XCodecTraining(codec, samples, semantic=semantic), discriminators
