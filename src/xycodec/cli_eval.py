@@ -27,6 +27,7 @@ Codecs = Annotated[
     ),
 ]
 Layers = Annotated[int | None, typer.Option("--n-q", min=1, help="Use only the first codebooks.")]
+Branch = Annotated[str | None, typer.Option(help="Of X-Codec: semantic, what its paper measures (default: quantizer).")]
 Seed = Annotated[int, typer.Option(min=0)]
 Folder = Annotated[Path, typer.Option("--output", "-o", help="Folder of everything; a second call goes on there.")]
 
@@ -90,6 +91,7 @@ def probe(
     output: Folder,
     model: Model = DEFAULT,
     n_q: Layers = None,
+    branch: Branch = None,
     steps: Annotated[int, typer.Option(min=1, help="The paper's 400,000 take a GPU.")] = 400_000,
     batch: Annotated[int, typer.Option(min=1, help="Clips a step.")] = 4,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-4,
@@ -115,6 +117,7 @@ def probe(
 
     settings = {
         "n_q": n_q,
+        "branch": branch,
         "steps": steps,
         "batch": batch,
         "lr": lr,
@@ -142,6 +145,7 @@ def abx(
     n_q: Annotated[
         list[int] | None, typer.Option("--n-q", min=1, help="Codebooks; again for more (default: 1, all).")
     ] = None,
+    branch: Branch = None,
     seed: Seed = 0,
     max_group: Annotated[int, typer.Option(min=2, help="Items at most of a phone, context and speaker.")] = 10,
     max_x: Annotated[int, typer.Option(min=1, help="Other speakers at most for one group.")] = 5,
@@ -162,6 +166,7 @@ def abx(
             seed=seed,
             max_group=max_group,
             max_x=max_x,
+            branch=branch,
             cache=cache,
             device=device,
             advance=advance,

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import soundfile as sf
+from tests.published_xcodec import tiny_config as tiny_xcodec
 from tests.reference import tiny_config
 
 from xycodec import cli
@@ -198,3 +199,27 @@ def test_abx_names_what_it_leaves_out(xycodec, tiny, speech, folder):
     code, _, (line,) = xycodec("abx", "phones.item", "speech", "-m", tiny, "--device", "cpu")
     assert code == 1
     assert "phones.item" in line
+
+
+def test_a_branch_is_read_where_there_is_one(xycodec, tiny, speech, folder):
+    place = save_codec(random_codec(tiny_xcodec()), folder / "x-tiny")
+
+    def errors(model, *arguments):
+        code, out, err = xycodec(
+            "abx", "phones.item", "speech", "-m", model, "--n-q", 2, "--json", "--device", "cpu", *arguments
+        )
+        return code, {(s["kind"], s["mode"]): s["error"] for s in json.loads(out)["scores"]} if out else err
+
+    (code, plain), (semantic_code, semantic) = errors(place), errors(place, "--branch", "semantic")
+    assert code == semantic_code == 0
+    for mode in ("within", "across"):
+        assert plain["codes", mode] == semantic["codes", mode]
+    assert any(plain["embeddings", mode] != semantic["embeddings", mode] for mode in ("within", "across"))
+    code, (line,) = errors(tiny, "--branch", "semantic")
+    assert code == 1
+    assert "has no branch 'semantic'" in line
+    arguments = (speech, speech, "-o", "probe", "--branch", "semantic", "--steps", 1, "--hidden", 8, "--device", "cpu")
+    assert xycodec("probe", *arguments, "-m", place)[0] == 0
+    code, _, (line,) = xycodec("probe", *arguments, "-m", tiny)
+    assert code == 1
+    assert "has no branch 'semantic'" in line

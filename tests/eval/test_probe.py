@@ -5,14 +5,16 @@ import pytest
 import soundfile as sf
 import torch
 from safetensors.torch import load_file, save_file
+from tests.published_xcodec import tiny_config as tiny_xcodec
 
 from published_layout import tiny_config
 from xycodec.audio import read_audio
 from xycodec.errors import AudioError, ConfigError, XycodecError
 from xycodec.eval import probe_codes
+from xycodec.eval.coding import fingerprint
 from xycodec.eval.corpus import open_corpora
 from xycodec.eval.probe import run_probe
-from xycodec.eval.probe_codes import cached_codes, fingerprint
+from xycodec.eval.probe_codes import cached_codes
 from xycodec.eval.probe_data import Features, Spoken, open_clips
 from xycodec.eval.probe_model import Alphabet, Probe, augmented
 from xycodec.eval.probe_training import ProbeConfig, ProbeTraining
@@ -159,6 +161,14 @@ def test_features_are_embeddings_repeated_to_50_a_second(codec):
             torch.testing.assert_close(found[4 * frame : 4 * frame + 4], one.T.expand(4, -1))
     with pytest.raises(XycodecError, match="n_q must be an integer from 1 to 3"):
         Features(codec, 4)
+
+
+def test_features_of_a_branch_are_what_it_gives():
+    codec = random_codec(tiny_xcodec())
+    codes = torch.randint(64, (8, 30), dtype=torch.int32)
+    found = Features(codec, 2, "semantic")(Spoken("clip", "text", 0.6, codes))
+    torch.testing.assert_close(found, codec.embed(codes[None, :2].long(), branch="semantic")[0].T)
+    assert found.shape != Features(codec, 2)(Spoken("clip", "text", 0.6, codes)).shape
 
 
 def test_codes_are_those_of_the_codec_and_are_kept(codec, train, tmp_path):

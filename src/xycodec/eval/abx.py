@@ -17,6 +17,8 @@ from math import ceil
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import torch
+
 from xycodec.audio import os_error_line
 from xycodec.baselines import open_codec
 from xycodec.errors import XycodecError
@@ -67,6 +69,8 @@ class AbxResult:
     items: int
     """That could be used."""
     left_out: tuple[LeftOut, ...]
+    branch: str | None
+    """Whose output `embeddings` are; None: the quantizer's."""
     frame_rate: float
     """Steps a second that were compared: the codec's rate times the repetition."""
     seed: int
@@ -111,6 +115,7 @@ def run_abx(
     max_group: int = 10,
     max_x: int = 5,
     least_rate: float = LEAST_RATE,
+    branch: str | None = None,
     cache: Path | None = None,
     device: str = "auto",
     advance: Callable[[float], None] = lambda seconds: None,
@@ -131,6 +136,7 @@ def run_abx(
         max_group: items at most of one phone, context and speaker.
         max_x: other speakers at most that are X for one phone, context and speaker of A.
         least_rate: steps a second that frames are repeated to, at least; 1 compares the codec's own frames.
+        branch: of `Codec.embed`: `semantic` for X-Codec, as its paper measures it; None: what the quantizer passes on.
         cache: folder that keeps the codes of these recordings, for any model: a later call goes on from there.
         device: for a `model` that is a name.
         advance: told the seconds of each recording that is encoded.
@@ -148,6 +154,8 @@ def run_abx(
     codec = open_codec(model, device=device) if isinstance(model, str) else model
     layers = sorted({codec.check_layers(number) for number in (n_q or (1, codec.n_q))})
     repeat = ceil(least_rate / codec.frame_rate)
+    if branch is not None:
+        codec.embed(torch.zeros(1, 1, 1, dtype=torch.int64), branch=branch)  # is there one?
     with tempfile.TemporaryDirectory(prefix="xycodec.") as temporary:
         scratch = Path(temporary)
         folder = _codes_folder(cache or scratch, codec)
@@ -159,13 +167,14 @@ def run_abx(
             raise XycodecError(_no_triple(items, omissions.listed()))
         frames = ItemFrames(used, codes, codec.frame_rate, repeat)
         scores = []
-        for score in _scores(codec, frames, plans, kinds, layers, scratch):
+        for score in _scores(codec, branch, frames, plans, kinds, layers, scratch):
             scores.append(score)
             found(score)
     return AbxResult(
         model=codec.model_id,
         item_file=str(items),
         items=len(used),
+        branch=branch,
         left_out=omissions.listed(),
         frame_rate=codec.frame_rate * repeat,
         seed=seed,
@@ -212,6 +221,7 @@ def _no_triple(items: Path, left_out: Sequence[LeftOut]) -> str:
 
 def _scores(
     codec: Codec,
+    branch: str | None,
     frames: ItemFrames,
     plans: Mapping[Mode, Sequence[Block]],
     kinds: Sequence[Kind],
@@ -220,7 +230,7 @@ def _scores(
 ) -> Iterator[AbxScore]:
     for kind in kinds:
         for n_q in layers:
-            rows = frames.codes(n_q) if kind == "codes" else frames.embeddings(codec, n_q, scratch)
+            rows = frames.codes(n_q) if kind == "codes" else frames.embeddings(codec, n_q, scratch, branch)
             features = Features(rows, frames.of_items, "share" if kind == "codes" else "angle")
             for mode, blocks in plans.items():
                 yield AbxScore(kind, n_q, mode, abx_error(features, blocks))

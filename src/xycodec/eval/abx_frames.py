@@ -74,11 +74,11 @@ class ItemFrames:
         """(F, n_q)."""
         return np.concatenate([codes[:n_q, kept].T for codes, kept in zip(self._codes, self._kept, strict=True)])
 
-    def embeddings(self, codec: Codec, n_q: int, folder: Path) -> NDArray[np.float32]:
+    def embeddings(self, codec: Codec, n_q: int, folder: Path, branch: str | None = None) -> NDArray[np.float32]:
         """(F, D) on disk, because a corpus of them may be larger than the memory."""
         path = folder / f"{n_q}.f32"
         with path.open("wb") as file:
             for codes, kept in zip(self._codes, self._kept, strict=True):
-                embeddings = embed_long(codec, torch.from_numpy(codes[:n_q].astype(np.int64)))
+                embeddings = embed_long(codec, torch.from_numpy(codes[:n_q].astype(np.int64)), branch=branch)
                 file.write(embeddings.T.cpu().numpy()[kept].tobytes())
         return np.memmap(path, np.float32, "r").reshape(self._rows, -1)

@@ -116,7 +116,7 @@ def run_probe(
     if config.bfloat16 and place.type != "cuda":
         raise XycodecError(f"bfloat16 on {place.type} is slower than float32: leave it out, or give a GPU")
     codec = open_codec(model, device=device) if isinstance(model, str) else model
-    features = Features(codec, config.n_q)
+    features = Features(codec, config.n_q, config.branch)
 
     def opened(spec: str) -> Clips:
         def encoded(done: float, total: float) -> None:

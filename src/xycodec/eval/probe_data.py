@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from xycodec.errors import AudioError, XycodecError
@@ -82,10 +83,15 @@ def open_clips(
 
 
 class Features:
-    """The quantized embeddings of the first `n_q` layers, each frame repeated until there are 50 a second."""
+    """The embeddings of the first `n_q` layers, each frame repeated until there are 50 a second.
 
-    def __init__(self, codec: Codec, n_q: int | None) -> None:
-        self._codec, self.n_q = codec, codec.check_layers(n_q)
+    `branch` is that of `Codec.embed`. Raises XycodecError if the codec has not so many layers, or no such branch.
+    """
+
+    def __init__(self, codec: Codec, n_q: int | None, branch: str | None = None) -> None:
+        self._codec, self.n_q, self._branch = codec, codec.check_layers(n_q), branch
+        if branch is not None:
+            codec.embed(torch.zeros(1, 1, 1, dtype=torch.int64), branch=branch)  # is there one?
         self._repeat = ceil(FRAME_RATE / codec.frame_rate)
 
     def frames(self, one: Spoken) -> int:
@@ -99,4 +105,4 @@ class Features:
     def __call__(self, one: Spoken) -> Tensor:
         """(frames, width) float32, where the codec is: of this clip alone, whatever else is in its batch."""
         codes = one.codes[: self.n_q].long()
-        return embed_long(self._codec, codes).T.float().repeat_interleave(self._repeat, dim=0)
+        return embed_long(self._codec, codes, branch=self._branch).T.float().repeat_interleave(self._repeat, dim=0)

@@ -41,6 +41,8 @@ class ProbeConfig(Config):
 
     n_q: PositiveInt | None = None
     """Layers of the codec that it reads, from the first on; None: all."""
+    branch: str | None = None
+    """Of `Codec.embed`: whose output it reads; None: what the quantizer passes on."""
     steps: PositiveInt = 400_000
     batch: PositiveInt = 4
     lr: PositiveFloat = 1e-4
