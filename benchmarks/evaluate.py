@@ -1,7 +1,7 @@
 """How long an evaluation takes beside its codec: python benchmarks/evaluate.py MANIFEST [--clips 1000] [--jobs 2].
 
-Pieces of the manifest's recordings, each from its own place, go through `evaluate` with the metrics of the target in
-docs/evaluation.md; every stage is timed. Needs the extra `eval`.
+Pieces of the manifest's recordings, each from its own place, go through `evaluate` with STOI, PESQ, mel distance and
+SI-SDR; every stage is timed. Needs the extra `eval`.
 """
 
 import argparse

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import os
 from collections import defaultdict
 from functools import cache
 
@@ -289,6 +290,16 @@ def test_codes_are_kept_for_a_later_call(codec, corpus, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.xyc")} == stamps
     other = random_codec(tiny_config(), seed=1)
     assert run_abx(other, *corpus, cache=cache).scores == run_abx(other, *corpus).scores != first.scores
+
+
+def test_another_recording_of_a_name_is_encoded_anew(codec, corpus, tmp_path_factory):
+    items, audio = corpus
+    cache, other = tmp_path_factory.mktemp("cache"), tmp_path_factory.mktemp("other")
+    for number, name in enumerate(("m0", "m1", "n0", "n1")):
+        sf.write(other / f"{name}.flac", np.random.default_rng(50 + number).uniform(-0.5, 0.5, 48_000), 16_000)
+        os.utime(other / f"{name}.flac", (0, 0))  # older than anything that is kept
+    first = run_abx(codec, items, audio, cache=cache).scores
+    assert run_abx(codec, items, other, cache=cache).scores == run_abx(codec, items, other).scores != first
 
 
 def test_what_cannot_be_used_is_named_and_the_rest_measured(codec, corpus):

@@ -7,7 +7,16 @@ import soundfile as sf
 import torch
 from tests.reference import tiny_config
 
-from xycodec.eval.coding import CodecSpec, adaptive_bits, code_clips, codebook_counts, codebook_use, fingerprint
+from xycodec.eval.coding import (
+    CodecSpec,
+    adaptive_bits,
+    code_clips,
+    codebook_counts,
+    codebook_use,
+    coded_clips,
+    fingerprint,
+    uncoded,
+)  # fmt: skip
 from xycodec.models.longform import decode_long, encode_long
 from xycodec.pretrained import random_codec
 
@@ -99,7 +108,10 @@ def test_what_is_done_is_not_done_again(codec, clips, tmp_path):
     code_clips(codec, None, clips[:2], tmp_path / "original", folder, lambda: None)
     first = (folder / "coded.jsonl").read_bytes()
     (folder / "coded.jsonl").write_bytes(first[:-5])  # a kill in the middle of the second row
-    code_clips(codec, None, clips, tmp_path / "original", folder, lambda: None)
+    todo = uncoded(clips, folder)
+    assert todo == clips[1:]
+    code_clips(codec, None, todo, tmp_path / "original", folder, lambda: None)
+    assert uncoded(clips, folder) == []
     again = rows(folder)
     assert [row["clip"] for row in again] == clips
     assert (folder / "coded.jsonl").read_bytes().startswith(first[: first.index(b"\n") + 1])
@@ -122,6 +134,11 @@ def test_a_clip_that_the_codec_fails_on(codec, clips, tmp_path):
     assert found[1] == {"clip": "deep/b", "error": "RuntimeError: not this one"}
     assert [row["clip"] for row in found if "bits" in row] == ["a", "c"]
     assert not (folder / "audio" / "deep" / "b.flac").exists()
+    # Another time it may work.
+    assert uncoded(clips, folder) == ["deep/b"]
+    code_clips(codec, None, ["deep/b"], tmp_path / "original", folder, lambda: None)
+    assert "bits" in coded_clips(folder)["deep/b"]
+    assert uncoded(clips, folder) == []
 
 
 # ---- what the codes say ----------------------------------------------------------------------------

@@ -45,7 +45,7 @@ def test_scores_are_in_order_whatever_is_refused_or_fails():
     clips[2:2] = [pair_of(1, 2, 3), pair_of(1, 2, float("nan"), 4)]
     scores = peak(clips)
     assert [one.values.get("peak") for one in scores] == [None, 1, None, None, 2, 3, 4, 5, 6, 7]
-    assert scores[0] == missing("no room for it")
+    assert scores[0] == missing("not computed: no room for it")
     assert scores[2] == missing("under 0.00025 s")
     assert scores[3] == missing("has samples that are not finite")
     # The group that failed was taken apart; no other was.

@@ -16,9 +16,10 @@ from xycodec.eval.corpus import open_corpora
 from xycodec.eval.probe import run_probe
 from xycodec.eval.probe_codes import cached_codes
 from xycodec.eval.probe_data import Features, Spoken, open_clips
-from xycodec.eval.probe_model import Alphabet, Probe, augmented
+from xycodec.eval.probe_model import Probe, alphabet_of, augmented
 from xycodec.eval.probe_training import ProbeConfig, ProbeTraining
 from xycodec.models.longform import encode_long
+from xycodec.models.recogniser import Alphabet
 from xycodec.pretrained import random_codec
 
 SMALL = {"projection": 8, "hidden": 8, "batch": 2, "lr": 1e-3}
@@ -99,7 +100,7 @@ def test_dropout_follows_every_layer():
 
 
 def test_characters():
-    alphabet = Alphabet.of(["ab b", "ä"])
+    alphabet = alphabet_of(["ab b", "ä"])
     assert alphabet.characters == " 'abä"
     assert alphabet.spell("a bxä") == [3, 1, 4, 5]
     assert alphabet.read([0, 3, 3, 0, 3, 1, 0, 1, 4, 4, 0]) == "aa b"

@@ -113,10 +113,10 @@ def test_rows_past_the_end_are_not_read():
 
 def test_spelling_and_reading_are_inverse():
     model = recogniser()
-    columns = model.spell("a cab")
+    columns = model.alphabet.spell("a cab")
     assert columns == [1, 4, 3, 1, 2]
     assert model.read(certain([columns]), [1600]) == ["a cab"]
-    assert model.spell("a-xb") == [1, 2]
+    assert model.alphabet.spell("a-xb") == [1, 2]
 
 
 @pytest.mark.parametrize("length", range(5))

@@ -147,7 +147,7 @@ def test_what_cannot_be_learned_counts_nowhere(text):
 def test_texts_at_the_limit_of_their_rows():
     stage = stage_of()
     for text in ("ab" * 12 + "a", "a" * 13):
-        assert rows_needed(stage.recogniser.spell(text)) == 25
+        assert rows_needed(stage.recogniser.alphabet.spell(text)) == 25
         mean = stage.measure(batch(clip(0, 0.5, text=text)), transcribe=False).means["loss"]
         assert float(mean.count) == len(text)
         assert torch.isfinite(mean.total)

@@ -1,5 +1,6 @@
 """The frames that items of ABX have a part in: recordings encoded once, and looked up from then on."""
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,15 +25,18 @@ def encode_recordings(
     omissions: Omissions,
     advance: Callable[[float], None],
 ) -> dict[str, CodecFile]:
-    """All codes of each recording, by its name; from `folder` where they are there and newer than the recording.
+    """All codes of each recording, by its name; from `folder` where they are there, of this very file.
 
     Items of a recording that cannot be encoded are left out.
     """
     codes = {}
     for name, source in recordings.items():
-        target = folder / f"{name}.xyc"
         try:
-            if not target.exists() or target.stat().st_mtime < source.stat().st_mtime:
+            # A file of this name elsewhere, or another one here tomorrow, is another recording.
+            stat = source.stat()
+            place = f"{source.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+            target = folder / f"{name}-{hashlib.blake2b(place.encode(), digest_size=8).hexdigest()}.xyc"
+            if not target.exists():
                 encode_file(codec, str(source), str(target))
             codes[name] = CodecFile.read(str(target))
         except Exception as error:  # whatever somebody's codec raises: the other recordings are still worth having

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from xycodec.audio import Samples, atomic_path, read_audio, write_audio
 from xycodec.errors import XycodecError
 from xycodec.eval.journal import Journal
+from xycodec.eval.quality import RATE
 from xycodec.eval.results import CodebookUse
 from xycodec.models.base import Codec
 from xycodec.models.longform import decode_long, encode_long
 from xycodec.nn.quantize import codebook_perplexity, codebook_usage
 
-RATE = 16_000
-AUDIO, CODES = "audio", "codes"
+AUDIO, CODES, CODED = "audio", "codes", "coded.jsonl"
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,17 @@ def fingerprint(codec: Codec) -> str:
     return digest.hexdigest()
 
 
+def coded_clips(folder: Path) -> dict[str, dict[str, Any]]:
+    """The newest row of `coded.jsonl` of each clip."""
+    return {row["clip"]: row for row in Journal(folder / CODED).rows()}
+
+
+def uncoded(clips: Iterable[str], folder: Path) -> list[str]:
+    """Those that have no codes there; what failed is tried once more."""
+    coded = coded_clips(folder)
+    return [clip for clip in clips if "bits" not in coded.get(clip, {})]
+
+
 def code_clips(
     codec: Codec, n_q: int | None, clips: Iterable[str], originals: Path, folder: Path, done: Callable[[], None]
 ) -> None:
@@ -71,11 +82,9 @@ def code_clips(
     A clip that the codec fails on has a row that says why. Rows are written last, so that what a kill interrupts
     is done again.
     """
-    journal = Journal(folder / "coded.jsonl")
-    known = {row["clip"] for row in journal.rows()}
+    journal = Journal(folder / CODED)
     for clip in clips:
-        if clip not in known:
-            journal.append({"clip": clip, **_coded(codec, n_q, clip, originals, folder)})
+        journal.append({"clip": clip, **_coded(codec, n_q, clip, originals, folder)})
         done()
 
 

@@ -29,18 +29,19 @@ from xycodec.baselines import open_codec
 from xycodec.errors import AudioError, XycodecError
 from xycodec.eval.coding import (
     AUDIO,
-    RATE,
     CodecSpec,
     adaptive_bits,
     code_clips,
     codebook_counts,
     codebook_use,
+    coded_clips,
     fingerprint,
+    uncoded,
 )
 from xycodec.eval.corpus import Item
 from xycodec.eval.journal import Journal
 from xycodec.eval.judges import Judge, Pair
-from xycodec.eval.quality import METERS, PROTOCOL, measure_quality, require_metrics
+from xycodec.eval.quality import METERS, PROTOCOL, RATE, measure_quality, require_metrics
 from xycodec.eval.results import ORIGINAL, ClipResult, CodecResult, Evaluation, Scores
 from xycodec.jobs import Advance, Job, Work, run_jobs
 from xycodec.models.classical import ClassicalCodec
@@ -107,10 +108,7 @@ def evaluate(
         raise XycodecError(f"none of the {len(items)} clips can be read, the first: {next(iter(unread.values()))}")
     for row in rows:
         if row.spec is not None:
-            codec = open_codec(row.spec.model, device=device)
-            with stage(f"{row.spec.text}: coding", len(clips)) as done:
-                code_clips(codec, row.spec.n_q, clips, folder / ORIGINAL / AUDIO, folder / row.name, done)
-            del codec
+            _code(row.spec, clips, folder / ORIGINAL / AUDIO, folder / row.name, device, stage)
     for row in rows:
         _score_signals(row, clips, folder, tuple(metrics), processes, stage)
     for judge in judges:
@@ -201,6 +199,12 @@ def _originals(items: Sequence[Item], folder: Path, stage: Stage) -> dict[str, s
     return unread
 
 
+def _code(spec: CodecSpec, clips: Sequence[str], originals: Path, folder: Path, device: str, stage: Stage) -> None:
+    if todo := uncoded(clips, folder):  # a codec takes its time to load
+        with stage(f"{spec.text}: coding", len(todo)) as done:
+            code_clips(open_codec(spec.model, device=device), spec.n_q, todo, originals, folder, done)
+
+
 # ---- scores ------------------------------------------------------------------------------------
 
 
@@ -214,7 +218,7 @@ def _scores(folder: Path) -> dict[str, Scores]:
 def _unscored(row: _Row, clips: Sequence[str], folder: Path, names: Sequence[str]) -> list[str]:
     """Clips that have audio, and lack a value of any of `names` without a reason that lasts."""
     known = _scores(folder / row.name)
-    failed = {one["clip"] for one in Journal(folder / row.name / "coded.jsonl").rows() if "error" in one}
+    failed = {clip for clip, one in coded_clips(folder / row.name).items() if "error" in one}
     return [clip for clip in clips if clip not in failed and not _settled(known.get(clip, Scores()), names)]
 
 
@@ -282,7 +286,7 @@ def _gathered(
     row: _Row, items: Sequence[Item], unread: dict[str, str], folder: Path, names: Sequence[str]
 ) -> CodecResult:
     place = folder / row.name
-    coded = {one["clip"]: one for one in Journal(place / "coded.jsonl").rows()}
+    coded = coded_clips(place)
     scores = _scores(place)
     clips = []
     for item in items:

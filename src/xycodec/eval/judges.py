@@ -5,15 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from xycodec.audio import Samples
 from xycodec.errors import XycodecError
+from xycodec.eval.quality import RATE
 from xycodec.eval.results import Scores
 from xycodec.eval.sources import reason_of
 
-Samples = NDArray[np.float32]
-
-RATE = 16_000
 PIECE_S = 40.0
 """A self-attention over more takes gigabytes; no clip of LibriSpeech is as long."""
 
@@ -70,11 +68,14 @@ class Judge(ABC):
     def _guarded(self, pairs: Sequence[Pair]) -> list[Scores]:
         try:
             return self.judge(pairs)
+        except XycodecError as error:
+            if len(pairs) == 1:
+                return [self._missing(str(error))]
         # A library that fails on one clip, or a device without the memory for it, must not cost the others' hours.
         except Exception as error:
-            if len(pairs) > 1:
-                return [scores for pair in pairs for scores in self._guarded([pair])]
-            return [self._missing(reason_of(error))]
+            if len(pairs) == 1:
+                return [self._missing(f"not computed: {reason_of(error)}")]
+        return [scores for pair in pairs for scores in self._guarded([pair])]
 
     def _missing(self, reason: str) -> Scores:
         return Scores(missing=dict.fromkeys(self.names, reason))

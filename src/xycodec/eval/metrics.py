@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from xycodec.audio import Samples
 from xycodec.errors import AudioError
 from xycodec.losses import MultiScaleMel
 from xycodec.nn.mel import magnitudes, mel_filterbank
-
-Samples = NDArray[np.float32]
 
 CHUNK_S = 10.0
 MOST_DB = 100.0

@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from xycodec.audio import Samples
 from xycodec.errors import CheckpointError
-from xycodec.eval.judges import PIECE_S, RATE, Judge, Pair, Samples, pieces
+from xycodec.eval.judges import PIECE_S, Judge, Pair, pieces
+from xycodec.eval.quality import RATE
 from xycodec.eval.results import Scores
 from xycodec.eval.sources import need, reason_of
 from xycodec.hub import fetch

@@ -1,14 +1,13 @@
 """The network of the ASR probe: features of a frozen codec -> two bidirectional LSTMs -> characters (CTC)."""
 
 from collections.abc import Iterable, Sequence
-from itertools import groupby
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from xycodec.models.recogniser import BLANK
+from xycodec.models.recogniser import Alphabet
 
 TIME_MASKS, TIME_WIDTH = 2, 40
 """Stretches that are hidden, and the frames of each, which are fewer than this."""
@@ -17,26 +16,9 @@ FEATURE_MASKS, FEATURE_WIDTH, FEATURES = 4, 50, 768
 WARP = 5  # frames that a point in time is moved, at most
 
 
-class Alphabet:
-    """Characters as columns of the probe's output, which follow the blank."""
-
-    def __init__(self, characters: str) -> None:
-        self.characters = characters
-        self._columns = {character: column for column, character in enumerate(characters, BLANK + 1)}
-
-    @staticmethod
-    def of(texts: Iterable[str]) -> "Alphabet":
-        """The characters of normalised texts, the space and the apostrophe."""
-        return Alphabet("".join(sorted({character for text in texts for character in text} | {" ", "'"})))
-
-    def spell(self, text: str) -> list[int]:
-        """Columns of a text's characters; those that are not known are left out."""
-        return [self._columns[character] for character in text if character in self._columns]
-
-    def read(self, columns: Iterable[int]) -> str:
-        """What the column of each frame spells: repetitions are one, blanks none, white space joined."""
-        spelt = (self.characters[column - 1] for column, _ in groupby(columns) if column != BLANK)
-        return " ".join("".join(spelt).split())
+def alphabet_of(texts: Iterable[str]) -> Alphabet:
+    """The characters of normalised texts, the space and the apostrophe."""
+    return Alphabet("".join(sorted({character for text in texts for character in text} | {" ", "'"})))
 
 
 class Probe(nn.Module):

@@ -23,7 +23,7 @@ from xycodec.config import Config
 from xycodec.errors import XycodecError
 from xycodec.eval.probe_codes import write_whole
 from xycodec.eval.probe_data import Features, Spoken
-from xycodec.eval.probe_model import Alphabet, Probe, augmented
+from xycodec.eval.probe_model import Probe, alphabet_of, augmented
 from xycodec.eval.wer import character_errors, word_error_rate
 from xycodec.models.recogniser import BLANK, rows_needed
 from xycodec.recipe import Probability
@@ -98,7 +98,7 @@ class ProbeTraining:
     ) -> None:
         self.config, self.device, self.folder = config, device, folder
         self._features, self._dev = features, dev
-        self.alphabet = Alphabet.of(one.text for one in train)
+        self.alphabet = alphabet_of(one.text for one in train)
         self._train = sorted((one for one in train if self.fits(one)), key=features.frames)
         if not self._train:
             raise XycodecError(f"none of {len(train)} clips has as many frames as its text needs: give longer clips")
@@ -168,7 +168,7 @@ class ProbeTraining:
             blank=BLANK,
         )
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         clip_grad_norm_(self.probe.parameters(), MOST_NORM)
         self._optimizer.step()
         return loss.detach()

@@ -10,8 +10,8 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import soxr
-from numpy.typing import NDArray
 
+from xycodec.audio import Samples
 from xycodec.errors import AudioError, XycodecError
 from xycodec.eval.metrics import (
     MOST_DB,
@@ -24,8 +24,6 @@ from xycodec.eval.metrics import (
 )
 from xycodec.eval.pitch import CEILING_HZ, FLOOR_HZ, SHORTEST_S, STEP_S, PitchErrors, compare_pitch, pitch_track
 from xycodec.eval.results import Scores
-
-Samples = NDArray[np.float32]
 
 RATE = 16_000
 # PESQ's code has room for 50 stretches of speech, does not check it, and kills the process beyond. A stretch and the

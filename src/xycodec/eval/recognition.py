@@ -6,8 +6,10 @@ from typing import Any, Protocol
 
 import torch
 
+from xycodec.audio import Samples
 from xycodec.errors import CheckpointError, XycodecError
-from xycodec.eval.judges import PIECE_S, RATE, Judge, Pair, Samples, pieces
+from xycodec.eval.judges import PIECE_S, Judge, Pair, pieces
+from xycodec.eval.quality import RATE
 from xycodec.eval.results import Scores
 from xycodec.eval.sources import Source, load_model, load_part, locate, need, reason_of, samples_for
 from xycodec.eval.wer import Normaliser, character_errors, normalise, whisper_normaliser, word_error_rate

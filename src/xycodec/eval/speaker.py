@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from xycodec.audio import Samples
 from xycodec.errors import AudioError, CheckpointError
-from xycodec.eval.judges import PIECE_S, RATE, Judge, Pair, Samples, pieces
+from xycodec.eval.judges import PIECE_S, Judge, Pair, pieces
+from xycodec.eval.quality import RATE
 from xycodec.eval.results import Scores
 from xycodec.eval.sources import is_path, load_model, load_part, locate, need, samples_for
 from xycodec.eval.wavlm_ecapa import WavlmEcapa

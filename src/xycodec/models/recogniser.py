@@ -1,6 +1,6 @@
 """A Whisper-style tower that spells what it hears: log-mel -> encoder -> characters (CTC, Graves et al. 2006)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby, pairwise
 from math import ceil
 
@@ -20,6 +20,23 @@ HOP = SAMPLE_RATE // TOWER_RATE  # samples of a row
 BLANK = 0  # column of the output; characters follow it
 
 
+class Alphabet:
+    """Characters as columns of a CTC model's output, which follow the blank."""
+
+    def __init__(self, characters: str) -> None:
+        self.characters = characters
+        self._columns = {character: column for column, character in enumerate(characters, BLANK + 1)}
+
+    def spell(self, text: str) -> list[int]:
+        """Columns of a text's characters; those that are not known are left out."""
+        return [self._columns[character] for character in text if character in self._columns]
+
+    def read(self, columns: Iterable[int]) -> str:
+        """What the column of each frame spells: repetitions are one, blanks none, white space joined."""
+        spelt = (self.characters[column - 1] for column, _ in groupby(columns) if column != BLANK)
+        return " ".join("".join(spelt).split())
+
+
 class Recogniser(nn.Module):
     """Log-mel and tower are those of a codec; a linear map reads each row of the tower."""
 
@@ -31,7 +48,7 @@ class Recogniser(nn.Module):
             n_mels=config.n_mels, max_positions=config.tower_positions, **config.tower.model_dump()
         )
         self.head = Linear(config.tower.d_model, 1 + len(config.characters))
-        self._ids = {character: number for number, character in enumerate(config.characters, BLANK + 1)}
+        self.alphabet = Alphabet(config.characters)
 
     @property
     def window_samples(self) -> int:
@@ -58,18 +75,10 @@ class Recogniser(nn.Module):
 
     # ---- characters ----------------------------------------------------------------------------
 
-    def spell(self, text: str) -> list[int]:
-        """The columns of a text's characters; those that are not known are left out."""
-        return [self._ids[character] for character in text if character in self._ids]
-
     def read(self, log_probs: Tensor, lengths: Sequence[int]) -> list[str]:
-        """What the likeliest column of every row spells: repetitions are one, blanks none, white space joined."""
+        """What the likeliest column of every row spells."""
         best = log_probs.argmax(dim=-1).tolist()
-        spelt = [
-            "".join(self.config.characters[column - 1] for column, _ in groupby(columns[:count]) if column != BLANK)
-            for columns, count in zip(best, rows_of(lengths), strict=True)
-        ]
-        return [" ".join(text.split()) for text in spelt]
+        return [self.alphabet.read(columns[:count]) for columns, count in zip(best, rows_of(lengths), strict=True)]
 
 
 def rows_of(lengths: Sequence[int]) -> list[int]:

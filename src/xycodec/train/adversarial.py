@@ -33,12 +33,13 @@ class AdversarialStage(Stage, Generic[CodecT]):
         recipe: PosttrainRecipe | XCodecRecipe,
         engine: Engine,
         generator: nn.Module,
+        codec: CodecT,
         discriminators: nn.Module,
         matching: Matching,
     ) -> None:
         self.recipe, self.engine, self.matching = recipe, engine, matching
         self.weights: dict[str, float] = recipe.loss.model_dump()
-        self.codec: CodecT = generator.codec  # type: ignore[assignment]
+        self.codec = codec
         self.output_sample_rate = self.codec.output_sample_rate
         self.average = None if recipe.ema is None else WeightAverage(self.codec, recipe.ema).to(engine.device)
         self.generator, self.discriminators = engine.wrap(generator), engine.wrap(discriminators)

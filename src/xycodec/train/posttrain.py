@@ -77,7 +77,7 @@ class PosttrainStage(AdversarialStage[XYTokenizer]):
     def __init__(self, recipe: PosttrainRecipe, engine: Engine) -> None:
         generator, discriminators = build(recipe)
         self.config = generator.codec.config
-        super().__init__(recipe, engine, generator, discriminators, feature_matching)
+        super().__init__(recipe, engine, generator, generator.codec, discriminators, feature_matching)
         self.mel = MultiScaleMel(self.output_sample_rate).to(engine.device)
         self.measured = self.generator
         if self.average is not None:

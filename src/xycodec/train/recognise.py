@@ -49,7 +49,7 @@ class Targets:
 
 def targets_of(batch: Batch, recogniser: Recogniser) -> Targets:
     """The texts of a batch as columns of the recogniser's output."""
-    spelt = [recogniser.spell(normalised(text)) for text in batch.texts]
+    spelt = [recogniser.alphabet.spell(normalised(text)) for text in batch.texts]
     rows = rows_of(batch.lengths)
     kept = [text if rows_needed(text) <= count else [] for text, count in zip(spelt, rows, strict=True)]
     width = max(1, *map(len, kept))

@@ -73,7 +73,7 @@ class XCodecStage(AdversarialStage[XCodec]):
     def __init__(self, recipe: XCodecRecipe, engine: Engine) -> None:
         generator, discriminators = build(recipe)
         self.config, self.seed, self.n_q = recipe.model, recipe.seed, recipe.n_q
-        super().__init__(recipe, engine, generator, discriminators, plain_feature_matching)
+        super().__init__(recipe, engine, generator, generator.codec, discriminators, plain_feature_matching)
         distances = {"stft": FullBandStft(), "subband_stft": SubBandStft(), "mel": LogMelDistance(INPUT_RATE)}
         self.distances = {name: distance.to(engine.device) for name, distance in distances.items()}
         self.measured = self.generator
