@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from xycodec.config import CONFIGS, QuantizerConfig, TowerConfig, VocosConfig, XYTokenizerConfig, parse_config
-from xycodec.errors import CheckpointError
+from xycodec.errors import CheckpointError, reason_of
 from xycodec.nn.resample import convolution_as_product, transposed_convolution_as_product
 
 State = dict[str, Tensor]
@@ -64,7 +64,7 @@ def to_ours(state: State, name: str) -> State:
     except KeyError as error:
         raise CheckpointError(f"{name}: the checkpoint lacks {error.args[0]!r}") from None
     except (RuntimeError, IndexError) as error:
-        raise CheckpointError(f"{name}: a tensor has the wrong shape ({_one_line(error)})") from None
+        raise CheckpointError(f"{name}: a tensor has the wrong shape ({reason_of(error)})") from None
 
 
 def _official(key: str) -> str:
@@ -92,10 +92,6 @@ def _fold(v: Tensor, g: Tensor) -> Tensor:
 
 def _count(state: Mapping[str, Any], pattern: str) -> int:
     return len({m[1] for key in state if (m := re.fullmatch(pattern, key))})
-
-
-def _one_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 # ---- configuration from shapes, for a state dict that comes alone -----------------------------
@@ -135,7 +131,7 @@ def config_from_state(state: Mapping[str, Tensor], name: str) -> XYTokenizerConf
             vocos=VocosConfig(dim=width, intermediate_dim=intermediate, layers=vocoder_layers),
         )
     except (KeyError, ValueError, IndexError) as error:
-        raise CheckpointError(f"{name}: not a complete XY-Tokenizer checkpoint ({_one_line(error)})") from None
+        raise CheckpointError(f"{name}: not a complete XY-Tokenizer checkpoint ({reason_of(error)})") from None
     known = published_name(config)
     if known is None:
         raise CheckpointError(f"{name}: not a published architecture, put its config.yaml in the same folder")

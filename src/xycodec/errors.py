@@ -9,6 +9,11 @@ class XycodecError(ValueError):
         super().__init__(" ".join(message.splitlines()))
 
 
+def reason_of(error: BaseException) -> str:
+    """The first line of what a library's error says, or what it is."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class AudioError(XycodecError):
     """An audio file or array that cannot be read, written or encoded."""
 

@@ -3,7 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from xycodec.errors import CheckpointError
+from xycodec.errors import CheckpointError, reason_of
+
+
+def is_path(name: str) -> bool:
+    """Whether a model's name is that of a file or folder, there or not; such a name is never asked for on the hub."""
+    return name.startswith((".", "/", "~")) or Path(name).exists()
 
 
 def fetch(repo: str, patterns: Sequence[str]) -> Path:
@@ -17,5 +22,5 @@ def fetch(repo: str, patterns: Sequence[str]) -> Path:
         return Path(snapshot_download(repo, allow_patterns=list(patterns)))
     # The hub's client raises its own classes, its HTTP library's, and OSError: all mean the same here.
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = reason_of(error)
         raise CheckpointError(f"{repo}: cannot be had from the hub or its cache ({reason})") from None

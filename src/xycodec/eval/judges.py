@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from xycodec.audio import Samples
-from xycodec.errors import XycodecError
+from xycodec.errors import XycodecError, reason_of
 from xycodec.eval.quality import RATE
 from xycodec.eval.results import Scores
-from xycodec.eval.sources import reason_of
 
 PIECE_S = 40.0
 """A self-attention over more takes gigabytes; no clip of LibriSpeech is as long."""

@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from xycodec.audio import Samples
-from xycodec.errors import CheckpointError
+from xycodec.errors import CheckpointError, reason_of
 from xycodec.eval.judges import PIECE_S, Judge, Pair, pieces
 from xycodec.eval.quality import RATE
 from xycodec.eval.results import Scores
-from xycodec.eval.sources import need, reason_of
+from xycodec.eval.sources import need
 from xycodec.hub import fetch
 from xycodec.nn.mel import mel_filterbank
 from xycodec.pretrained import resolve_device

@@ -7,11 +7,11 @@ from typing import Any, Protocol
 import torch
 
 from xycodec.audio import Samples
-from xycodec.errors import CheckpointError, XycodecError
+from xycodec.errors import CheckpointError, XycodecError, reason_of
 from xycodec.eval.judges import PIECE_S, Judge, Pair, pieces
 from xycodec.eval.quality import RATE
 from xycodec.eval.results import Scores
-from xycodec.eval.sources import Source, load_model, load_part, locate, need, reason_of, samples_for
+from xycodec.eval.sources import Source, load_model, load_part, locate, need, samples_for
 from xycodec.eval.wer import Normaliser, character_errors, normalise, whisper_normaliser, word_error_rate
 
 NORMALISERS = {

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from xycodec.errors import CheckpointError, XycodecError
-from xycodec.hub import fetch
+from xycodec.errors import CheckpointError, XycodecError, reason_of
+from xycodec.hub import fetch, is_path
 from xycodec.pretrained import resolve_device
 
 _WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")
@@ -43,11 +43,6 @@ def locate(name: str) -> Source:
     return Source(name, folder, folder.name)
 
 
-def is_path(name: str) -> bool:
-    """Whether a name is that of a file or folder, there or not; such a name is never asked for on the hub."""
-    return Path(name).exists() or name.startswith((".", "/", "~"))
-
-
 def load_part(source: Source, loader: str, what: str, **options: Any) -> Any:
     """What the class `loader` of Transformers makes of the source. Raises CheckpointError, which names `what`."""
     library = need("transformers")
@@ -79,11 +74,6 @@ def need(module: str, install: str = "'xycodec[eval]'") -> Any:
         return import_module(module)
     except ImportError as error:
         raise XycodecError(f"{module} cannot be imported ({reason_of(error)}): pip install {install}") from None
-
-
-def reason_of(error: Exception) -> str:
-    """The first line of what it says, or what it is."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def samples_for(frames: int, config: Any) -> int:

@@ -15,8 +15,9 @@ from xycodec.errors import AudioError, CheckpointError
 from xycodec.eval.judges import PIECE_S, Judge, Pair, pieces
 from xycodec.eval.quality import RATE
 from xycodec.eval.results import Scores
-from xycodec.eval.sources import is_path, load_model, load_part, locate, need, samples_for
+from xycodec.eval.sources import load_model, load_part, locate, need, samples_for
 from xycodec.eval.wavlm_ecapa import WavlmEcapa
+from xycodec.hub import is_path
 from xycodec.pretrained import resolve_device
 
 Embedding = NDArray[np.floating[Any]]

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xycodec.errors import CheckpointError
-from xycodec.eval.sources import need, reason_of, samples_for
+from xycodec.errors import CheckpointError, reason_of
+from xycodec.eval.sources import need, samples_for
 from xycodec.pretrained import resolve_device
 
 State = dict[str, Tensor]

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xycodec.errors import CheckpointError, ConfigError
+from xycodec.errors import CheckpointError, ConfigError, reason_of
+from xycodec.hub import is_path
 from xycodec.nn.mean import Mean
 from xycodec.nn.transformer import Adapter, frame_mask
 from xycodec.recipe import LanguageModelConfig
@@ -245,7 +246,7 @@ def _pretrained(source: str, meta: bool) -> tuple[Any, Any]:
     library: Any = transformers
     library.utils.logging.disable_progress_bar()  # a run has its own
     # A path is never asked for on the hub; code that comes with a model is never run.
-    local = Path(source).is_dir() or source.startswith((".", "/", "~"))
+    local = is_path(source)
     if local and not Path(source).is_dir():
         raise CheckpointError(f"{source}: no such folder; lm.source is a hub id or a folder of Transformers")
     options: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
@@ -263,7 +264,7 @@ def _pretrained(source: str, meta: bool) -> tuple[Any, Any]:
         )
     # Transformers raises its own classes, its hub client's and its tokenizer's: all mean the same here.
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = reason_of(error)
         raise CheckpointError(f"{source}: gives no {part} ({reason})") from None
     lacking = [*report["missing_keys"], *report["mismatched_keys"]]
     if lacking:

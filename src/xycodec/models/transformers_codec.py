@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xycodec.errors import CheckpointError
-from xycodec.hub import fetch
+from xycodec.errors import CheckpointError, reason_of
+from xycodec.hub import fetch, is_path
 from xycodec.models.base import Codec
 
 WINDOW_S = 60.0
@@ -85,7 +85,7 @@ def load_transformers_codec(source: str, n_q: int | None = None) -> Transformers
     folder = Path(source)
     if not folder.is_dir():
         # A path is never asked for on the hub.
-        if source.startswith((".", "/", "~")) or source.count("/") != 1:
+        if is_path(source) or source.count("/") != 1:
             raise CheckpointError(
                 f"{source}: no such folder; give one of Transformers, or a hub id such as kyutai/mimi"
             )
@@ -100,7 +100,7 @@ def load_transformers_codec(source: str, n_q: int | None = None) -> Transformers
         )
     # Transformers raises its own classes, its readers' and torch's: all mean the same here.
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = reason_of(error)
         raise CheckpointError(f"{source}: the codec cannot be loaded ({reason})") from None
     if lacking := sorted(report["missing_keys"]):
         raise CheckpointError(f"{source}: lacks the weights of {lacking[0]}: get a whole copy")

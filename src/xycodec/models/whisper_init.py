@@ -10,8 +10,8 @@ from torch import Tensor
 
 from xycodec.config import TowerConfig
 from xycodec.convert import fuse_attention
-from xycodec.errors import CheckpointError, ConfigError
-from xycodec.hub import fetch
+from xycodec.errors import CheckpointError, ConfigError, reason_of
+from xycodec.hub import fetch, is_path
 from xycodec.models.xy_tokenizer import XYTokenizer
 from xycodec.nn.whisper import WhisperEncoder
 
@@ -78,7 +78,7 @@ def load_whisper_encoder(source: str) -> dict[str, Tensor]:
     except KeyError as error:
         raise CheckpointError(f"{source}: the encoder lacks {error.args[0]!r}") from None
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{source}: damaged weights ({str(error).splitlines()[0]})") from None
+        raise CheckpointError(f"{source}: damaged weights ({reason_of(error)})") from None
     return state
 
 
@@ -96,7 +96,7 @@ def _folder(source: str, *wanted: str) -> Path:
     """Where the `wanted` files lie: `source` itself, or the hub's snapshot of it."""
     if Path(source).is_dir():
         return Path(source)
-    if source.startswith((".", "/", "~")):
+    if is_path(source):
         raise CheckpointError(f"{source}: no such folder; towers is a hub id or a folder of Transformers")
     return fetch(source, wanted)
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from xycodec.errors import CheckpointError, ConfigError
-from xycodec.hub import fetch
+from xycodec.errors import CheckpointError, ConfigError, reason_of
+from xycodec.hub import fetch, is_path
 from xycodec.models.transformers_codec import transformers_library
 from xycodec.models.xcodec import XCodec
 from xycodec.pretrained import load_codec
@@ -43,7 +43,7 @@ def _transformers_folder(source: str) -> Path | None:
     folder = Path(source)
     if source in MODELS or folder.exists():
         return folder if _kind(folder) in KINDS else None
-    if source.startswith((".", "/", "~")) or source.count("/") != 1:
+    if is_path(source) or source.count("/") != 1:
         raise CheckpointError(
             f"{source}: no such file or folder; semantic_weights is a hub id or a folder of Transformers, or an X-Codec"
         )
@@ -73,7 +73,7 @@ def _from_transformers(own: Any, folder: Path, source: str) -> dict[str, Tensor]
         )
     # Transformers raises its own classes, its readers' and torch's: all mean the same here.
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = reason_of(error)
         raise CheckpointError(f"{source}: the model cannot be loaded ({reason})") from None
     if lacking := sorted(set(report["missing_keys"]) - UNREAD):
         raise CheckpointError(f"{source}: lacks the weights of {lacking[0]}: get a whole copy")
