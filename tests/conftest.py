@@ -1,5 +1,9 @@
+import sys
+
 import pytest
 import torch
+
+from xycodec import cli
 
 
 @pytest.fixture(autouse=True)
@@ -16,3 +20,19 @@ def _same_start():
 def threads():
     """A function that sets torch's thread count for the test."""
     return torch.set_num_threads
+
+
+@pytest.fixture
+def xycodec(monkeypatch, capsys):
+    """Run the command line in this process: (exit code, stdout, stderr)."""
+
+    def run(*arguments):
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["xycodec", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return ended.value.code, out, err
+
+    return run

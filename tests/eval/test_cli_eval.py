@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 
 import numpy as np
 import pytest
@@ -10,7 +9,6 @@ import soundfile as sf
 from tests.published_xcodec import tiny_config as tiny_xcodec
 from tests.reference import tiny_config
 
-from xycodec import cli
 from xycodec.pretrained import random_codec, save_codec
 
 
@@ -29,17 +27,12 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def xycodec(monkeypatch, capsys):
-    """Run the command line in this process: (exit code, stdout, lines of stderr)."""
+def xycodec(xycodec):
+    """The same, with the lines of stderr."""
 
     def run(*arguments):
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["xycodec", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return ended.value.code, out, err.splitlines()
+        code, out, err = xycodec(*arguments)
+        return code, out, err.splitlines()
 
     return run
 
