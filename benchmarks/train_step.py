@@ -34,14 +34,8 @@ from xycodec.config import CONFIGS, QuantizerConfig, TowerConfig, VocosConfig, X
 from xycodec.data.batch import BEGINNING, Batch
 from xycodec.errors import XycodecError
 from xycodec.pretrained import random_codec, resolve_device, save_codec
-from xycodec.recipe import (
-    DataConfig,
-    DiscriminatorsConfig,
-    EngineConfig,
-    LanguageModelConfig,
-    PosttrainRecipe,
-    PretrainRecipe,
-)
+from xycodec.recipe import DiscriminatorsConfig, LanguageModelConfig, PosttrainRecipe, PretrainRecipe
+from xycodec.recipe_run import DataConfig, EngineConfig
 from xycodec.train.engine import Engine
 from xycodec.train.posttrain import PosttrainStage
 from xycodec.train.pretrain import PretrainStage

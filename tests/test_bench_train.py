@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from xycodec import bench
 from xycodec.nn.linear import product
-from xycodec.recipe import EngineConfig
+from xycodec.recipe_run import EngineConfig
 from xycodec.train.engine import Engine
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"

@@ -13,7 +13,8 @@ import xycodec
 PACKAGE = Path(xycodec.__file__).parent
 LEVELS = [
     {"errors"},
-    {"config", "recipe", "recipe_file", "audio", "bitstream", "distributed", "hub", "folders", "weights", "registry"},
+    {"config", "recipe", "recipe_run", "recipe_file", "weights", "registry"}
+    | {"audio", "bitstream", "distributed", "hub", "folders"},
     {"nn", "data"},
     {"models", "losses", "losses_stft", "convert", "convert_xcodec"},
     {"pretrained"},
@@ -28,7 +29,8 @@ LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts}
 MAY_IMPORT = {
     "errors": set(),
     "config": {"errors"},
-    "recipe": {"config", "errors"},
+    "recipe": {"recipe_run", "config", "errors"},
+    "recipe_run": {"config", "errors"},
     "recipe_file": {"recipe", "config", "errors"},
     "audio": {"errors"},
     "bitstream": {"audio", "errors"},
@@ -38,7 +40,7 @@ MAY_IMPORT = {
     "weights": {"errors"},
     "registry": set(),
     "nn": {"nn", "distributed", "errors"},
-    "data": {"data", "audio", "folders", "config", "recipe", "errors"},
+    "data": {"data", "audio", "folders", "config", "recipe_run", "errors"},
     "losses": {"nn", "errors"},
     "losses_stft": {"nn"},
     "convert": {"config", "nn", "errors"},

@@ -42,7 +42,7 @@ def data_pack(
     require_extra("train", "lhotse")
     from xycodec.data import pack
     from xycodec.data.sources import open_source
-    from xycodec.recipe import SourceConfig
+    from xycodec.recipe_run import SourceConfig
 
     source = open_source(SourceConfig(path=cuts))
     with clip_progress("clips", quiet) as advance:
@@ -88,7 +88,7 @@ def data_lm(
     """Make a small random language model to train along (lm.trainable=true), where no pretrained one is at hand."""
     require_extra("train", "lhotse", "transformers")
     from xycodec.data.sources import open_source
-    from xycodec.recipe import SourceConfig
+    from xycodec.recipe_run import SourceConfig
     from xycodec.train.small_lm import make_small_lm
 
     if hidden % (2 * heads):

@@ -9,7 +9,7 @@ from lhotse import AudioSource, Recording, SupervisionSegment
 
 from xycodec.data.clip import load_clip
 from xycodec.errors import AudioError
-from xycodec.recipe import Augmentation
+from xycodec.recipe_run import Augmentation
 
 FORMATS = (".wav", ".flac", ".mp3", ".ogg", ".opus")
 

@@ -17,7 +17,7 @@ from xycodec.data.clip import load_clip
 from xycodec.data.pack import MANIFEST, pack
 from xycodec.data.sources import open_source
 from xycodec.errors import ConfigError
-from xycodec.recipe import SourceConfig
+from xycodec.recipe_run import SourceConfig
 
 HALF_A_STEP = 0.5 / 32768 + 1e-7
 KINDS = (".wav", ".flac", ".mp3", ".ogg", ".opus")

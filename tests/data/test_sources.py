@@ -11,7 +11,7 @@ from lhotse.shar import SharWriter
 from xycodec.data.clip import load_clip
 from xycodec.data.sources import open_source, open_sources
 from xycodec.errors import AudioError, ConfigError
-from xycodec.recipe import SourceConfig
+from xycodec.recipe_run import SourceConfig
 
 
 def opened(path, **more):

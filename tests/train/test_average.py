@@ -12,8 +12,8 @@ from tests.training_runs import names, post_settings, settings, write_corpus, wr
 from xycodec.errors import CheckpointError, ConfigError
 from xycodec.models.xy_tokenizer import XYTokenizer
 from xycodec.pretrained import AVERAGE, load_codec, random_codec, read_checkpoint, save_codec
-from xycodec.recipe import EngineConfig
 from xycodec.recipe_file import load_recipe
+from xycodec.recipe_run import EngineConfig
 from xycodec.train.average import WeightAverage, decay_of
 from xycodec.train.checkpoint import checkpoints, load_network, network_state
 from xycodec.train.engine import Engine

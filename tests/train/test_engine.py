@@ -10,7 +10,7 @@ from xycodec.models.xy_tokenizer import XYTokenizer
 from xycodec.nn.transformer import TransformerLayer
 from xycodec.nn.vocos import ConvNeXtBlock
 from xycodec.pretrained import random_codec, save_codec
-from xycodec.recipe import EngineConfig, ValidationConfig
+from xycodec.recipe_run import EngineConfig, ValidationConfig
 from xycodec.train.checkpoint import network_state
 from xycodec.train.engine import Engine, prepare_blocks
 from xycodec.train.run import open_stage

@@ -7,7 +7,7 @@ from tests.training import batch, clip, pretraining, seeded, tiny_model
 from xycodec.config import VocosConfig
 from xycodec.errors import CheckpointError, ConfigError
 from xycodec.pretrained import load_codec, random_codec, save_codec
-from xycodec.recipe import EngineConfig
+from xycodec.recipe_run import EngineConfig
 from xycodec.train.engine import Engine
 from xycodec.train.pretrain import PretrainStage, build
 

@@ -6,7 +6,7 @@ from tests.training import batch, clip, pretraining, save_lm, seeded, tiny_model
 from xycodec.errors import CheckpointError
 from xycodec.models.xy_tokenizer import RAISE, XYTokenizer
 from xycodec.pretrained import load_codec, save_codec
-from xycodec.recipe import EngineConfig
+from xycodec.recipe_run import EngineConfig
 from xycodec.train.checkpoint import RunState, network_state, save_state
 from xycodec.train.engine import Engine
 from xycodec.train.initialise import adopt_codec, centre_vocoder, find_checkpoint, load_weights

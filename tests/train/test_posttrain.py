@@ -6,7 +6,7 @@ from xycodec.config import VocosConfig
 from xycodec.errors import ConfigError
 from xycodec.nn.discriminators import Discriminators
 from xycodec.pretrained import load_codec, random_codec, save_codec
-from xycodec.recipe import EngineConfig
+from xycodec.recipe_run import EngineConfig
 from xycodec.train.checkpoint import RunState, network_state, save_state
 from xycodec.train.engine import Engine
 from xycodec.train.posttrain import FROZEN, PosttrainStage, build

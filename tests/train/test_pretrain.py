@@ -7,7 +7,7 @@ from xycodec.losses import MultiScaleMel
 from xycodec.nn.mean import Mean
 from xycodec.nn.mel import LogMel
 from xycodec.nn.vocos import InverseSTFT
-from xycodec.recipe import EngineConfig
+from xycodec.recipe_run import EngineConfig
 from xycodec.train.engine import Engine
 from xycodec.train.pretrain import PretrainStage, build
 from xycodec.train.stage import joint_values

@@ -18,8 +18,9 @@ from xycodec.data.sources import open_sources
 from xycodec.errors import CheckpointError, ConfigError
 from xycodec.models.recogniser import rows_needed, rows_of
 from xycodec.pretrained import load_codec, read_checkpoint
-from xycodec.recipe import MaskingConfig, SourceConfig, ValidationConfig
+from xycodec.recipe import MaskingConfig
 from xycodec.recipe_file import load_recipe
+from xycodec.recipe_run import SourceConfig, ValidationConfig
 from xycodec.train.checkpoint import checkpoints, network_state
 from xycodec.train.engine import Engine
 from xycodec.train.export import export_weights

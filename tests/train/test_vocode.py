@@ -5,7 +5,7 @@ from tests.training import batch, clip, recipe, seeded, tiny_model
 from xycodec.losses import MultiScaleMel
 from xycodec.models.xy_tokenizer import RAISE
 from xycodec.nn.mel import LogMel
-from xycodec.recipe import EngineConfig
+from xycodec.recipe_run import EngineConfig
 from xycodec.train.engine import Engine
 from xycodec.train.vocode import VocoderStage
 

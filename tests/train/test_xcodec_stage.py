@@ -15,8 +15,9 @@ from xycodec.distributed import all_reduce_, world_size
 from xycodec.errors import CheckpointError, ConfigError
 from xycodec.losses_stft import FullBandStft, LogMelDistance, SubBandStft
 from xycodec.pretrained import load_codec, random_codec, read_checkpoint, save_codec
-from xycodec.recipe import ValidationConfig, XCodecOptimizerConfig
+from xycodec.recipe import XCodecOptimizerConfig
 from xycodec.recipe_file import load_recipe
+from xycodec.recipe_run import ValidationConfig
 from xycodec.train.checkpoint import RunState, network_state, save_state
 from xycodec.train.engine import Engine
 from xycodec.train.initialise import find_checkpoint

@@ -11,7 +11,7 @@ from scipy.signal import ShortTimeFFT, sosfilt
 from scipy.signal.windows import hann
 
 from xycodec.audio import Samples
-from xycodec.recipe import Augmentation
+from xycodec.recipe_run import Augmentation
 
 EQ_BANDS = ((100.0, 400.0), (400.0, 1600.0), (1600.0, 6400.0))
 """Hz: the centre of each peaking filter is drawn from its band, evenly on a logarithmic scale."""

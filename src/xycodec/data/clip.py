@@ -15,7 +15,7 @@ from xycodec.audio import Samples
 from xycodec.data.augment import apply_change, draw_change
 from xycodec.data.decode import decode
 from xycodec.errors import AudioError
-from xycodec.recipe import DataConfig
+from xycodec.recipe_run import DataConfig
 
 INPUT_RATE = 16_000  # Hz
 FRAME = 1280  # samples at the input rate in a code frame

@@ -9,7 +9,7 @@ from itertools import islice
 from lhotse.cut import Cut
 
 from xycodec.errors import ConfigError
-from xycodec.recipe import DataConfig
+from xycodec.recipe_run import DataConfig
 
 _FOR_ESTIMATE = 10_000  # cuts whose durations set the buckets
 

@@ -12,7 +12,7 @@ from xycodec.data.manifest import SUFFIXES, read_cuts
 from xycodec.data.shards import SharCuts, WebDatasetCuts
 from xycodec.data.tars import members
 from xycodec.errors import ConfigError
-from xycodec.recipe import SourceConfig
+from xycodec.recipe_run import SourceConfig
 
 
 class Cuts(Protocol):

@@ -16,7 +16,7 @@ from xycodec.data.sampling import Sampler
 from xycodec.data.sources import Cuts
 from xycodec.data.survey import obstacle
 from xycodec.errors import AudioError, ConfigError
-from xycodec.recipe import Augmentation, DataConfig
+from xycodec.recipe_run import Augmentation, DataConfig
 
 _AHEAD = 4  # batches that a worker decodes in advance
 

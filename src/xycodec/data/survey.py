@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from lhotse.cut import Cut
 
 from xycodec.data.clip import lowest_rate
-from xycodec.recipe import DataConfig
+from xycodec.recipe_run import DataConfig
 
 
 @dataclass(frozen=True)

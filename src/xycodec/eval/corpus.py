@@ -23,7 +23,7 @@ from xycodec.data.decode import decode
 from xycodec.data.manifest import SUFFIXES, is_ours, read_cuts, read_rows, row_cut
 from xycodec.data.sources import open_source
 from xycodec.errors import AudioError, ConfigError, XycodecError
-from xycodec.recipe import SourceConfig
+from xycodec.recipe_run import SourceConfig
 
 
 @dataclass(frozen=True)

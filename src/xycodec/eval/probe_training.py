@@ -26,7 +26,7 @@ from xycodec.eval.probe_data import Features, Spoken
 from xycodec.eval.probe_model import Probe, alphabet_of, augmented
 from xycodec.eval.wer import character_errors, word_error_rate
 from xycodec.models.recogniser import BLANK, rows_needed
-from xycodec.recipe import Probability
+from xycodec.recipe_run import Probability
 
 STATE, BEST, LOG = "state.pt", "best.safetensors", "log.jsonl"
 SAVE_S = 300.0  # at most so much is computed again after a kill

@@ -17,7 +17,7 @@ from xycodec.nn.dac import ResidualUnit
 from xycodec.nn.transformer import TransformerLayer
 from xycodec.nn.vocos import ConvNeXtBlock
 from xycodec.pretrained import resolve_device
-from xycodec.recipe import EngineConfig
+from xycodec.recipe_run import EngineConfig
 
 BLOCKS = (TransformerLayer, ConvNeXtBlock, ResidualUnit)
 

@@ -13,16 +13,9 @@ from xycodec.data.sources import Cuts, open_once, open_sources
 from xycodec.data.stream import BatchStream, validation_batches
 from xycodec.data.survey import Survey, has_text, survey
 from xycodec.errors import CheckpointError, ConfigError
-from xycodec.recipe import (
-    PosttrainRecipe,
-    PretrainRecipe,
-    Recipe,
-    RecogniseRecipe,
-    SourceConfig,
-    VocoderRecipe,
-    XCodecRecipe,
-)
+from xycodec.recipe import PosttrainRecipe, PretrainRecipe, Recipe, RecogniseRecipe, VocoderRecipe, XCodecRecipe
 from xycodec.recipe_file import save_recipe
+from xycodec.recipe_run import SourceConfig
 from xycodec.train.checkpoint import RunState, checkpoints, load_state
 from xycodec.train.engine import Engine
 from xycodec.train.monitor import Monitor, forget_from, skipped_file

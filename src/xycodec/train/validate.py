@@ -11,7 +11,7 @@ from xycodec.distributed import all_reduce_
 from xycodec.eval.wer import WordErrors
 from xycodec.nn.mean import Mean
 from xycodec.nn.quantize import codebook_perplexity, codebook_usage
-from xycodec.recipe import ValidationConfig
+from xycodec.recipe_run import ValidationConfig
 from xycodec.train.engine import Engine
 from xycodec.train.stage import Stage
 
