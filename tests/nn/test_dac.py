@@ -6,7 +6,8 @@ import torch
 from torch.nn.utils import parametrize
 
 import reference
-from xycodec.nn.dac import DacDecoder, DacEncoder, Snake
+from xycodec.nn import dac
+from xycodec.nn.dac import DacDecoder, DacEncoder, ResidualUnits, Snake, _Snake
 
 STRIDES = (8, 5, 4, 2)
 
@@ -123,6 +124,52 @@ def test_a_channel_of_alpha_zero_passes_unchanged():
     x = torch.randn(1, 2, 9)
     assert torch.equal(module(x)[:, 1], x[:, 1])
     assert not torch.equal(module(x)[:, 0], x[:, 0])
+
+
+# parts of a clip, and what learns
+
+
+@pytest.mark.parametrize("samples", [1, 7, 100, 101, 333])
+def test_parts_are_the_whole(monkeypatch, samples):
+    units = make(ResidualUnits(6))
+    x = torch.randn(2, 6, samples)
+    whole = units(x)
+    torch.testing.assert_close(folded(units)(x), whole)
+    for part in (2, 50, 100):
+        monkeypatch.setattr(dac, "PART", part)
+        torch.testing.assert_close(units(x), whole, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("part", [DacEncoder(width=4, strides=(4, 2), output_dim=8),
+                                  DacDecoder(input_dim=8, width=16, strides=(4, 5))])  # fmt: skip
+def test_what_learns_computes_the_same(part):
+    part = reference.randomise(part, scale=1.0)
+    x = torch.randn(2, 1 if isinstance(part, DacEncoder) else 8, 60)
+    learning = part(x)
+    assert learning.requires_grad
+    with torch.no_grad():
+        torch.testing.assert_close(part(x), learning, atol=1e-5, rtol=1e-5)
+
+
+def test_the_gradient_of_snake():
+    module = Snake(3).double()
+    module.alpha.data[0, :, 0] = torch.tensor([0.3, 1.0, -2.0])
+    x = torch.randn(2, 3, 11, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, alpha: _Snake.apply(x, alpha), (x, module.alpha))
+    grad = torch.randn(2, 3, 11, dtype=torch.float64)
+    naive = x + torch.sin(module.alpha * x).square() / (module.alpha + 1e-9)
+    expected = torch.autograd.grad(naive, (x, module.alpha), grad)
+    for got, wanted in zip(torch.autograd.grad(module(x), (x, module.alpha), grad), expected, strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+def test_a_channel_of_alpha_zero_learns_nothing_wild():
+    module = Snake(1)
+    module.alpha.data.zero_()
+    x = torch.randn(4, 1, 1000, requires_grad=True)
+    module(x).sum().backward()
+    assert torch.equal(x.grad, torch.ones_like(x))
+    assert module.alpha.grad.abs() < 1e-3
 
 
 # the published sizes

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from xycodec.nn.linear import Linear, PointwiseConv, convolve, product
+from xycodec.nn.linear import Linear, convolve, product
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 7, 11, 17, 27, 50])
@@ -63,19 +63,3 @@ def test_convolve_is_the_convolution(stride, length):
     conv, x = nn.Conv1d(5, 6, 3, stride=stride, padding=1), torch.randn(2, length, 5)
     expected = conv(x.transpose(1, 2)).transpose(1, 2)
     torch.testing.assert_close(convolve(x, conv), expected, atol=1e-5, rtol=0)
-
-
-# a convolution of one tap
-
-
-@pytest.mark.parametrize(("inner", "outer", "bias"), [(512, 512, True), (768, 768, False), (5, 3, True)])
-@pytest.mark.parametrize("frames", [1, 50, 333])
-def test_a_convolution_of_one_tap_is_torchs_and_threads_do_not_matter(threads, inner, outer, bias, frames):
-    conv = PointwiseConv(inner, outer, bias=bias).requires_grad_(False)
-    x = torch.randn(2, inner, frames)
-    torch.testing.assert_close(conv(x), F.conv1d(x, conv.weight, conv.bias))
-    made = []
-    for count in (1, 2):
-        threads(count)
-        made.append(conv(x))
-    assert torch.equal(*made)

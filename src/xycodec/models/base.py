@@ -46,9 +46,6 @@ class Codec(nn.Module, ABC):
     `reference` follows the published length and windowing rules instead of the length-true ones.
     """
 
-    side_by_side = True
-    """Whether clips may divide a CPU's threads; False where a product depends on how many there are."""
-
     def __init__(
         self,
         *,
@@ -180,7 +177,7 @@ class Codec(nn.Module, ABC):
             with torch.no_grad(), _own_precision(self.device):
                 return work([item.to(self.device) for item in items])
         threads = torch.get_num_threads() if self.device.type == "cpu" else 1
-        workers = min(threads, len(items)) if self.side_by_side else 1
+        workers = min(threads, len(items))
         if workers <= 1:
             return [alone(item) for item in items]
         # Longest first: the threads then end together.

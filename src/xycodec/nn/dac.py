@@ -2,19 +2,23 @@
 
 from collections.abc import Sequence
 from math import ceil
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from xycodec.nn.linear import PointwiseConv
+from xycodec.nn.convolution import Conv1d, PointwiseConv, UpConv1d, by_products
 
 DILATIONS = (1, 3, 9)
+PART = 8192  # frames of a map that are computed at a time: what a core's cache holds
 EPSILON = 1e-9  # a channel whose alpha reaches 0 stays finite
 
 
 class Snake(nn.Module):
-    """x + sin(alpha x)^2 / alpha, with one learned alpha for each channel of (B, C, T)."""
+    """x + sin(alpha x)^2 / alpha, with one learned alpha for each channel of (B, C, T) or (C, T)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -22,7 +26,44 @@ class Snake(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, T) -> (B, C, T)."""
-        return torch.addcmul(x, (self.alpha + EPSILON).reciprocal(), torch.sin(self.alpha * x).square())
+        if torch.is_grad_enabled() and (x.requires_grad or self.alpha.requires_grad):
+            out: Tensor = _Snake.apply(x, self.alpha)  # type: ignore[no-untyped-call]
+            return out
+        return _snake(x, self.alpha[0])
+
+
+def _snake(x: Tensor, alpha: Tensor) -> Tensor:
+    # In place, since fresh memory costs more than the arithmetic.
+    sine = (alpha * x).sin_()
+    return torch.addcmul(x, (alpha + EPSILON).reciprocal(), sine.square_(), out=sine)
+
+
+class _Snake(torch.autograd.Function):
+    """Keeps its input alone, where torch would keep a tensor for each operation, and goes over it half as often."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, alpha: Tensor) -> Tensor:
+        ctx.save_for_backward(x, alpha)
+        return _snake(x, alpha)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """The slope in x is 1 + sin(2 alpha x), in alpha (x sin(2 alpha x) - sin(alpha x)^2 / alpha) / alpha."""
+        x, alpha = ctx.saved_tensors
+        inverse = (alpha + EPSILON).reciprocal()
+        by_x, by_alpha = torch.empty_like(grad), torch.zeros_like(alpha)
+        # One item at a time stays in a CPU's cache.
+        parts = zip(*(tensor.split(1) for tensor in (x, grad, by_x)), strict=True)
+        for values, given, out in parts if x.device.type == "cpu" else [(x, grad, by_x)]:
+            wide = values.to(alpha.dtype)  # under autocast, values are narrower than alpha
+            angle = 2 * alpha * wide
+            wave = angle.sin() * given
+            torch.addcmul(given, alpha * inverse, wave, out=out)
+            slope = torch.linalg.vecdot(wave, wide) * inverse[..., 0]
+            bend = torch.linalg.vecdot(angle.mul_(0.5).sin_().mul_(inverse).square_(), given)
+            by_alpha += (slope - bend).sum(dim=0)[None, :, None]
+        return by_x, by_alpha
 
 
 class ResidualUnit(nn.Module):
@@ -30,15 +71,56 @@ class ResidualUnit(nn.Module):
 
     def __init__(self, channels: int, dilation: int) -> None:
         super().__init__()
+        self.reach = 3 * dilation
         self.snake1 = Snake(channels)
-        self.conv1 = weight_norm(nn.Conv1d(channels, channels, 7, dilation=dilation, padding=3 * dilation))
+        self.conv1 = weight_norm(Conv1d(channels, channels, 7, dilation=dilation, padding=self.reach))
         self.snake2 = Snake(channels)
         self.conv2 = weight_norm(PointwiseConv(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, T) -> (B, C, T)."""
-        branch: Tensor = self.conv2(self.snake2(self.conv1(self.snake1(x))))
-        return x + branch
+        out: Tensor = self.conv2.onto(x, self.snake2(self.conv1(self.snake1(x))))
+        return out
+
+    def part(self, x: Tensor, *, begins: bool, ends: bool) -> Tensor:
+        """A part of one item (C, T), which lacks `reach` frames afterwards on either side that is not the item's."""
+        left, right = self.reach * begins, self.reach * ends
+        hidden = self.conv1.product(F.pad(self.snake1(x), (left, right)))
+        residual = x[:, self.reach - left : x.shape[1] - self.reach + right]
+        out: Tensor = self.conv2.product_onto(residual, self.snake2(hidden))
+        return out
+
+
+class ResidualUnits(nn.ModuleList):
+    """Units of growing dilation."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(ResidualUnit(channels, dilation) for dilation in DILATIONS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, T) -> (B, C, T)."""
+        units = cast(list[ResidualUnit], list(self))
+        if x.shape[2] > PART and by_products(units[0].conv1, x):
+            out = torch.empty_like(x)
+            for item, row in zip(x, out, strict=True):
+                _in_parts(units, item, row)
+            return out
+        for unit in units:
+            x = unit(x)
+        return x
+
+
+def _in_parts(units: Sequence[ResidualUnit], x: Tensor, out: Tensor) -> None:
+    """(C, T) -> `out` (C, T)."""
+    frames, reach = x.shape[1], sum(unit.reach for unit in units)
+    for first in range(0, frames, PART):
+        last = min(first + PART, frames)
+        low, high = max(0, first - reach), min(frames, last + reach)
+        part = x[:, low:high]
+        for unit in units:
+            part = unit.part(part, begins=low == 0, ends=high == frames)
+        begin = first if low == 0 else 0
+        out[:, first:last] = part[:, begin : begin + last - first]
 
 
 class DacEncoder(nn.Module):
@@ -47,10 +129,10 @@ class DacEncoder(nn.Module):
     def __init__(self, *, width: int, strides: Sequence[int], output_dim: int) -> None:
         super().__init__()
         self.strides = tuple(strides)
-        self.stem = weight_norm(nn.Conv1d(1, width, 7, padding=3))
+        self.stem = weight_norm(Conv1d(1, width, 7, padding=3))
         self.blocks = nn.ModuleList(_EncoderBlock(width << i, stride) for i, stride in enumerate(strides))
         self.snake = Snake(width << len(strides))
-        self.head = weight_norm(nn.Conv1d(width << len(strides), output_dim, 3, padding=1))
+        self.head = weight_norm(Conv1d(width << len(strides), output_dim, 3, padding=1))
 
     def num_frames(self, num_samples: int) -> int:
         """Frames of `num_samples` samples, the last one sometimes partly of padding: no more than whole ones and 1."""
@@ -75,10 +157,10 @@ class DacDecoder(nn.Module):
 
     def __init__(self, *, input_dim: int, width: int, strides: Sequence[int]) -> None:
         super().__init__()
-        self.stem = weight_norm(nn.Conv1d(input_dim, width, 7, padding=3))
+        self.stem = weight_norm(Conv1d(input_dim, width, 7, padding=3))
         self.blocks = nn.ModuleList(_DecoderBlock(width >> i, stride) for i, stride in enumerate(strides))
         self.snake = Snake(width >> len(strides))
-        self.head = weight_norm(nn.Conv1d(width >> len(strides), 1, 7, padding=3))
+        self.head = weight_norm(Conv1d(width >> len(strides), 1, 7, padding=3))
 
     def forward(self, latents: Tensor) -> Tensor:
         """(B, input_dim, L) -> (B, 1, L * product of the strides), exactly."""
@@ -92,14 +174,12 @@ class DacDecoder(nn.Module):
 class _EncoderBlock(nn.Module):
     def __init__(self, channels: int, stride: int) -> None:
         super().__init__()
-        self.units = nn.ModuleList(ResidualUnit(channels, dilation) for dilation in DILATIONS)
+        self.units = ResidualUnits(channels)
         self.snake = Snake(channels)
-        self.conv = weight_norm(nn.Conv1d(channels, 2 * channels, 2 * stride, stride, ceil(stride / 2)))
+        self.conv = weight_norm(Conv1d(channels, 2 * channels, 2 * stride, stride, ceil(stride / 2)))
 
     def forward(self, x: Tensor) -> Tensor:
-        for unit in self.units:
-            x = unit(x)
-        latents: Tensor = self.conv(self.snake(x))
+        latents: Tensor = self.conv(self.snake(self.units(x)))
         return latents
 
 
@@ -107,14 +187,9 @@ class _DecoderBlock(nn.Module):
     def __init__(self, channels: int, stride: int) -> None:
         super().__init__()
         self.snake = Snake(channels)
-        # An odd stride pads half a sample too much, which output_padding gives back.
-        self.conv = weight_norm(
-            nn.ConvTranspose1d(channels, channels // 2, 2 * stride, stride, ceil(stride / 2), output_padding=stride % 2)
-        )
-        self.units = nn.ModuleList(ResidualUnit(channels // 2, dilation) for dilation in DILATIONS)
+        self.conv = weight_norm(UpConv1d(channels, channels // 2, stride))
+        self.units = ResidualUnits(channels // 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(self.snake(x))
-        for unit in self.units:
-            x = unit(x)
-        return x
+        out: Tensor = self.units(self.conv(self.snake(x)))
+        return out

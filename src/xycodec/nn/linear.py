@@ -26,7 +26,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     missing = max(_FEWEST - rows, -rows % _ROWS)
     if missing:
         flat = F.pad(flat, (0, 0, 0, missing))
-    first, *others = _pieces(flat.shape[1])
+    first, *others = pieces(flat.shape[1])
     out = F.linear(flat[:, first], weight[:, first], bias)
     for piece in others:
         out.addmm_(flat[:, piece], weight[:, piece].t())
@@ -34,12 +34,12 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 @cache
-def _pieces(terms: int) -> tuple[slice, ...]:
+def pieces(terms: int) -> tuple[slice, ...]:
     """Where a sum of `terms` is cut."""
     if terms <= _SHORT or terms == _LONG:
         return (slice(0, terms),)
     size = _LONG if terms > _LONG else _SHORT
-    rest = _pieces(terms - size)
+    rest = pieces(terms - size)
     return (slice(0, size), *(slice(size + piece.start, size + piece.stop) for piece in rest))
 
 
@@ -49,17 +49,6 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         return product(x, self.weight, self.bias)
-
-
-class PointwiseConv(nn.Conv1d):
-    """A convolution of one tap by `product`; oneDNN's own divides its sums by the number of threads."""
-
-    def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
-        super().__init__(in_channels, out_channels, 1, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, T) -> (B, out_channels, T)."""
-        return product(x.transpose(1, 2), self.weight.flatten(1), self.bias).transpose(1, 2)
 
 
 def gelu(x: Tensor) -> Tensor:

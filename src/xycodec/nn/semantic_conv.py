@@ -6,7 +6,7 @@ Every map keeps the width and the rate. A branch adds up without any norm, as pu
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xycodec.nn.linear import PointwiseConv
+from xycodec.nn.convolution import Conv1d, PointwiseConv
 
 BLOCKS = 2
 UNITS = 2  # of a block
@@ -79,9 +79,9 @@ class _Unit(nn.Module):
         self.conv2 = PointwiseConv(dim, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        branch: Tensor = self.conv2(F.elu(self.conv1(F.elu(x))))
-        return x + branch
+        out: Tensor = self.conv2.onto(x, F.elu(self.conv1(F.elu(x))))
+        return out
 
 
-def _conv(dim: int, bias: bool = False) -> nn.Conv1d:
-    return nn.Conv1d(dim, dim, 3, padding=1, bias=bias)
+def _conv(dim: int, bias: bool = False) -> Conv1d:
+    return Conv1d(dim, dim, 3, padding=1, bias=bias)

@@ -8,7 +8,7 @@ each matrix product takes its input in its weight's own type, and the sum promot
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -93,14 +93,21 @@ class Transformer(nn.Module):
 
     def transform(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, T, D) with T <= max_positions -> (B, T, D), zero on padded frames."""
+        for state in self.states(x, mask):
+            x = state
+        return zero_padding(self.layer_norm(x), mask)
+
+    def states(self, x: Tensor, mask: Tensor | None = None) -> Iterator[Tensor]:
+        """What the first layer reads (B, T, D), and what every one gives, before the norm."""
         x = x + self.positional_embedding[: x.shape[1]]
+        yield x
         if mask is not None:
             # Softmax over no key at all is NaN: an item without valid frames looks at its first, and is zeroed.
             keys = mask.clone()
             keys[:, 0] |= ~mask.any(dim=1)
         for layer in self.layers:
             x = layer(x, None if mask is None else keys)
-        return zero_padding(self.layer_norm(x), mask)
+            yield x
 
 
 class Adapter(Transformer):

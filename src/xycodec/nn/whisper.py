@@ -21,9 +21,12 @@ class WhisperEncoder(Transformer):
         Row t sees mel frames 2t-2 to 2t+2, so a clip of L frames keeps its `rows` = L // 2 rows exactly as in
         a longer padding if `mel` holds L + 1 frames or more.
         """
+        return self.transform(self.stem(mel, rows), mask)
+
+    def stem(self, mel: Tensor, rows: int) -> Tensor:
+        """(B, n_mels, L) -> what the transformer reads (B, rows, D)."""
         h = F.gelu(convolve(mel.transpose(1, 2), self.conv1))
-        h = F.gelu(convolve(h, self.conv2))
-        return self.transform(h[:, :rows], mask)
+        return F.gelu(convolve(h, self.conv2))[:, :rows]
 
 
 class AcousticDecoder(Transformer):
