@@ -6,7 +6,7 @@ import re
 import torch
 
 import reference
-from xycodec.config import CodebooksConfig, SemanticModelConfig, XCodecConfig
+from xycodec.config import CodebooksConfig, SelfSupervisedConfig, XCodecConfig
 
 KINDS = ("hubert", "wavlm")
 BANDWIDTHS = {0.3: 1, 0.6: 2, 0.9: 3, 1.2: 4, 2.4: 8}  # kbit/s of codebooks of 64 -> n_q
@@ -23,7 +23,7 @@ def tiny_config(**changes):
         "encoder_width": 4,
         "decoder_width": 48,
         "acoustic_dim": 12,
-        "semantic": SemanticModelConfig(
+        "semantic": SelfSupervisedConfig(
             d_model=20, layers=2, heads=2, ffn_dim=28, conv_dim=8, position_kernel=16, position_groups=4
         ),
         "quantizer": CodebooksConfig(codebook_size=64),

@@ -107,7 +107,7 @@ def stream_audio(source: FilePath | BinaryIO, sample_rate: int = 16000, block_s:
     with _opened(source) as audio:
         blocks = audio.blocks()
         if audio.sound.samplerate != sample_rate:
-            blocks = _resampled(blocks, audio.sound.samplerate, sample_rate)
+            blocks = resampled(blocks, audio.sound.samplerate, sample_rate)
         empty = True
         for block in _regrouped(blocks, max(1, round(block_s * sample_rate))):
             empty = False
@@ -329,7 +329,11 @@ def _mp3_pipe(fd: int) -> Iterator[int]:
         feeder.join()
 
 
-def _resampled(blocks: Iterable[Samples], rate: int, target: int) -> Iterator[Samples]:
+def resampled(blocks: Iterable[Samples], rate: int, target: int) -> Iterator[Samples]:
+    """Consecutive 1-D float32 `blocks` of one clip at `rate` (Hz) as blocks at `target`, the same however they are cut.
+
+    A clip that would round to nothing keeps one sample.
+    """
     stream = soxr.ResampleStream(rate, target, 1, dtype="float32", quality="HQ")
     made, last = 0, np.zeros(0, np.float32)
     for last in blocks:
@@ -337,7 +341,6 @@ def _resampled(blocks: Iterable[Samples], rate: int, target: int) -> Iterator[Sa
         made += len(out)
         yield out
     out = stream.resample_chunk(np.zeros(0, np.float32), last=True)
-    # A clip shorter than half a sample at the target rate would round to nothing: keep one sample.
     yield out if made + len(out) else last[:1]
 
 

@@ -327,14 +327,21 @@ def export(
     folder: Annotated[Path, typer.Argument(help="A new folder: what weights and --model may name instead of RUN.")],
     part_mb: Annotated[int, typer.Option(min=1, help="Files of at most so many MB.")] = 15,
     store: Store = Storage.float32,
+    transformers: Annotated[
+        bool,
+        typer.Option("--transformers", help="Of stage hubert: what HubertModel.from_pretrained reads, in float32."),
+    ] = False,
 ) -> None:
     """Write a run's weights without its optimizers, to go on from elsewhere."""
     import torch
 
-    from xycodec.train.export import export_weights
+    from xycodec.train.export import export_transformers, export_weights
     from xycodec.weights import MB
 
-    made = export_weights(run, folder, part_bytes=part_mb * MB, dtype=getattr(torch, store.value))
+    if transformers:
+        made = export_transformers(run, folder)
+    else:
+        made = export_weights(run, folder, part_bytes=part_mb * MB, dtype=getattr(torch, store.value))
     print(f"{folder}: step {made.step:,}, {made.bytes / MB:,.1f} MB in {len(made.files)} files")
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from xycodec.cli_options import Jobs, Quiet, require_extra
+from xycodec.cli_options import Device, Jobs, Quiet, require_extra
 from xycodec.terminal import clip_progress
 
 data_app = typer.Typer(help="Corpora for training.", no_args_is_help=True)
@@ -53,6 +53,34 @@ def data_pack(
     if not quiet:
         hours = f"{report.seconds / 3600:.2f} h in {report.files:,} files"
         print(f"{folder / pack.MANIFEST}: {report.clips:,} clips, {hours}, {len(report.left_out)} left out")
+
+
+@data_app.command(name="targets")
+def data_targets(
+    cuts: Annotated[str, typer.Argument(help="What data.train may name: a Lhotse manifest, a Shar folder, tars.")],
+    folder: Annotated[Path, typer.Argument(help="Where cuts.jsonl.gz and the labels go; a call goes on with it.")],
+    codec: Annotated[str, typer.Option(help="Any codec, as evaluate names it.")] = "encodec",
+    layers: Annotated[int, typer.Option(min=1, help="Its first codebooks.")] = 1,
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Label every clip with a codec's codes, which stage hubert learns to predict (default: EnCodec, 24 kHz)."""
+    require_extra("train", "lhotse", "transformers")
+    from xycodec.baselines import open_codec
+    from xycodec.data.sources import open_source
+    from xycodec.recipe_run import SourceConfig
+    from xycodec.train.targets import MANIFEST, extract_targets
+
+    source = open_source(SourceConfig(path=cuts))
+    opened = open_codec(codec, device=device)
+    with clip_progress("clips", quiet) as advance:
+        report = extract_targets(source, opened, folder, layers=layers, advance=advance)
+    for line in report.left_out:
+        print(f"left out: {line}", file=sys.stderr)
+    if not quiet:
+        counts = f"{report.clips:,} clips ({report.made:,} new), {report.seconds / 3600:.2f} h"
+        print(f"{folder / MANIFEST}: {counts}, {len(report.left_out)} left out")
+        print(f"{layers} x {opened.codebook_size} labels, {opened.frame_rate:g} frames a second")
 
 
 @data_app.command(name="synthesise")

@@ -5,7 +5,17 @@ from collections.abc import Iterator
 from math import log2, prod
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    PositiveInt,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from xycodec.errors import ConfigError, XycodecError
 
@@ -126,7 +136,7 @@ class XYTokenizerConfig(Config):
         return self.frame_rate * self.quantizer.n_q * log2(self.quantizer.codebook_size)
 
 
-class SemanticModelConfig(TowerConfig):
+class SelfSupervisedConfig(TowerConfig):
     """Size of a self-supervised model in the form of HuBERT base or WavLM base (X-Codec's spec, section 4.1)."""
 
     kind: Literal["hubert", "wavlm"] = "hubert"
@@ -140,10 +150,30 @@ class SemanticModelConfig(TowerConfig):
     position_groups: PositiveInt = 16
 
     @model_validator(mode="after")
-    def _whole_groups(self) -> "SemanticModelConfig":
+    def _whole_groups(self) -> "SelfSupervisedConfig":
         if self.d_model % self.position_groups:
             raise ValueError(f"d_model {self.d_model} must be a multiple of position_groups {self.position_groups}")
         return self
+
+
+class SemanticTowerConfig(TowerConfig):
+    """Size of a Whisper-style tower in the place of a self-supervised model: of a recogniser or an XY-Tokenizer."""
+
+    kind: Literal["tower"]
+    n_mels: PositiveInt = 80
+    positions: PositiveInt = 1500
+    """Rows of its window, 20 ms each."""
+
+
+def _semantic_kind(value: Any) -> str:
+    kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+    return "(tower)" if kind == "tower" else "(self-supervised)"
+
+
+SemanticConfig = Annotated[
+    Annotated[SelfSupervisedConfig, Tag("(self-supervised)")] | Annotated[SemanticTowerConfig, Tag("(tower)")],
+    Discriminator(_semantic_kind),
+]
 
 
 class XCodecConfig(Config):
@@ -160,13 +190,18 @@ class XCodecConfig(Config):
     decoder_width: PositiveInt = 1024
     """Channels before the first stride; each halves them."""
     acoustic_dim: PositiveInt = 256
-    semantic: SemanticModelConfig | None
+    semantic: SemanticConfig | None
     quantizer: CodebooksConfig = CodebooksConfig(kmeans_iterations=50)
 
     @model_validator(mode="after")
     def _rates(self) -> "XCodecConfig":
         if self.semantic and self.hop_length != SEMANTIC_HOP:
             raise ValueError(f"strides must multiply to {SEMANTIC_HOP}, the semantic model's, got {self.hop_length}")
+        if isinstance(self.semantic, SemanticTowerConfig) and self.window_frames > self.semantic.positions:
+            raise ValueError(
+                f"window_frames must not exceed the semantic tower's {self.semantic.positions} positions, "
+                f"got {self.window_frames}"
+            )
         if self.decoder_width % 2 ** len(self.strides):
             raise ValueError(f"decoder_width {self.decoder_width} cannot be halved {len(self.strides)} times")
         return self
@@ -235,7 +270,8 @@ def parse_config(cls: type[ConfigT], data: Any, where: str, error: type[XycodecE
         return cls.model_validate(data)
     except ValidationError as failure:
         first = failure.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "settings"
+        # What stands in brackets tells classes apart and is not in the file.
+        key = ".".join(str(part) for part in first["loc"] if not str(part).startswith("(")) or "settings"
         problem = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
             near = difflib.get_close_matches(str(first["loc"][-1]), list(_field_names(cls)), n=1)
@@ -309,16 +345,16 @@ CONFIGS: dict[str, XYTokenizerConfig] = {
     )
 }
 
-_WAVLM = SemanticModelConfig(kind="wavlm")
+_WAVLM = SelfSupervisedConfig(kind="wavlm")
 
 XCODEC_CONFIGS: dict[str, XCodecConfig] = {
     name: XCodecConfig(model_id=name, semantic=semantic)
     for name, semantic in (
-        ("x-codec-hubert", SemanticModelConfig()),
+        ("x-codec-hubert", SelfSupervisedConfig()),
         ("x-codec-wavlm", _WAVLM),
         ("x-codec-wavlm-more", _WAVLM),
-        ("x-codec-general", SemanticModelConfig()),
-        ("x-codec-general-balanced", SemanticModelConfig()),
+        ("x-codec-general", SelfSupervisedConfig()),
+        ("x-codec-general-balanced", SelfSupervisedConfig()),
     )
 }
 """Beside `CONFIGS`, whose names are presets of XY-Tokenizer's recipes."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xycodec.config import CodebooksConfig, SemanticModelConfig, XCodecConfig
+from xycodec.config import CodebooksConfig, SelfSupervisedConfig, XCodecConfig
 from xycodec.convert import State
 from xycodec.errors import CheckpointError
 
@@ -185,13 +185,13 @@ def config_from_ours(
         raise CheckpointError(f"{name}: not a complete X-Codec checkpoint ({reason})") from None
 
 
-def _semantic(shapes: Mapping[str, tuple[int, ...]], layers: int, settings: Mapping[str, Any]) -> SemanticModelConfig:
+def _semantic(shapes: Mapping[str, tuple[int, ...]], layers: int, settings: Mapping[str, Any]) -> SelfSupervisedConfig:
     prefix = "semantic_model.model"
     ffn_dim, d_model = shapes[f"{prefix}.encoder.layers.0.feed_forward.intermediate_dense.weight"]
     _, group, kernel = shapes[f"{prefix}.encoder.pos_conv_embed.conv.weight"]
     gate = shapes.get(f"{prefix}.encoder.layers.0.attention.gru_rel_pos_const")
     told = (settings.get("semantic_model_config") or {}).get("num_attention_heads")
-    return SemanticModelConfig(
+    return SelfSupervisedConfig(
         kind="wavlm" if gate else "hubert",
         d_model=d_model,
         layers=layers,

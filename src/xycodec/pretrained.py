@@ -345,9 +345,10 @@ def read_codec_checkpoint(path: Path) -> dict[str, Any]:
     """A training checkpoint that holds a codec. Raises CheckpointError."""
     data = read_checkpoint(path)
     if data["codec"] is None:
-        raise CheckpointError(
-            f"{path}: holds a recogniser and no codec: name it in towers, and pre-training starts from it"
-        )
+        held, use = "recogniser", "towers, and pre-training starts from it"
+        if data.get("self_supervised") is not None:
+            held, use = "HuBERT", "semantic_weights, and an X-Codec reads it"
+        raise CheckpointError(f"{path}: holds a {held} and no codec: name it in {use}")
     return data
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from xycodec.config import Config, TowerConfig, VocosConfig, XCodecConfig, XYTokenizerConfig
+from xycodec.config import Config, SelfSupervisedConfig, TowerConfig, VocosConfig, XCodecConfig, XYTokenizerConfig
 from xycodec.recipe_run import Decay, OptimizerConfig, Probability, RunConfig
 
 
@@ -179,6 +179,12 @@ class XCodecRecipe(RunConfig):
     or an X-Codec, its run or a checkpoint of it. null: at random; a model without a semantic one has to have null."""
     n_q: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 2, 3, 4, 8)
     """Each step runs so many of the codebooks, one of these numbers at random, the same on all processes."""
+    start: Literal["plain", "scaled"] = "plain"
+    """How the acoustic half starts: as torch would (published), or with convolutions that keep the size of what they
+    read ([choice]). Biases drown speech in the plain one, which takes a short run too long to undo."""
+    quantize_from: NonNegativeInt = 0
+    """Before that step latents pass the quantizer by ([choice], published: 0), so that codebooks start from latents
+    that mean something."""
     discriminators: FrequencyDiscriminatorConfig = FrequencyDiscriminatorConfig()
     loss: XCodecLoss = XCodecLoss()
     optimizer: XCodecOptimizerConfig = XCodecOptimizerConfig()
@@ -228,11 +234,85 @@ class RecogniseRecipe(RunConfig):
         return self
 
 
-Recipe = PretrainRecipe | PosttrainRecipe | VocoderRecipe | RecogniseRecipe | XCodecRecipe
+class SpanMaskingConfig(Config):
+    """Which frames of 20 ms are hidden from a HuBERT that is to guess their labels."""
+
+    share: Annotated[float, Field(gt=0, le=1)] = 0.08
+    """So many of a clip's frames, and one at least, begin a span; spans may overlap."""
+    frames: PositiveInt = 10
+    """Of a span."""
+
+
+class HubertLoss(Config):
+    """Weights of the losses; 0 leaves one out."""
+
+    masked: NonNegativeFloat = 1.0
+    """Of labels of hidden frames."""
+    unmasked: NonNegativeFloat = 0.0
+    """Of labels of the other frames."""
+    features: NonNegativeFloat = 10.0
+    """Mean square of what the convolutions give."""
+
+
+class HubertOptimizerConfig(OptimizerConfig):
+    """X-Codec's paper's rate and schedule (X-Codec's spec, section 7.2); the rest is HuBERT's."""
+
+    lr: PositiveFloat = 3e-4
+    betas: tuple[Decay, Decay] = (0.9, 0.98)
+    eps: PositiveFloat = 1e-6
+    schedule: Literal["cosine", "inverse_sqrt"] = "inverse_sqrt"
+    warmup_steps: NonNegativeInt = 32_000
+    clip: PositiveFloat | None = 10.0
+
+
+class HubertRecipe(RunConfig):
+    """A HuBERT learns to guess codes of hidden frames, for X-Codec to read (HuBERT's paper; X-Codec's spec, 7.2)."""
+
+    stage: Literal["hubert"]
+    model: SelfSupervisedConfig = SelfSupervisedConfig()
+    codebook_size: PositiveInt = 1024
+    """How many labels a layer has, as `xycodec data targets` told."""
+    codebooks: PositiveInt = 1
+    """So many layers of labels are learned, the first ones."""
+    masking: SpanMaskingConfig = SpanMaskingConfig()
+    dropout: Probability = 0.1
+    """Of what the transformer reads, of its attention and of what its layers add."""
+    layer_drop: Probability = 0.05
+    """How often a layer is left out."""
+    feature_gradient: Probability = 0.1
+    """Share of the gradient that reaches the convolutions."""
+    label_dim: PositiveInt = 256
+    """Width in which a frame is compared with the labels."""
+    temperature: PositiveFloat = 0.1
+    """By which their cosines are divided."""
+    loss: HubertLoss = HubertLoss()
+    optimizer: HubertOptimizerConfig = HubertOptimizerConfig()
+
+    @model_validator(mode="after")
+    def _fitting(self) -> "HubertRecipe":
+        if self.model.kind != "hubert":
+            raise ValueError(f"model.kind: {self.model.kind} is not trained here: set it to hubert")
+        if self.data.augment.speed:
+            raise ValueError("data.augment.speed: it would move the audio away from its labels: set it to 0")
+        if self.ema is not None:
+            raise ValueError("ema: only a codec's weights are averaged: leave it out")
+        if self.engine.kind == "fsdp2":
+            raise ValueError("engine.kind: HuBERT's layers are Transformers', which are not sharded: use ddp or single")
+        if self.engine.compile:
+            raise ValueError(
+                "engine.compile: HuBERT's layers, which are Transformers', are not compiled: set it to false"
+            )
+        if not (self.loss.masked or self.loss.unmasked):
+            raise ValueError("loss: nothing is guessed: give masked or unmasked a weight")
+        return self
+
+
+Recipe = PretrainRecipe | PosttrainRecipe | VocoderRecipe | RecogniseRecipe | XCodecRecipe | HubertRecipe
 STAGES: dict[str, type[Recipe]] = {
     "pretrain": PretrainRecipe,
     "posttrain": PosttrainRecipe,
     "recognise": RecogniseRecipe,
     "vocoder": VocoderRecipe,
     "xcodec": XCodecRecipe,
+    "hubert": HubertRecipe,
 }

@@ -8,8 +8,9 @@ from tests.reference import TINY, randomise, tiny_config
 
 from xycodec.config import TowerConfig
 from xycodec.errors import CheckpointError, ConfigError
-from xycodec.models.whisper_init import initialise_towers, load_whisper_encoder
+from xycodec.models.whisper_init import load_whisper_encoder
 from xycodec.models.xy_tokenizer import XYTokenizer
+from xycodec.train.initialise import start_towers
 
 
 def whisper(kind="WhisperForConditionalGeneration", **changes):
@@ -56,7 +57,7 @@ def test_both_towers_compute_what_whisper_computes(tmp_path, kind, n_mels):
     expected = theirs.get_encoder()(mel).last_hidden_state
     codec = XYTokenizer(tiny_config(n_mels=n_mels))
     before = codec.acoustic_encoder(mel, 1500)
-    initialise_towers(codec, str(tmp_path))
+    start_towers(codec, str(tmp_path))
     for tower in (codec.semantic_encoder, codec.acoustic_encoder):
         torch.testing.assert_close(tower(mel, 1500), expected, rtol=0, atol=1e-5)
     assert (before - expected).abs().mean() > 0.1
@@ -66,7 +67,7 @@ def test_only_the_towers_change(tmp_path):
     whisper().save_pretrained(tmp_path)
     codec = XYTokenizer(tiny_config())
     before = {name: value.clone() for name, value in codec.state_dict().items()}
-    initialise_towers(codec, str(tmp_path))
+    start_towers(codec, str(tmp_path))
     for name, value in codec.state_dict().items():
         assert torch.equal(value, before[name]) != name.startswith(("semantic_encoder.", "acoustic_encoder.")), name
     weights = [tower.conv1.weight for tower in (codec.semantic_encoder, codec.acoustic_encoder)]
@@ -78,7 +79,7 @@ def test_positions_are_the_first_rows_of_whispers_table(tmp_path):
     theirs.encoder.embed_positions.weight.data.normal_()
     theirs.save_pretrained(tmp_path)
     codec = XYTokenizer(tiny_config(window_frames=25))
-    initialise_towers(codec, str(tmp_path))
+    start_towers(codec, str(tmp_path))
     for tower in (codec.semantic_encoder, codec.acoustic_encoder):
         assert torch.equal(tower.positional_embedding, theirs.encoder.embed_positions.weight[:100])
 
@@ -86,7 +87,7 @@ def test_positions_are_the_first_rows_of_whispers_table(tmp_path):
 def test_a_codec_with_one_tower(tmp_path):
     whisper().save_pretrained(tmp_path)
     codec = XYTokenizer(tiny_config(semantic_encoder=None, semantic_encoder_adapter=None))
-    initialise_towers(codec, str(tmp_path))
+    start_towers(codec, str(tmp_path))
     state = load_whisper_encoder(str(tmp_path))
     assert all(torch.equal(value, state[name]) for name, value in codec.acoustic_encoder.state_dict().items())
 
@@ -133,7 +134,7 @@ def test_another_size_is_told_with_both(tmp_path, change, told):
     before = codec.acoustic_encoder.conv1.weight.clone()
     ours = r"model.semantic_encoder has 2 layers of 32 \(4 heads, FFN 48, 80 mel bins\)"
     with pytest.raises(ConfigError, match=f"{told}.*{ours}") as raised:
-        initialise_towers(codec, str(tmp_path))
+        start_towers(codec, str(tmp_path))
     assert "\n" not in str(raised.value)
     assert torch.equal(codec.acoustic_encoder.conv1.weight, before)
 
@@ -143,13 +144,13 @@ def test_towers_of_two_sizes_cannot_start_from_one_whisper(tmp_path):
     wide = TowerConfig(d_model=40, layers=2, heads=4, ffn_dim=48)
     codec = XYTokenizer(tiny_config(acoustic_encoder=wide))
     with pytest.raises(ConfigError, match=r"model\.acoustic_encoder has 2 layers of 40"):
-        initialise_towers(codec, str(tmp_path))
+        start_towers(codec, str(tmp_path))
 
 
 def test_a_window_longer_than_whispers_is_refused(tmp_path):
     whisper("WhisperModel", max_source_positions=1000).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="has 1000 positions, a window of the model 1500"):
-        initialise_towers(XYTokenizer(tiny_config()), str(tmp_path))
+        start_towers(XYTokenizer(tiny_config()), str(tmp_path))
 
 
 def without_keys(place):
@@ -186,7 +187,7 @@ def test_what_is_no_whisper_is_told_in_one_line(tmp_path, damage, told):
     whisper().save_pretrained(tmp_path)
     damage(tmp_path)
     with pytest.raises(CheckpointError, match=told) as raised:
-        initialise_towers(XYTokenizer(tiny_config()), str(tmp_path))
+        start_towers(XYTokenizer(tiny_config()), str(tmp_path))
     assert str(tmp_path) in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -208,7 +209,7 @@ def test_a_hub_id_comes_from_the_cache_when_offline(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     codec = XYTokenizer(tiny_config())
-    initialise_towers(codec, "someone/whisper")
+    start_towers(codec, "someone/whisper")
     assert torch.equal(codec.semantic_encoder.conv1.weight, theirs.model.encoder.conv1.weight)
 
 

@@ -25,6 +25,16 @@ def test_no_warm_up_and_nothing_but_warm_up():
     assert longer == pytest.approx([0.1, 0.2, 0.3, 0.4])
 
 
+def test_warm_up_then_the_inverse_square_root():
+    config = OptimizerConfig(lr=2.0, warmup_steps=4, schedule="inverse_sqrt", final_lr=1.0)
+    rates = [learning_rate(config, step, 12) for step in range(400)]
+    assert rates[:4] == [0.5, 1.0, 1.5, 2.0]
+    assert rates[4:] == pytest.approx([2 * (4 / number) ** 0.5 for number in range(5, 401)])
+    assert rates[399] == pytest.approx(0.2)  # a hundred times the warm-up leaves a tenth
+    without = OptimizerConfig(lr=2.0, warmup_steps=0, schedule="inverse_sqrt")
+    assert [learning_rate(without, step, 12) for step in (0, 3, 99)] == pytest.approx([2.0, 1.0, 0.2])
+
+
 class Net(nn.Module):
     def __init__(self):
         super().__init__()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from xycodec.data.clip import FRAME, INPUT_RATE, Clip
+from xycodec.data.targets import NO_LABEL
 
 
 @dataclass(frozen=True, order=True)
@@ -32,6 +33,7 @@ class Batch:
     texts: transcript of each clip, None where there is none that fits its audio.
     skipped: (id, reason) of each clip that was drawn but could not be used.
     position: where the stream stands after this batch.
+    labels: (B, L, layers) int64, those of each clip, NO_LABEL past them; None if no clip has any.
 
     If no clip could be used, the batch is one silent clip of length 0, id "" and without text, because every process
     must take part in every step.
@@ -45,6 +47,7 @@ class Batch:
     texts: tuple[str | None, ...]
     skipped: tuple[tuple[str, str], ...]
     position: Position
+    labels: Tensor | None = None
 
     @property
     def seconds(self) -> float:
@@ -61,7 +64,8 @@ class Batch:
 
     def _moved(self, move: Callable[[Tensor], Tensor]) -> "Batch":
         audio = move(self.audio)
-        return replace(self, audio=audio, target=audio if self.target is self.audio else move(self.target))
+        target = audio if self.target is self.audio else move(self.target)
+        return replace(self, audio=audio, target=target, labels=None if self.labels is None else move(self.labels))
 
 
 def collate(
@@ -81,6 +85,7 @@ def collate(
         texts=tuple(clip.text for clip in clips),
         skipped=tuple(skipped),
         position=position,
+        labels=_labels([clip.labels for clip in clips]),
     )
 
 
@@ -91,5 +96,14 @@ def _silence(skipped: Sequence[tuple[str, str]], position: Position, output_samp
     return Batch(("",), audio, (0,), target, (0,), (None,), tuple(skipped), position)
 
 
-def _padded(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.nn.utils.rnn.pad_sequence(list(tensors), batch_first=True)
+def _labels(labels: Sequence[Tensor | None]) -> Tensor | None:
+    layers = min((one.shape[1] for one in labels if one is not None), default=0)
+    if not layers:
+        return None
+    # A clip without labels among others has none of so many layers.
+    none = torch.full((0, layers), NO_LABEL)
+    return _padded([none if one is None else one[:, :layers] for one in labels], NO_LABEL)
+
+
+def _padded(tensors: Sequence[Tensor], value: float = 0.0) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(list(tensors), batch_first=True, padding_value=value)

@@ -14,6 +14,7 @@ from torch import Tensor
 from xycodec.audio import Samples
 from xycodec.data.augment import apply_change, draw_change
 from xycodec.data.decode import decode
+from xycodec.data.targets import load_labels
 from xycodec.errors import AudioError
 from xycodec.recipe_run import DataConfig
 
@@ -25,12 +26,16 @@ _MARGIN = 0.01  # s of source beyond a crop's end, for what resampling rounds aw
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip: `audio` (T,) at 16 kHz and `target` (T x output rate / 16000,), float32, and its transcript."""
+    """A clip: `audio` (T,) at 16 kHz and `target` (T x output rate / 16000,), float32, and its transcript.
+
+    `labels` (frames, layers) int64 are what `data.targets.load_labels` says; None where there are none that fit.
+    """
 
     id: str
     audio: Tensor
     target: Tensor
     text: str | None
+    labels: Tensor | None = None
 
 
 def lowest_rate(output_sample_rate: int) -> int:
@@ -46,10 +51,10 @@ def load_clip(cut: Cut, config: DataConfig, *, output_sample_rate: int, seed: in
     same in whatever worker, process and order. Channels are averaged.
 
     Raises:
-        AudioError: the audio cannot be read, ends early, is empty, silent (below `config.silence_db`), holds a NaN
-            or an infinity, or was recorded below the output rate.
+        AudioError: audio or labels cannot be read; the audio ends early, is empty, silent (below `config.silence_db`),
+            holds a NaN or an infinity, or was recorded below the output rate.
     """
-    generator = _generator(seed, epoch, cut.id)
+    generator = generator_of(seed, epoch, cut.id)
     change = draw_change(config.augment, generator)
     longest = _longest(config)
     span = longest / INPUT_RATE * change.speed
@@ -62,11 +67,13 @@ def load_clip(cut: Cut, config: DataConfig, *, output_sample_rate: int, seed: in
     audio, target = _at_both_rates(samples, rate, output_sample_rate, longest)
     if not len(audio):
         raise AudioError(f"{cut.id}: too short for a sample at {INPUT_RATE} Hz: leave it out")
-    return Clip(cut.id, audio, target, _text(cut, start, min(start + span, cut.duration)))
+    labels = load_labels(cut, start, len(audio)) if change.speed == 1 else None
+    return Clip(cut.id, audio, target, _text(cut, start, min(start + span, cut.duration)), labels)
 
 
-def _generator(seed: int, epoch: int, cut_id: str) -> Generator:
-    digest = hashlib.blake2b(f"{seed} {epoch} {cut_id}".encode(), digest_size=16).digest()
+def generator_of(*facts: int | str) -> Generator:
+    """Random numbers that depend on `facts` alone, such as a seed and a clip's id."""
+    digest = hashlib.blake2b(" ".join(map(str, facts)).encode(), digest_size=16).digest()
     return np.random.default_rng(int.from_bytes(digest, "big"))
 
 

@@ -21,6 +21,7 @@ from xycodec.data.decode import decode
 from xycodec.data.manifest import open_text
 from xycodec.data.shards import MEMBER
 from xycodec.data.sources import Cuts
+from xycodec.data.targets import moved
 from xycodec.errors import AudioError, ConfigError
 from xycodec.folders import new_folder
 
@@ -122,7 +123,9 @@ def _cut(place: _Placed, recording: Recording) -> MonoCut:
     # The place in a tar where its audio was.
     custom = {key: value for key, value in (getattr(cut, "custom", None) or {}).items() if key != MEMBER}
     words = [_words(segment, cut, recording, seconds) for segment in cut.supervisions]
-    return MonoCut(cut.id, place.first / rate, seconds, 0, words, recording=recording, custom=custom or None)
+    start = place.first / rate
+    custom = moved(custom, start - cut.start)
+    return MonoCut(cut.id, start, seconds, 0, words, recording=recording, custom=custom or None)
 
 
 def _words(segment: SupervisionSegment, cut: Cut, recording: Recording, seconds: float) -> SupervisionSegment:

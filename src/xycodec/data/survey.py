@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from lhotse.cut import Cut
 
 from xycodec.data.clip import lowest_rate
+from xycodec.data.targets import targets_of
 from xycodec.recipe_run import DataConfig
 
 
@@ -20,11 +21,12 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Survey:
-    """Clips that can be used, their hours as cropped, those with text, and what is left out."""
+    """Clips that can be used, their hours as cropped, those with text and with labels, and what is left out."""
 
     clips: int
     hours: float
     with_text: int
+    with_labels: int
     left_out: tuple[LeftOut, ...]
 
 
@@ -44,16 +46,22 @@ def has_text(cut: Cut) -> bool:
     return any((words.text or "").strip() for words in cut.supervisions)
 
 
+def has_labels(cut: Cut) -> bool:
+    """Whether `cut` has labels to learn, as far as its manifest knows."""
+    return targets_of(cut) is not None
+
+
 def survey(cuts: Iterable[Cut], config: DataConfig, output_sample_rate: int) -> Survey:
     """Count all `cuts`. A weighted mix has no end: give the cuts of its sources, one after the other."""
-    clips, seconds, with_text = 0, 0.0, 0
+    clips, seconds, with_text, with_labels = 0, 0.0, 0, 0
     left_out: dict[str, LeftOut] = {}
     for cut in cuts:
         reason = obstacle(cut, config, output_sample_rate)
         if reason is None:
             clips, seconds = clips + 1, seconds + min(cut.duration, config.clip_seconds)
             with_text += has_text(cut)
+            with_labels += has_labels(cut)
         else:
             before = left_out.get(reason, LeftOut(reason, 0, cut.id))
             left_out[reason] = LeftOut(reason, before.clips + 1, before.first_id)
-    return Survey(clips, seconds / 3600, with_text, tuple(left_out.values()))
+    return Survey(clips, seconds / 3600, with_text, with_labels, tuple(left_out.values()))

@@ -1,68 +1,93 @@
-"""The self-supervised model that X-Codec reads: HuBERT or WavLM through Transformers (X-Codec's spec, 4.1)."""
+"""The frozen model whose features X-Codec reads (its spec, 4.1): HuBERT or WavLM through Transformers, or a tower.
+
+Frames are 20 ms: audio of T samples has (T + 240) // 320 of them.
+"""
 
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from xycodec.models.transformers_codec import transformers_library
 from xycodec.nn.linear import Linear
+from xycodec.nn.mel import LogMel
+from xycodec.nn.whisper import WhisperEncoder
 
+HOP = 320  # samples of a frame
 KERNELS = (10, 3, 3, 3, 3, 2, 2)
 STRIDES = (5, 2, 2, 2, 2, 2, 2)
-FIELD = 400
-"""Samples that one frame sees before the transformer: T samples give (T - FIELD) // 320 + 1 frames."""
+FIELD = 400  # samples that one frame of HuBERT sees before the transformer
+MARGIN = HOP // 2  # of silence on both sides, so that whole frames of audio give as many
 
 
-class SelfSupervisedModel(nn.Module):
-    """Audio to the mean of all hidden states; frozen, and in eval mode whatever the rest of a model is in.
+def frames_of(samples: int) -> int:
+    """Frames of `samples` samples: the nearest number, but that one begins with 80 of them."""
+    return max(0, (samples + 2 * MARGIN - FIELD) // HOP + 1)
 
-    Built from its sizes with random weights: a checkpoint brings its own, nothing is fetched. The published training
-    left the model in train mode, where dropout, layer drop and masking corrupt the features.
 
-    Raises CheckpointError if transformers is not installed.
+def transformers_model(
+    *,
+    kind: Literal["hubert", "wavlm"],
+    d_model: int,
+    layers: int,
+    heads: int,
+    ffn_dim: int,
+    conv_dim: int,
+    position_kernel: int,
+    position_groups: int,
+    **more: Any,
+) -> nn.Module:
+    """A HuBERT or a WavLM of Transformers with random weights: a checkpoint brings its own, nothing is fetched.
+
+    `more` is of its configuration. Raises CheckpointError if transformers is not installed.
+    """
+    library: Any = transformers_library()
+    config_class, model_class = {
+        "hubert": (library.HubertConfig, library.HubertModel),
+        "wavlm": (library.WavLMConfig, library.WavLMModel),
+    }[kind]
+    config = config_class(
+        hidden_size=d_model,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=ffn_dim,
+        conv_dim=(conv_dim,) * len(KERNELS),
+        conv_kernel=KERNELS,
+        conv_stride=STRIDES,
+        num_conv_pos_embeddings=position_kernel,
+        num_conv_pos_embedding_groups=position_groups,
+        **more,
+    )
+    model: nn.Module = model_class(config)
+    return model
+
+
+class FrozenModel(nn.Module):
+    """Without a gradient, and in eval mode whatever the rest of a model is in.
+
+    The published training left the model in train mode, where dropout, layer drop and masking corrupt the features.
     """
 
-    def __init__(
-        self,
-        *,
-        kind: Literal["hubert", "wavlm"],
-        d_model: int,
-        layers: int,
-        heads: int,
-        ffn_dim: int,
-        conv_dim: int,
-        position_kernel: int,
-        position_groups: int,
-    ) -> None:
+    def train(self, mode: bool = True) -> "FrozenModel":
+        """Stay in eval mode."""
+        return super().train(False)
+
+
+class SelfSupervisedModel(FrozenModel):
+    """Audio to the mean of all hidden states of a HuBERT or a WavLM.
+
+    Its sizes are those of `transformers_model`, and it raises as that does.
+    """
+
+    def __init__(self, **sizes: Any) -> None:
         super().__init__()
-        library: Any = transformers_library()
-        config_class, model_class = {
-            "hubert": (library.HubertConfig, library.HubertModel),
-            "wavlm": (library.WavLMConfig, library.WavLMModel),
-        }[kind]
-        self.model: nn.Module = model_class(
-            config_class(
-                hidden_size=d_model,
-                num_hidden_layers=layers,
-                num_attention_heads=heads,
-                intermediate_size=ffn_dim,
-                conv_dim=(conv_dim,) * len(KERNELS),
-                conv_kernel=KERNELS,
-                conv_stride=STRIDES,
-                num_conv_pos_embeddings=position_kernel,
-                num_conv_pos_embedding_groups=position_groups,
-            )
-        )
+        self.model = transformers_model(**sizes)
         for module in self.model.modules():
             if type(module) is nn.Linear:
                 module.__class__ = Linear  # the same weights, by products that threads do not matter to
         self.requires_grad_(False).eval()
-
-    def train(self, mode: bool = True) -> "SelfSupervisedModel":
-        """Stay in eval mode."""
-        return super().train(False)
 
     def fold_weight_norm(self) -> None:
         """Turn the weight-normed position convolution into a plain one."""
@@ -75,9 +100,48 @@ class SelfSupervisedModel(nn.Module):
 
     @torch.no_grad()
     def forward(self, audio: Tensor) -> Tensor:
-        """Audio (B, T) at 16 kHz, T >= FIELD, as it is -> (B, (T - FIELD) // 320 + 1, d_model).
+        """Audio (B, T) at 16 kHz, as it is -> (B, frames_of(T), d_model), of which there must be one.
 
         The mean is over the output of every layer and the first one's input: 13 states of a base model.
         """
-        states = self.model(audio, output_hidden_states=True).hidden_states
+        states = self.model(F.pad(audio, (MARGIN, MARGIN)), output_hidden_states=True).hidden_states
         return torch.stack(states).mean(dim=0)
+
+
+class SemanticTower(FrozenModel):
+    """Audio to the mean of all states of a Whisper-style tower, of a recogniser say ([choice]: not in the paper).
+
+    Such a tower norms what its layers read and not what they give: before the mean, every state is brought to one size,
+    that the last ones may not drown the others.
+    """
+
+    def __init__(
+        self,
+        *,
+        kind: Literal["tower"],
+        d_model: int,
+        layers: int,
+        heads: int,
+        ffn_dim: int,
+        n_mels: int,
+        positions: int,
+    ) -> None:
+        super().__init__()
+        self.mel = LogMel(n_mels)
+        self.tower = WhisperEncoder(
+            n_mels=n_mels, d_model=d_model, layers=layers, heads=heads, ffn_dim=ffn_dim, max_positions=positions
+        )
+        self.requires_grad_(False).eval()
+
+    def fold_weight_norm(self) -> None:
+        """There is none."""
+
+    @torch.no_grad()
+    def forward(self, audio: Tensor) -> Tensor:
+        """Audio (B, T) at 16 kHz -> (B, frames_of(T), d_model), no more than the tower has positions."""
+        rows = frames_of(audio.shape[1])
+        # As an XY-Tokenizer does it: two more log-mel frames than rows need, where the window has room for them.
+        padded = (2 * rows if rows == len(self.tower.positional_embedding) else 2 * (rows + 1)) * self.mel.hop_length
+        mel = self.mel(F.pad(audio, (0, padded - audio.shape[1])))
+        states = self.tower.states(self.tower.stem(mel, rows))
+        return torch.stack([F.layer_norm(state, state.shape[-1:]) for state in states]).mean(dim=0)

@@ -1,7 +1,8 @@
-"""Both towers from the encoder of a Whisper checkpoint of Transformers (spec section 4.3)."""
+"""Towers that others trained: the encoder of a Whisper checkpoint of Transformers (spec section 4.3)."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from xycodec.config import TowerConfig
 from xycodec.convert import fuse_attention
 from xycodec.errors import CheckpointError, ConfigError, reason_of
 from xycodec.hub import fetch, is_path
-from xycodec.models.xy_tokenizer import XYTokenizer
 from xycodec.nn.whisper import WhisperEncoder
 
 _CONFIG, _WEIGHTS = "config.json", ("model.safetensors", "model-*-of-*.safetensors")
@@ -20,43 +20,57 @@ _CONFIG, _WEIGHTS = "config.json", ("model.safetensors", "model-*-of-*.safetenso
 _PREFIXES = ("model.encoder.", "encoder.")
 
 
-def initialise_towers(codec: XYTokenizer, source: str) -> None:
-    """Copy the Whisper encoder of `source`, a hub id or a folder, into the codec's one or two towers.
+@dataclass(frozen=True)
+class FoundTower:
+    """A Whisper-style encoder in `source`; its weights are read once its size is known to fit."""
 
-    Positions are the first rows of Whisper's table. Raises CheckpointError, one line, if `source` gives no Whisper
-    encoder, and ConfigError, before any weight is read, if its size is not that of the towers.
-    """
-    _check_sizes(codec, _settings(source), source)
-    state = load_whisper_encoder(source)
-    for tower in (codec.semantic_encoder, codec.acoustic_encoder):
-        if tower is not None:
-            fill_tower(tower, state, source)
+    source: str
+    size: TowerConfig
+    n_mels: int
+    positions: int
+    read: Callable[[], Mapping[str, Tensor]]
+    """Its weights under the names of `nn.whisper.WhisperEncoder`."""
+
+    def require(self, name: str, size: TowerConfig, *, n_mels: int, positions: int, setting: str) -> None:
+        """Raise ConfigError unless the tower `name` of a model can start from it; `setting` decides its `positions`."""
+        if self._facts(size) != self._facts(self.size) or n_mels != self.n_mels:
+            raise ConfigError(
+                f"{self.source} has {_describe(self.size, self.n_mels)}, model.{name} has {_describe(size, n_mels)}: "
+                "change one of the two, or start at random (null)"
+            )
+        if self.positions < positions:
+            raise ConfigError(
+                f"{self.source} has {self.positions} positions, a window of the model {positions}: lower {setting}"
+            )
+
+    def fill(self, tower: WhisperEncoder) -> None:
+        """Copy the weights; of the positions, the first rows. Raises CheckpointError where shapes differ."""
+        state = dict(self.read())
+        state["positional_embedding"] = state["positional_embedding"][: len(tower.positional_embedding)]
+        expected = {key: value.shape for key, value in tower.state_dict().items()}
+        if expected != {key: value.shape for key, value in state.items()}:
+            raise CheckpointError(f"{self.source}: the weights are not those of the size in its configuration")
+        tower.load_state_dict(state)
+
+    @staticmethod
+    def _facts(size: TowerConfig) -> tuple[int, int, int, int]:
+        return size.d_model, size.layers, size.heads, size.ffn_dim
 
 
-def fill_tower(tower: WhisperEncoder, state: Mapping[str, Tensor], source: str) -> None:
-    """Copy an encoder's weights; of its positions, the first rows. Raises CheckpointError where shapes differ."""
-    state = dict(state)
-    state["positional_embedding"] = state["positional_embedding"][: len(tower.positional_embedding)]
-    expected = {key: value.shape for key, value in tower.state_dict().items()}
-    if expected != {key: value.shape for key, value in state.items()}:
-        raise CheckpointError(f"{source}: the weights are not those of the size in its configuration")
-    tower.load_state_dict(state)
-
-
-def check_tower(codec: XYTokenizer, name: str, size: TowerConfig, *, n_mels: int, positions: int, source: str) -> None:
-    """Raise ConfigError unless the codec's tower `name` can start from an encoder of that size in `source`."""
-    ours = codec.config
-    wanted: TowerConfig = getattr(ours, name)
-    if wanted != size or n_mels != ours.n_mels:
-        raise ConfigError(
-            f"{source} has {_describe(size, n_mels)}, model.{name} has {_describe(wanted, ours.n_mels)}: "
-            "change one of the two, or set towers to null"
+def find_whisper(source: str) -> FoundTower:
+    """The encoder of a Whisper of Transformers, a hub id or a folder. Raises CheckpointError, one line, if none."""
+    settings = _settings(source)
+    try:
+        size = TowerConfig(
+            d_model=settings["d_model"],
+            layers=settings["encoder_layers"],
+            heads=settings["encoder_attention_heads"],
+            ffn_dim=settings["encoder_ffn_dim"],
         )
-    if positions < ours.tower_positions:
-        raise ConfigError(
-            f"{source} has {positions} positions, a window of the model {ours.tower_positions}: "
-            "lower model.window_frames"
-        )
+        n_mels, positions = settings["num_mel_bins"], settings["max_source_positions"]
+    except (KeyError, ValueError):
+        raise CheckpointError(f"{source}: its {_CONFIG} does not tell the encoder's size") from None
+    return FoundTower(source, size, n_mels, positions, lambda: load_whisper_encoder(source))
 
 
 def load_whisper_encoder(source: str) -> dict[str, Tensor]:
@@ -110,22 +124,6 @@ def _settings(source: str) -> dict[str, Any]:
     if not isinstance(settings, dict) or settings.get("model_type") != "whisper":
         raise CheckpointError(f"{source}: not a Whisper; towers start from one, or from null (at random)")
     return settings
-
-
-def _check_sizes(codec: XYTokenizer, settings: dict[str, Any], source: str) -> None:
-    try:
-        theirs = TowerConfig(
-            d_model=settings["d_model"],
-            layers=settings["encoder_layers"],
-            heads=settings["encoder_attention_heads"],
-            ffn_dim=settings["encoder_ffn_dim"],
-        )
-        n_mels, positions = settings["num_mel_bins"], settings["max_source_positions"]
-    except (KeyError, ValueError):
-        raise CheckpointError(f"{source}: its {_CONFIG} does not tell the encoder's size") from None
-    for name in ("semantic_encoder", "acoustic_encoder"):
-        if getattr(codec.config, name) is not None:
-            check_tower(codec, name, theirs, n_mels=n_mels, positions=positions, source=source)
 
 
 def _describe(size: TowerConfig, n_mels: int) -> str:

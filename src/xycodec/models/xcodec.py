@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from xycodec.config import XCodecConfig
+from xycodec.config import SemanticTowerConfig, XCodecConfig
 from xycodec.errors import CheckpointError
 from xycodec.models.base import Codec
-from xycodec.models.ssl import FIELD, SelfSupervisedModel
+from xycodec.models.ssl import SelfSupervisedModel, SemanticTower, frames_of
 from xycodec.nn.dac import DacDecoder, DacEncoder
 from xycodec.nn.linear import Linear
 from xycodec.nn.quantize import ResidualVectorQuantizer
@@ -34,9 +34,6 @@ class XCodec(Codec):
     its first norm takes the mean over it.
     """
 
-    # Convolutions over few frames divide their sums by the number of threads: clips under a second may differ.
-    side_by_side = False
-
     def __init__(self, config: XCodecConfig) -> None:
         super().__init__(
             model_id=config.model_id,
@@ -53,7 +50,8 @@ class XCodec(Codec):
         )
         if config.semantic:
             dim = config.semantic.d_model
-            self.semantic_model = SelfSupervisedModel(**config.semantic.model_dump())
+            model = SemanticTower if isinstance(config.semantic, SemanticTowerConfig) else SelfSupervisedModel
+            self.semantic_model = model(**config.semantic.model_dump())
             self.semantic_encoder = SemanticEncoder(dim)
             self.fusion = Linear(config.latent_dim, config.latent_dim)
             self.semantic_proj = Linear(config.latent_dim, dim)
@@ -69,9 +67,8 @@ class XCodec(Codec):
     # ---- audio -> latents ----------------------------------------------------------------------
 
     def semantic_features(self, audio: Tensor) -> Tensor:
-        """Audio (B, T) -> the self-supervised model's features (B, (T + 240) // 320, D), which have no gradient."""
-        margin = self.hop_length // 2
-        features: Tensor = self.semantic_model(F.pad(audio, (margin, margin)))
+        """Audio (B, T) -> the frozen model's features (B, (T + 240) // 320, D), which have no gradient."""
+        features: Tensor = self.semantic_model(audio)
         return features
 
     def encode_latents(self, audio: Tensor, features: Tensor | None = None) -> Tensor:
@@ -119,7 +116,7 @@ class XCodec(Codec):
         """Code frames of a clip under the published rule."""
         if self.config.semantic is None:
             return self.acoustic_encoder.num_frames(num_samples)
-        return max(0, (num_samples + self.hop_length - FIELD) // self.hop_length + 1)
+        return frames_of(num_samples)
 
     def _encode(self, clips: Sequence[Tensor], n_q: int) -> list[Tensor]:
         return [self._encode_one(clip, n_q) for clip in clips]

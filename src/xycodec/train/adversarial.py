@@ -46,6 +46,8 @@ class AdversarialStage(Stage, Generic[CodecT]):
         self.networks = {"model": self.generator, "discriminators": self.discriminators}
         if self.average is not None:
             self.networks[AVERAGE] = self.average
+        # Discriminators that nobody asks learn nothing, which saves half of a step.
+        self.judged = bool(self.weights["adversarial"] or self.weights["feature"])
         self.updaters = {
             "model": Updater(self.generator, recipe.optimizer, recipe.steps),
             "discriminators": Updater(self.discriminators, recipe.discriminator_optimizer, recipe.steps),
@@ -72,8 +74,10 @@ class AdversarialStage(Stage, Generic[CodecT]):
                     heard, used, means = self._generate(batch, step)
                 # A batch of which nothing could be read is silence: it goes all the way, and counts nowhere.
                 share = float(any(batch.target_lengths))
-                joined = self._teach_discriminators(heard.target, heard.audio.detach(), share, len(batches))
-                if last:
+                joined = {}
+                if self.judged:
+                    joined = self._teach_discriminators(heard.target, heard.audio.detach(), share, len(batches))
+                if self.judged and last:
                     norms["discriminator_grad_norm"] = self.updaters["discriminators"].update(step)
                 joined |= self._teach_generator(heard, means, share, len(batches))
             for name, value in joined.items():
@@ -96,8 +100,8 @@ class AdversarialStage(Stage, Generic[CodecT]):
 
     def _teach_generator(self, heard: Heard, means: dict[str, Mean], share: float, parts: int) -> dict[str, Tensor]:
         means = means | self._distances(heard)
-        adversarial, feature = self.weights["adversarial"], self.weights["feature"]
-        if adversarial or feature:
+        if self.judged:
+            adversarial, feature = self.weights["adversarial"], self.weights["feature"]
             # Past the wrapper: no gradient of theirs is to be made, let alone joined.
             judges = plain(self.discriminators).eval().requires_grad_(False)
             with self.engine.autocast():

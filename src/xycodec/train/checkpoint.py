@@ -40,12 +40,14 @@ class RunState:
     best: float | None
     """Lowest validation loss so far."""
     codec: dict[str, Any] | None
-    """The codec's configuration; None if the run trains a recogniser."""
+    """The codec's configuration; None if the run trains something else."""
     recipe: dict[str, Any]
     networks: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     optimizers: dict[str, dict[str, Any]] = field(default_factory=dict)
     recogniser: dict[str, Any] | None = None
     """The recogniser's configuration, if the run trains one."""
+    self_supervised: dict[str, Any] | None = None
+    """That of the self-supervised model, if the run trains one."""
 
 
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)

@@ -1,4 +1,4 @@
-"""A run's weights without its optimizers, as files that are small enough to be handed around."""
+"""A run's weights without its optimizers: as files that are small enough to be handed around, or for Transformers."""
 
 import json
 from dataclasses import dataclass
@@ -9,8 +9,10 @@ import torch
 
 from xycodec.errors import CheckpointError
 from xycodec.folders import new_folder
+from xycodec.models.ssl import transformers_model
+from xycodec.models.transformers_codec import transformers_library
 from xycodec.pretrained import EXPORT_FILE, EXPORT_STEM, read_checkpoint
-from xycodec.train.initialise import find_checkpoint
+from xycodec.train.initialise import find_checkpoint, find_hubert
 from xycodec.weights import MB, save_tensors, stored
 
 
@@ -32,11 +34,10 @@ def export_weights(
     With `dtype` float32 they get the same bits. Each file has `part_bytes` at most. Raises CheckpointError if `run` is
     no run, or `folder` exists or cannot be written.
     """
-    checkpoint = find_checkpoint(run)
-    if checkpoint is None:
-        raise CheckpointError(f"{run}: no run and no checkpoint of one: name one that train has made")
-    data = read_checkpoint(checkpoint)
-    about: dict[str, Any] = {key: data.get(key) for key in ("format", "stage", "step", "codec", "recogniser")}
+    data = read_checkpoint(_checkpoint(run))
+    about: dict[str, Any] = {
+        key: data.get(key) for key in ("format", "stage", "step", "codec", "recogniser", "self_supervised")
+    }
     tensors = {
         f"{network}/{key}": stored(key, tensor, dtype)
         for network, state in data["networks"].items()
@@ -47,3 +48,31 @@ def export_weights(
         files = save_tensors(tensors, made, EXPORT_STEM, part_bytes)
         size = sum(file.stat().st_size for file in files)
     return Exported(data["step"], tuple(folder / file.name for file in files), size)
+
+
+def export_transformers(run: Path, folder: Path) -> Exported:
+    """Write the HuBERT of a run of stage `hubert`, or of a checkpoint, as a new folder of Transformers, in float32.
+
+    `HubertModel.from_pretrained` reads it, and so does `semantic_weights` of stage `xcodec`. Raises CheckpointError if
+    `run` holds none, or `folder` exists or cannot be written.
+    """
+    checkpoint = _checkpoint(run)
+    found = find_hubert(checkpoint)
+    if found is None:
+        raise CheckpointError(f"{checkpoint}: holds no HuBERT for Transformers to read: name a run of stage hubert")
+    size, state = found
+    transformers_library().utils.logging.disable_progress_bar()
+    model: Any = transformers_model(**size.model_dump())
+    model.load_state_dict(state)
+    with new_folder(folder, CheckpointError) as made:
+        model.save_pretrained(made)
+        files = sorted(made.glob("*.safetensors"))
+        written = sum(file.stat().st_size for file in files)
+    return Exported(read_checkpoint(checkpoint)["step"], tuple(folder / file.name for file in files), written)
+
+
+def _checkpoint(run: Path) -> Path:
+    checkpoint = find_checkpoint(run)
+    if checkpoint is None:
+        raise CheckpointError(f"{run}: no run and no checkpoint of one: name one that train has made")
+    return checkpoint

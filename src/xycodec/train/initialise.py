@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from xycodec.config import RecogniserConfig, parse_config
+from xycodec.config import RecogniserConfig, SelfSupervisedConfig, parse_config
 from xycodec.errors import CheckpointError
-from xycodec.models.whisper_init import check_tower, fill_tower, initialise_towers
+from xycodec.models.whisper_init import FoundTower, find_whisper
 from xycodec.models.xy_tokenizer import RAISE, XYTokenizer
 from xycodec.pretrained import (
     EXPORT_FILE,
@@ -59,29 +59,49 @@ def load_weights(model: nn.Module, source: Path) -> None:
 def start_towers(codec: XYTokenizer, source: str) -> None:
     """Start the towers from `source`: a Whisper, or a run of stage `recognise` or one of its checkpoints.
 
-    A recogniser's tower becomes the semantic one, and the acoustic one too where that is of the same size or the only
-    one. Raises CheckpointError if `source` gives no such thing, ConfigError if its size is not that of the tower.
+    Whisper's encoder becomes both. A recogniser's tower becomes the semantic one, and the acoustic one too where that
+    is of the same size or the only one. Raises CheckpointError if `source` gives no such thing, ConfigError if its size
+    is not that of the tower.
     """
     checkpoint = find_checkpoint(Path(source))
-    if checkpoint is None:
-        initialise_towers(codec, source)
-        return
+    recogniser = checkpoint and find_recogniser(checkpoint)
+    if checkpoint and not recogniser:
+        held, use = ("HuBERT", "semantic_weights of stage xcodec") if find_hubert(checkpoint) else ("codec", "weights")
+        raise CheckpointError(f"{checkpoint}: holds a {held} and no recogniser: name it in {use}, and not in towers")
+    found = recogniser or find_whisper(source)
+    ours = codec.config
+    sizes = {"semantic_encoder": ours.semantic_encoder, "acoustic_encoder": ours.acoustic_encoder}
+    if recogniser and ours.semantic_encoder and ours.acoustic_encoder != found.size:
+        del sizes["acoustic_encoder"]
+    wanted = {name: size for name, size in sizes.items() if size is not None}
+    for name, size in wanted.items():
+        found.require(name, size, n_mels=ours.n_mels, positions=ours.tower_positions, setting="model.window_frames")
+    for name in wanted:
+        found.fill(getattr(codec, name))
+
+
+def find_recogniser(checkpoint: Path) -> FoundTower | None:
+    """The tower of a checkpoint of stage `recognise`; None of any other stage's."""
     data = read_checkpoint(checkpoint)
     if data.get("recogniser") is None:
-        raise CheckpointError(f"{checkpoint}: holds a codec and no recogniser: name it in weights, and not in towers")
+        return None
     config = parse_config(RecogniserConfig, data["recogniser"], str(checkpoint), CheckpointError)
     prefix = "recogniser.tower."
     state = {
         key.removeprefix(prefix): value for key, value in data["networks"]["model"].items() if key.startswith(prefix)
     }
-    name = "acoustic_encoder" if codec.semantic_encoder is None else "semantic_encoder"
-    check_tower(
-        codec, name, config.tower, n_mels=config.n_mels, positions=config.tower_positions, source=str(checkpoint)
-    )
-    if codec.semantic_encoder is not None:
-        fill_tower(codec.semantic_encoder, state, str(checkpoint))
-    if codec.config.acoustic_encoder == config.tower:
-        fill_tower(codec.acoustic_encoder, state, str(checkpoint))
+    return FoundTower(str(checkpoint), config.tower, config.n_mels, config.tower_positions, lambda: state)
+
+
+def find_hubert(checkpoint: Path) -> tuple[SelfSupervisedConfig, dict[str, Tensor]] | None:
+    """Size and weights of the HuBERT of a checkpoint of stage `hubert`; None of any other stage's."""
+    data = read_checkpoint(checkpoint)
+    if data.get("self_supervised") is None:
+        return None
+    config = parse_config(SelfSupervisedConfig, data["self_supervised"], str(checkpoint), CheckpointError)
+    prefix = "hubert."
+    state = data["networks"]["model"]
+    return config, {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def adopt_codec(codec: XYTokenizer, loaded: XYTokenizer, source: str, *, except_vocos: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""AdamW under a cosine schedule with warm-up."""
+"""AdamW under a schedule with warm-up."""
 
 import math
 
@@ -10,9 +10,15 @@ from xycodec.recipe_run import OptimizerConfig
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """The rate of step `step` of `steps`: linear warm-up, then half a cosine down to `final_lr` of the peak."""
+    """The rate of step `step` of `steps`: linear warm-up, then down along the schedule.
+
+    That is half a cosine down to `final_lr` of the peak, or the peak times sqrt(`warmup_steps` / steps done), whatever
+    `steps` is (1 stands for no warm-up).
+    """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
+    if config.schedule == "inverse_sqrt":
+        return config.lr * math.sqrt(max(1, config.warmup_steps) / (step + 1))
     done = (step + 1 - config.warmup_steps) / max(1, steps - config.warmup_steps)
     return config.lr * (config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 

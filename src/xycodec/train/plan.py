@@ -13,9 +13,10 @@ from xycodec.data.stream import BatchStream
 from xycodec.models.semantic_lm import Tokens
 from xycodec.nn.discriminators import Discriminators
 from xycodec.nn.frequency_discriminator import MultiFrequencyDiscriminator
-from xycodec.recipe import PretrainRecipe, Recipe, RecogniseRecipe, VocoderRecipe, XCodecRecipe
-from xycodec.train import posttrain, pretrain, recognise, vocode, xcodec
+from xycodec.recipe import HubertRecipe, PretrainRecipe, Recipe, RecogniseRecipe, VocoderRecipe, XCodecRecipe
+from xycodec.train import hubert, posttrain, pretrain, recognise, vocode, xcodec
 from xycodec.train.engine import Engine, prepare_blocks
+from xycodec.train.hubert import MaskedPrediction
 from xycodec.train.posttrain import PostTraining
 from xycodec.train.pretrain import PreTraining
 from xycodec.train.recognise import Recognition
@@ -24,7 +25,7 @@ from xycodec.train.vocode import VocoderTraining
 from xycodec.train.xcodec import XCodecTraining
 
 GIB = 1 << 30
-Model = PreTraining | PostTraining | VocoderTraining | Recognition | XCodecTraining
+Model = PreTraining | PostTraining | VocoderTraining | Recognition | XCodecTraining | MaskedPrediction
 Judges = Discriminators | MultiFrequencyDiscriminator | None
 
 
@@ -94,11 +95,13 @@ def _networks(recipe: Recipe) -> tuple[Model, Judges]:
         return recognise.build(recipe, meta=True), None
     if isinstance(recipe, XCodecRecipe):
         return xcodec.build(recipe, meta=True)
+    if isinstance(recipe, HubertRecipe):
+        return hubert.build(recipe, meta=True), None
     return posttrain.build(recipe, meta=True)
 
 
 def _output_rate(model: Model) -> int:
-    return INPUT_RATE if isinstance(model, Recognition) else model.codec.output_sample_rate
+    return INPUT_RATE if isinstance(model, Recognition | MaskedPrediction) else model.codec.output_sample_rate
 
 
 def _parts(network: nn.Module) -> list[Part]:

@@ -1,23 +1,34 @@
 """From a recipe to a run: everything is opened and checked before the first step."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import cast
 
 import torch
+from lhotse.cut import Cut
 
 from xycodec.audio import os_error_line
 from xycodec.data.batch import Batch, Position
-from xycodec.data.sources import Cuts, open_once, open_sources
+from xycodec.data.sources import Cuts, open_once, open_source, open_sources
 from xycodec.data.stream import BatchStream, validation_batches
-from xycodec.data.survey import Survey, has_text, survey
+from xycodec.data.survey import Survey, has_labels, has_text, survey
 from xycodec.errors import CheckpointError, ConfigError
-from xycodec.recipe import PosttrainRecipe, PretrainRecipe, Recipe, RecogniseRecipe, VocoderRecipe, XCodecRecipe
+from xycodec.recipe import (
+    HubertRecipe,
+    PosttrainRecipe,
+    PretrainRecipe,
+    Recipe,
+    RecogniseRecipe,
+    VocoderRecipe,
+    XCodecRecipe,
+)
 from xycodec.recipe_file import save_recipe
 from xycodec.recipe_run import SourceConfig
 from xycodec.train.checkpoint import RunState, checkpoints, load_state
 from xycodec.train.engine import Engine
+from xycodec.train.hubert import HubertStage, require_labels
 from xycodec.train.monitor import Monitor, forget_from, skipped_file
 from xycodec.train.posttrain import PosttrainStage
 from xycodec.train.pretrain import PretrainStage
@@ -112,22 +123,37 @@ def open_stage(recipe: Recipe, engine: Engine) -> Stage:
         return RecogniseStage(recipe, engine)
     if isinstance(recipe, XCodecRecipe):
         return XCodecStage(recipe, engine)
+    if isinstance(recipe, HubertRecipe):
+        return HubertStage(recipe, engine)
     return PretrainStage(recipe, engine) if isinstance(recipe, PretrainRecipe) else PosttrainStage(recipe, engine)
 
 
 def open_cuts(recipe: Recipe, sources: Sequence[SourceConfig]) -> Cuts:
-    """The clips that a stage reads: to a recogniser, those without text would be lost time.
+    """The clips that a stage reads: to a recogniser, those without text would be lost time, to a HuBERT without labels.
 
-    Raises ConfigError if nothing can be read, or a recogniser has no text.
+    Raises ConfigError if nothing can be read, no clip is left, or labels are not those that the recipe names.
     """
     cuts = open_sources(sources, recipe.seed)
-    recognises = isinstance(recipe, RecogniseRecipe)
-    # Asked of every source once: a mix without a text would be searched for ever.
-    if recognises and not any(map(has_text, open_once(sources))):
-        paths = ", ".join(source.path for source in sources)
-        raise ConfigError(f"{paths}: no clip has a text, which a recogniser learns from: add texts, or other sources")
-    kept: Cuts = cuts.filter(has_text) if recognises else cuts
-    return kept
+    needed, lacking = _needed(recipe)
+    if needed is None:
+        return cast(Cuts, cuts)
+    # Asked of every source once: a mix without any would be searched for ever.
+    if not any(map(needed, open_once(sources))):
+        raise ConfigError(f"{', '.join(source.path for source in sources)}: no clip has {lacking}")
+    if isinstance(recipe, HubertRecipe):
+        for source in sources:
+            for cut in islice(filter(needed, open_source(source)), 1):
+                require_labels(recipe, cut, source.path)
+    return cast(Cuts, cuts.filter(needed))
+
+
+def _needed(recipe: Recipe) -> tuple[Callable[[Cut], bool] | None, str]:
+    """What every clip of a stage must have, if anything, and what to do about those without it."""
+    if isinstance(recipe, RecogniseRecipe):
+        return has_text, "a text, which a recogniser learns from: add texts, or other sources"
+    if isinstance(recipe, HubertRecipe):
+        return has_labels, "labels, which a HuBERT learns from: make them with xycodec data targets"
+    return None, ""
 
 
 def _state(recipe: Recipe, run: Path, resume: bool) -> RunState | None:
@@ -202,6 +228,8 @@ def remarks(recipe: Recipe, output_sample_rate: int, most: int | None = SURVEYED
         yield f"without text: {found.clips - found.with_text:,} clips, which train reconstruction only"
     if isinstance(recipe, RecogniseRecipe) and found.with_text < found.clips:
         yield f"without text: {found.clips - found.with_text:,} clips, which are passed over"
+    if isinstance(recipe, HubertRecipe) and found.with_labels < found.clips:
+        yield f"without labels: {found.clips - found.with_labels:,} clips, which are passed over"
 
 
 def survey_sources(recipe: Recipe, output_sample_rate: int, most: int | None) -> Survey | None:

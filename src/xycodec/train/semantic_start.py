@@ -1,21 +1,26 @@
-"""The frozen half of an X-Codec from where it was trained: a HuBERT or WavLM of Transformers, or another X-Codec."""
+"""The frozen half of an X-Codec from where it was trained: by Transformers, in a run here, or in another codec."""
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from xycodec.config import Config, SemanticTowerConfig
 from xycodec.errors import CheckpointError, ConfigError, reason_of
 from xycodec.hub import fetch, is_path
+from xycodec.models.ssl import SemanticTower
 from xycodec.models.transformers_codec import transformers_library
+from xycodec.models.whisper_init import FoundTower, find_whisper
 from xycodec.models.xcodec import XCodec
+from xycodec.models.xy_tokenizer import XYTokenizer
 from xycodec.pretrained import load_codec
 from xycodec.registry import MODELS
+from xycodec.train.initialise import find_checkpoint, find_hubert, find_recogniser
 
-KINDS = ("hubert", "wavlm")
+KINDS = ("hubert", "wavlm", "whisper")
 # Of Transformers' configurations: what decides the shape of a tensor or what is computed with it.
 DECISIVE = (
     "model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "conv_dim",
@@ -28,14 +33,46 @@ UNREAD = {"masked_spec_embed"}
 
 
 def start_semantic(codec: XCodec, source: str) -> None:
-    """Give `codec`, built for training, the self-supervised model of `source`.
+    """Give `codec`, built for training, the frozen model of `source`.
 
-    `source` is a hub id or a folder of Transformers, or an X-Codec: a name, folder, run or checkpoint. Raises
+    `source` is a hub id or a folder of Transformers, a run of stage `hubert`, or an X-Codec: a name, folder, run or
+    checkpoint. A tower may also be that of a recogniser's run or the semantic one of an XY-Tokenizer. Raises
     CheckpointError, one line, if it gives no such model, ConfigError if that differs from `codec.config.semantic`.
     """
+    if isinstance(codec.config.semantic, SemanticTowerConfig):
+        _start_tower(codec, codec.config.semantic, source)
+        return
     folder = _transformers_folder(source)
     own: Any = codec.semantic_model.model
     _adopt(own, _from_codec(codec, source) if folder is None else _from_transformers(own, folder, source), source)
+
+
+def _start_tower(codec: XCodec, wanted: SemanticTowerConfig, source: str) -> None:
+    found = _find_tower(source)
+    found.require(
+        "semantic", wanted, n_mels=wanted.n_mels, positions=wanted.positions, setting="model.semantic.positions"
+    )
+    own: Any = codec.semantic_model
+    found.fill(own.tower)
+
+
+def _find_tower(source: str) -> FoundTower:
+    checkpoint = find_checkpoint(Path(source))
+    if checkpoint and (recogniser := find_recogniser(checkpoint)):
+        return recogniser
+    if checkpoint is None and (folder := _transformers_folder(source)) is not None:
+        return find_whisper(str(folder) if Path(source).exists() else source)
+    loaded = load_codec(checkpoint or source, device="cpu")
+    config: Any = loaded.config
+    if isinstance(loaded, XYTokenizer) and loaded.semantic_encoder is not None:
+        size, n_mels, positions = config.semantic_encoder, config.n_mels, config.tower_positions
+        return FoundTower(source, size, n_mels, positions, loaded.semantic_encoder.state_dict)
+    if isinstance(loaded, XCodec) and isinstance(config.semantic, SemanticTowerConfig):
+        size, frozen = config.semantic, cast(SemanticTower, loaded.semantic_model)
+        return FoundTower(source, size, size.n_mels, size.positions, frozen.tower.state_dict)
+    raise CheckpointError(
+        f"{source}: holds no tower: name a Whisper, a run of stage recognise, or a codec with a semantic tower"
+    )
 
 
 def _transformers_folder(source: str) -> Path | None:
@@ -86,17 +123,26 @@ def _plain(value: Any) -> Any:
 
 
 def _from_codec(codec: XCodec, source: str) -> dict[str, Tensor]:
+    theirs, state = _trained_here(source)
+    for key, wanted in codec.config.semantic or ():
+        if (given := getattr(theirs, key, None)) != wanted:
+            raise ConfigError(
+                f"{source}: its semantic.{key} is {given}, model.semantic asks for {wanted}: make them equal"
+            )
+    return state
+
+
+def _trained_here(source: str) -> tuple[Config, dict[str, Tensor]]:
+    """Size and weights of what stage `hubert` trained, or of an X-Codec's frozen model."""
+    checkpoint = find_checkpoint(Path(source))
+    if checkpoint and (found := find_hubert(checkpoint)):
+        return found
     loaded = load_codec(source, device="cpu")
     theirs = loaded.config.semantic if isinstance(loaded, XCodec) else None
     if not isinstance(loaded, XCodec) or theirs is None:
         raise CheckpointError(f"{source}: holds no HuBERT and no WavLM: name one of Transformers, or an X-Codec")
-    for key, wanted in codec.config.semantic or ():
-        if getattr(theirs, key) != wanted:
-            raise ConfigError(
-                f"{source}: its semantic.{key} is {getattr(theirs, key)}, model.semantic asks for {wanted}: "
-                "make them equal"
-            )
-    return loaded.semantic_model.model.state_dict()
+    own: Any = loaded.semantic_model
+    return theirs, getattr(own, "model", own).state_dict()
 
 
 @torch.no_grad()

@@ -45,8 +45,8 @@ class Stage(ABC):
 
     name: str
     networks: dict[str, nn.Module]
-    """As the engine wrapped them. `model` holds the codec as `codec`, or a recogniser as `recogniser`; `ema` holds the
-    codec's average, if there is one."""
+    """As the engine wrapped them. `model` holds the codec as `codec`, a recogniser as `recogniser`, or a HuBERT as
+    `hubert`; `ema` holds the codec's average, if there is one."""
     updaters: dict[str, Updater]
     output_sample_rate: int
 
@@ -68,6 +68,10 @@ class Stage(ABC):
 
     def recogniser_config(self) -> dict[str, Any] | None:
         """The configuration of the recogniser that is trained, if it is one."""
+        return None
+
+    def self_supervised_config(self) -> dict[str, Any] | None:
+        """The configuration of the self-supervised model that is trained, if it is one."""
         return None
 
     def kept(self, network: str, key: str) -> bool:

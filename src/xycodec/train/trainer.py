@@ -109,6 +109,7 @@ class Trainer:
             best=self.best,
             codec=self.stage.codec_config(),
             recogniser=self.stage.recogniser_config(),
+            self_supervised=self.stage.self_supervised_config(),
             recipe=self.recipe.model_dump(mode="json"),
             networks={
                 name: network_state(network, partial(self.stage.kept, name))

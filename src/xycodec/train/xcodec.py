@@ -21,6 +21,7 @@ from xycodec.recipe import XCodecRecipe
 from xycodec.train.adversarial import AdversarialStage
 from xycodec.train.engine import Engine
 from xycodec.train.excerpt import Heard
+from xycodec.train.scaled_start import start_scaled
 from xycodec.train.semantic_start import start_semantic
 from xycodec.train.stage import Measured, weighted
 
@@ -44,25 +45,30 @@ class XCodecTraining(nn.Module):
         self.samples = ceil(samples / codec.hop_length) * codec.hop_length
         self.semantic = semantic and codec.config.semantic is not None
 
-    def forward(self, batch: Batch, n_q: int | None = None) -> Pass:
-        """Decoded and true audio (B, samples), through the first `n_q` codebooks (None: all)."""
+    def forward(self, batch: Batch, n_q: int | None = None, *, quantize: bool = True) -> Pass:
+        """Decoded and true audio (B, samples), through the first `n_q` codebooks (None: all), or past them."""
         codec = self.codec
         audio = F.pad(batch.audio, (0, self.samples - batch.audio.shape[1]))
         mask = frame_mask([codec.num_frames(n) for n in batch.lengths], self.samples // codec.hop_length)
         features = codec.semantic_features(audio) if codec.config.semantic else None
-        quantized = codec.quantizer(codec.encode_latents(audio, features), mask, n_q)
-        # Over layers it is the mean, unlike XY-Tokenizer's.
-        commitment = quantized.commitment_loss
-        losses = {"commitment": Mean(commitment.total / len(commitment.total), commitment.count)}
+        latents = codec.encode_latents(audio, features)
+        counts = torch.zeros_like(codec.quantizer.cluster_size)
+        losses: dict[str, Mean] = {}
+        if quantize:
+            quantized = codec.quantizer(latents, mask, n_q)
+            latents, counts = quantized.quantized, quantized.counts
+            # Over layers it is the mean, unlike XY-Tokenizer's.
+            commitment = quantized.commitment_loss
+            losses["commitment"] = Mean(commitment.total / len(commitment.total), commitment.count)
         if features is not None and self.semantic:
             known = None if mask is None else mask.to(audio.device, non_blocking=True)
-            losses["semantic"] = semantic_distance(codec.decode_semantic(quantized.quantized), features, known)
-        decoded = codec.decode_latents(quantized.quantized)
+            losses["semantic"] = semantic_distance(codec.decode_semantic(latents), features, known)
+        decoded = codec.decode_latents(latents)
         lengths = torch.tensor(batch.lengths)
         # Past its end a clip is silent in both, which teaches neither side anything.
         inside = torch.arange(self.samples) < lengths[:, None]
         decoded = decoded * inside.to(audio.device, non_blocking=True)
-        return Pass(Heard(decoded, audio, lengths), quantized.counts, losses)
+        return Pass(Heard(decoded, audio, lengths), counts, losses)
 
 
 class XCodecStage(AdversarialStage[XCodec]):
@@ -73,6 +79,7 @@ class XCodecStage(AdversarialStage[XCodec]):
     def __init__(self, recipe: XCodecRecipe, engine: Engine) -> None:
         generator, discriminators = build(recipe)
         self.config, self.seed, self.n_q = recipe.model, recipe.seed, recipe.n_q
+        self.quantize_from = recipe.quantize_from
         super().__init__(recipe, engine, generator, generator.codec, discriminators, plain_feature_matching)
         distances = {"stft": FullBandStft(), "subband_stft": SubBandStft(), "mel": LogMelDistance(INPUT_RATE)}
         self.distances = {name: distance.to(engine.device) for name, distance in distances.items()}
@@ -85,7 +92,7 @@ class XCodecStage(AdversarialStage[XCodec]):
         return int(np.random.default_rng([self.seed, step]).choice(self.n_q))
 
     def _generate(self, batch: Batch, step: int) -> tuple[Heard, Tensor, dict[str, Mean]]:
-        heard, counts, losses = self.generator(batch, self.codebooks_of(step))
+        heard, counts, losses = self.generator(batch, self.codebooks_of(step), quantize=step >= self.quantize_from)
         return heard, counts, {name: mean for name, mean in losses.items() if self.weights[name]}
 
     def _distances(self, heard: Heard) -> dict[str, Mean]:
@@ -93,10 +100,11 @@ class XCodecStage(AdversarialStage[XCodec]):
 
     @torch.no_grad()
     def measure(self, batch: Batch, *, transcribe: bool) -> Measured:
-        """All losses but the discriminators', with all codebooks."""
+        """All losses but the discriminators', with all codebooks, or with none as long as they hold nothing."""
         self.measured.eval()
+        quantize = bool(self.codec.quantizer.inited.all())
         with self.engine.autocast():
-            heard, counts, losses = self.measured(batch)
+            heard, counts, losses = self.measured(batch, quantize=quantize)
         means = losses | {name: distance(*heard) for name, distance in self.distances.items()}
         return Measured(means, counts, heard.audio.float())
 
@@ -118,6 +126,8 @@ def build(recipe: XCodecRecipe, *, meta: bool = False) -> tuple[XCodecTraining, 
         torch.manual_seed(recipe.seed)
         codec = XCodec(recipe.model)
         discriminators = MultiFrequencyDiscriminator(INPUT_RATE, channels=recipe.discriminators.channels)
+        if recipe.start == "scaled" and not meta:
+            start_scaled(codec)
     if recipe.semantic_weights is not None and not meta:
         start_semantic(codec, recipe.semantic_weights)
     semantic = recipe.loss.semantic > 0
