@@ -177,6 +177,10 @@ class XCodecRecipe(RunConfig):
     semantic_weights: str | None = "facebook/hubert-base-ls960"
     """Whose self-supervised model the frozen semantic one is: a HuBERT or WavLM of Transformers, a hub id or a folder;
     or an X-Codec, its run or a checkpoint of it. null: at random; a model without a semantic one has to have null."""
+    weights: str | None = None
+    """A run, checkpoint or codec whose weights to start from, all of them: `semantic_weights` is not read then."""
+    keep_discriminators: bool = True
+    """Whether to go on with the discriminators of `weights`, if it has any."""
     n_q: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 2, 3, 4, 8)
     """Each step runs so many of the codebooks, one of these numbers at random, the same on all processes."""
     start: Literal["plain", "scaled"] = "plain"
@@ -196,6 +200,8 @@ class XCodecRecipe(RunConfig):
             raise ValueError("engine.kind: X-Codec's training has two optimizers and runs on ddp or single")
         if self.model.semantic is None and self.semantic_weights is not None:
             raise ValueError("semantic_weights: model.semantic is null, so nothing takes them: set them to null")
+        if self.weights is not None and self.start != "plain":
+            raise ValueError("start: what it makes, weights would replace: set one of the two to plain or null")
         if max(self.n_q) > self.model.quantizer.n_q:
             raise ValueError(f"n_q: {max(self.n_q)} codebooks of {self.model.quantizer.n_q}: ask for no more than that")
         return self

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from xycodec.data.batch import Batch
+from xycodec.errors import ConfigError
 from xycodec.losses import adversarial_loss, discriminator_loss
 from xycodec.nn.discriminators import DiscriminatorOutput
 from xycodec.nn.mean import Mean
@@ -120,6 +121,16 @@ class AdversarialStage(Stage, Generic[CodecT]):
     def _weighted(self, values: dict[str, Tensor]) -> Tensor:
         total: Tensor = weighted(values, {name: weight for name, weight in self.weights.items() if name in values})
         return total
+
+
+def adopt_discriminators(discriminators: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Go on with those of a checkpoint. Raises ConfigError if they are of another size."""
+    own = discriminators.state_dict()
+    if {key: value.shape for key, value in own.items()} != {key: value.shape for key, value in state.items()}:
+        raise ConfigError(
+            f"{source}: its discriminators differ from the recipe's: make them equal, or keep_discriminators false"
+        )
+    discriminators.load_state_dict(state)
 
 
 def _scaled(mean: Mean, share: float) -> Mean:

@@ -18,7 +18,7 @@ from xycodec.nn.mean import Mean
 from xycodec.nn.transformer import frame_mask
 from xycodec.pretrained import load_xy_tokenizer, read_checkpoint
 from xycodec.recipe import PosttrainRecipe
-from xycodec.train.adversarial import AdversarialStage
+from xycodec.train.adversarial import AdversarialStage, adopt_discriminators
 from xycodec.train.engine import Engine
 from xycodec.train.excerpt import Heard, synthesise_excerpts
 from xycodec.train.initialise import adopt_codec, find_checkpoint
@@ -127,7 +127,7 @@ def build(recipe: PosttrainRecipe, *, meta: bool = False) -> tuple[PostTraining,
     if not meta:
         adopt_codec(codec, loaded, str(source), except_vocos=config != loaded.config)
         if data is not None and "discriminators" in data["networks"] and recipe.keep_discriminators:
-            _adopt_discriminators(discriminators, data["networks"]["discriminators"], str(checkpoint))
+            adopt_discriminators(discriminators, data["networks"]["discriminators"], str(checkpoint))
     return PostTraining(codec, discriminators.min_samples, recipe.hear_seconds), discriminators
 
 
@@ -142,12 +142,3 @@ def _adapted(config: XYTokenizerConfig, recipe: PosttrainRecipe) -> XYTokenizerC
     if recipe.model_id is not None:
         changes["model_id"] = recipe.model_id
     return parse_config(XYTokenizerConfig, config.model_dump() | changes, "the recipe's codec")
-
-
-def _adopt_discriminators(discriminators: Discriminators, state: dict[str, Tensor], source: str) -> None:
-    own = discriminators.state_dict()
-    if {key: value.shape for key, value in own.items()} != {key: value.shape for key, value in state.items()}:
-        raise ConfigError(
-            f"{source}: its discriminators differ from the recipe's: make them equal, or keep_discriminators false"
-        )
-    discriminators.load_state_dict(state)

@@ -180,7 +180,7 @@ def _starting(recipe: Recipe, run: Path, state: RunState | None) -> Recipe:
     if isinstance(recipe, PretrainRecipe):
         return recipe.model_copy(update={"weights": None, "towers": None, "vocos": None, "start": "plain"})
     if isinstance(recipe, XCodecRecipe):
-        return recipe.model_copy(update={"semantic_weights": None})
+        return recipe.model_copy(update={"weights": None, "semantic_weights": None})
     if isinstance(recipe, RecogniseRecipe) and state.recogniser is not None:
         return recipe.model_copy(update={"characters": state.recogniser["characters"]})
     return recipe

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from math import ceil
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,13 +18,15 @@ from xycodec.models.xcodec import XCodec
 from xycodec.nn.frequency_discriminator import MultiFrequencyDiscriminator
 from xycodec.nn.mean import Mean
 from xycodec.nn.transformer import frame_mask
+from xycodec.pretrained import read_checkpoint
 from xycodec.recipe import XCodecRecipe
-from xycodec.train.adversarial import AdversarialStage
+from xycodec.train.adversarial import AdversarialStage, adopt_discriminators
 from xycodec.train.engine import Engine
 from xycodec.train.excerpt import Heard
+from xycodec.train.initialise import find_checkpoint
 from xycodec.train.scaled_start import start_scaled
-from xycodec.train.semantic_start import start_semantic
 from xycodec.train.stage import Measured, weighted
+from xycodec.train.xcodec_start import start_codec, start_semantic
 
 
 class Pass(NamedTuple):
@@ -120,7 +123,8 @@ class XCodecStage(AdversarialStage[XCodec]):
 def build(recipe: XCodecRecipe, *, meta: bool = False) -> tuple[XCodecTraining, MultiFrequencyDiscriminator]:
     """Generator and discriminators of a recipe with their starting weights; `meta` builds them without any.
 
-    Raises CheckpointError if `recipe.semantic_weights` gives no such model, ConfigError if it is of another size.
+    Raises CheckpointError if `recipe.weights` or `recipe.semantic_weights` gives no such model, ConfigError if it is of
+    another size.
     """
     with torch.random.fork_rng(devices=[]), torch.device("meta" if meta else "cpu"):
         torch.manual_seed(recipe.seed)
@@ -128,7 +132,12 @@ def build(recipe: XCodecRecipe, *, meta: bool = False) -> tuple[XCodecTraining, 
         discriminators = MultiFrequencyDiscriminator(INPUT_RATE, channels=recipe.discriminators.channels)
         if recipe.start == "scaled" and not meta:
             start_scaled(codec)
-    if recipe.semantic_weights is not None and not meta:
+    if recipe.weights is not None and not meta:
+        start_codec(codec, recipe.weights)
+        checkpoint = find_checkpoint(Path(recipe.weights)) if recipe.keep_discriminators else None
+        if checkpoint and (state := read_checkpoint(checkpoint)["networks"].get("discriminators")):
+            adopt_discriminators(discriminators, state, str(checkpoint))
+    elif recipe.semantic_weights is not None and not meta:
         start_semantic(codec, recipe.semantic_weights)
     semantic = recipe.loss.semantic > 0
     if recipe.model.semantic and not semantic:

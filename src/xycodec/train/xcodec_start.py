@@ -1,4 +1,4 @@
-"""The frozen half of an X-Codec from where it was trained: by Transformers, in a run here, or in another codec."""
+"""What an X-Codec starts from: another one, or for its frozen half whatever model that was trained as."""
 
 import json
 from pathlib import Path
@@ -32,6 +32,18 @@ DECISIVE = (
 UNREAD = {"masked_spec_embed"}
 
 
+def start_codec(codec: XCodec, source: str) -> None:
+    """Give `codec`, built for training, all weights of another X-Codec.
+
+    `source` is a name, hub id, folder, file, run or checkpoint. Raises CheckpointError, one line, if it holds
+    none or one of another architecture.
+    """
+    loaded = load_codec(find_checkpoint(Path(source)) or source, device="cpu")
+    if not isinstance(loaded, XCodec):
+        raise CheckpointError(f"{source}: holds an XY-Tokenizer, weights is to name an X-Codec")
+    _adopt(codec, loaded.state_dict(), source, "the recipe's model")
+
+
 def start_semantic(codec: XCodec, source: str) -> None:
     """Give `codec`, built for training, the frozen model of `source`.
 
@@ -44,7 +56,12 @@ def start_semantic(codec: XCodec, source: str) -> None:
         return
     folder = _transformers_folder(source)
     own: Any = codec.semantic_model.model
-    _adopt(own, _from_codec(codec, source) if folder is None else _from_transformers(own, folder, source), source)
+    _adopt(
+        own,
+        _from_codec(codec, source) if folder is None else _from_transformers(own, folder, source),
+        source,
+        "model.semantic",
+    )
 
 
 def _start_tower(codec: XCodec, wanted: SemanticTowerConfig, source: str) -> None:
@@ -146,7 +163,7 @@ def _trained_here(source: str) -> tuple[Config, dict[str, Tensor]]:
 
 
 @torch.no_grad()
-def _adopt(own: nn.Module, state: dict[str, Tensor], source: str) -> None:
+def _adopt(own: nn.Module, state: dict[str, Tensor], source: str, ours: str) -> None:
     """Copy the weights, of which a weight-normed one may be folded."""
     for name, module in own.named_modules():
         if parametrize.is_parametrized(module, "weight") and f"{name}.weight" in state:
@@ -156,4 +173,4 @@ def _adopt(own: nn.Module, state: dict[str, Tensor], source: str) -> None:
         own.load_state_dict(state)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
-        raise CheckpointError(f"{source}: of another architecture than model.semantic ({reason})") from None
+        raise CheckpointError(f"{source}: of another architecture than {ours} ({reason})") from None
