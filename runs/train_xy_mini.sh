@@ -24,6 +24,7 @@ done
 for source in librispeech ljspeech kerstin_de picovoice_s2i_en picovoice_wakeword_en mycroft_precise; do
   zgrep "^{\"id\": \"$source/" $work/packed-train/cuts.jsonl.gz | gzip -n > $work/data/$source.jsonl.gz
 done
+[ -z "${DATA_ONLY:-}" ] || exit 0  # of runs/train_x_mini.sh
 [ -d $work/lm ] || xycodec data lm $work/packed-train/cuts.jsonl.gz $work/lm --hidden 256 --layers 3
 
 stage() { # recipe, then overrides; ends the script where a slice of time is over

@@ -65,7 +65,7 @@ def test_published_values_of_pretraining(write):
     assert recipe.loss.model_dump() == {"asr": 20, "mel": 15, "commitment": 1, "features": 0}
     assert recipe.optimizer.model_dump() == {
         "lr": 1e-4, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.01, "warmup_steps": 2000, "final_lr": 0.1,
-        "clip": 1.0,
+        "clip": 1.0, "schedule": "cosine",
     }  # fmt: skip
     assert (recipe.towers, recipe.freeze_semantic) == ("openai/whisper-small", True)
     assert (recipe.lm.source, recipe.lm.trainable) == ("Qwen/Qwen2.5-0.5B", False)

@@ -159,6 +159,28 @@ def test_a_hub_id_gives_the_model_its_name(monkeypatch, folder):
     assert load_codec("somebody/else", device="cpu").model_id.startswith("custom-")
 
 
+def test_a_file_of_a_repository_with_several(monkeypatch, tmp_path, model):
+    torch.save(official_state(model), tmp_path / OFFICIAL_FILE)
+    asked = []
+
+    def fetch(repo, patterns):
+        asked.append((repo, list(patterns)))
+        return tmp_path
+
+    monkeypatch.setattr("xycodec.pretrained.fetch", fetch)
+    codec = load_codec(f"ZhenYe234/xcodec:{OFFICIAL_FILE}", device="cpu")
+    assert codec.model_id == "x-codec-wavlm"
+    assert asked == [("ZhenYe234/xcodec", [OFFICIAL_FILE])]
+    with pytest.raises(CheckpointError, match=r"has no file other\.pth"):
+        load_codec("ZhenYe234/xcodec:other.pth", device="cpu")
+    asked.clear()
+    # Five gigabytes are not fetched to find that out.
+    with pytest.raises(CheckpointError, match=f"name a file, .*{OFFICIAL_FILE}") as raised:
+        load_codec("ZhenYe234/xcodec", device="cpu")
+    assert not asked
+    assert "\n" not in str(raised.value)
+
+
 def test_our_names_are_not_those_of_the_baselines(monkeypatch, folder):
     assert not XCODEC_CONFIGS.keys() & HUB_IDS.keys()
     assert {MODELS[name].source for name in XCODEC_CONFIGS} < set(HUB_IDS.values())

@@ -359,4 +359,19 @@ XCODEC_CONFIGS: dict[str, XCodecConfig] = {
 }
 """Beside `CONFIGS`, whose names are presets of XY-Tokenizer's recipes."""
 
-NAMED_CONFIGS: dict[str, CodecConfig] = {**CONFIGS, **XCODEC_CONFIGS}
+_X_MINI = XCodecConfig(
+    model_id="x-mini",
+    window_frames=100,
+    encoder_width=16,
+    decoder_width=192,
+    acoustic_dim=64,
+    semantic=SemanticTowerConfig(kind="tower", d_model=256, layers=4, heads=4, ffn_dim=1024, positions=100),
+    quantizer=CodebooksConfig(codebook_size=256, kmeans_iterations=50),
+)
+
+X_MINI_CONFIGS: dict[str, XCodecConfig] = {
+    "x-mini": _X_MINI,
+    "x-mini-baseline": _X_MINI.model_copy(update={"model_id": "x-mini-baseline", "semantic": None}),
+}
+
+NAMED_CONFIGS: dict[str, CodecConfig] = {**CONFIGS, **XCODEC_CONFIGS, **X_MINI_CONFIGS}

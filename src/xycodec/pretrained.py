@@ -23,7 +23,7 @@ from xycodec.folders import new_folder
 from xycodec.hub import fetch
 from xycodec.models.xcodec import XCodec
 from xycodec.models.xy_tokenizer import XYTokenizer
-from xycodec.registry import MODELS, RANDOM, of_file, of_repository
+from xycodec.registry import MODELS, RANDOM, SEVERAL, of_file, of_repository
 from xycodec.weights import damaged, load_tensors, read_safetensors, save_tensors, stored
 
 FORMAT_VERSION = 1
@@ -50,7 +50,8 @@ def load_codec(
 
     `name_or_path`: a name of `xycodec models`; a folder (ours: config.json and model.safetensors; published:
     config.yaml and one checkpoint, or of X-Codec either layout); one published checkpoint file; a training run's folder
-    (its newest checkpoint) or one checkpoint of it; or a hub id such as `fdugyt/XY_Tokenizer`.
+    (its newest checkpoint) or one checkpoint of it; or a hub id such as `fdugyt/XY_Tokenizer`, with its file where it
+    holds several models, `ZhenYe234/xcodec:xcodec_speech_wavlm_mls.pth`.
     `device`: a torch device, or `auto` for CUDA, then MPS, then CPU. `dtype` float32 (None) or bfloat16: the
     towers' matrices only, and none of X-Codec's; worth it on a GPU, or a CPU with bfloat16 units, where codes of deep
     layers may differ.
@@ -69,8 +70,10 @@ def load_codec(
     elif name not in MODELS and _exists(name):
         codec = _load_path(Path(name))
     else:
-        repo = _hub_id(name)
-        codec = _load_path(_download(repo), of_repository(repo))
+        named, _, file = name.partition(":")
+        repo = _hub_id(named)
+        path = _download_file(repo, file) if file else _download(repo)
+        codec = _load_path(path, of_repository(repo))
     if dtype is torch.bfloat16:
         codec.to_compute_dtype(dtype)
     codec.reference = reference
@@ -183,8 +186,18 @@ def _hub_id(name: str) -> str:
 
 def _download(repo: str) -> Path:
     """The folder of a hub repository's snapshot: from the cache, or fetched into it."""
+    if repo in SEVERAL:
+        files = ", ".join(SEVERAL[repo])
+        raise CheckpointError(f"{repo}: holds several models: name a file, {repo}:FILE, of {files}")
     # Only what a codec is made of; one published repository names its checkpoint like itself, without suffix.
     return fetch(repo, ["*.json", "*.yaml", "*.yml", "*.safetensors", "*.ckpt", "*.pt", "*.pth", repo.split("/")[1]])
+
+
+def _download_file(repo: str, file: str) -> Path:
+    folder = fetch(repo, [file])
+    if not (folder / file).is_file():
+        raise CheckpointError(f"{repo}: has no file {file}")
+    return folder / file
 
 
 def _load_path(path: Path, known: str | None = None) -> OwnCodec:

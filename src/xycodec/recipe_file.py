@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from xycodec.config import CONFIGS, XCODEC_CONFIGS, CodecConfig, parse_config
+from xycodec.config import CONFIGS, X_MINI_CONFIGS, XCODEC_CONFIGS, CodecConfig, parse_config
 from xycodec.errors import ConfigError
 from xycodec.recipe import STAGES, Recipe
 
@@ -79,7 +79,8 @@ def _with_preset(data: dict[str, Any], where: str) -> dict[str, Any]:
     if not isinstance(model, dict) or "preset" not in model:
         return data
     own = {key: value for key, value in model.items() if key != "preset"}
-    presets: Mapping[str, CodecConfig] = XCODEC_CONFIGS if data.get("stage") == "xcodec" else CONFIGS
+    of_xcodec = data.get("stage") == "xcodec"
+    presets: Mapping[str, CodecConfig] = XCODEC_CONFIGS | X_MINI_CONFIGS if of_xcodec else CONFIGS
     if not isinstance(model["preset"], str) or model["preset"] not in presets:
         raise ConfigError(f"{where}: model.preset: {model['preset']!r} is not one of {', '.join(presets)}")
     return data | {"model": _merge(presets[model["preset"]].model_dump(), own)}

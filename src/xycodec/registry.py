@@ -83,6 +83,18 @@ MODELS = {
             ("xcodec_hubert_general_audio_v2.pth",),
         ),
         ModelInfo(
+            "x-mini",
+            "bundled",
+            (),
+            "a small X-Codec, comes with the package; 1.4 h of English and German",
+        ),
+        ModelInfo(
+            "x-mini-baseline",
+            "bundled",
+            (),
+            "x-mini without its semantic half, trained as it was, to compare with",
+        ),
+        ModelInfo(
             RANDOM,
             "seeded",
             (),
@@ -90,6 +102,10 @@ MODELS = {
         ),
     )
 }
+
+
+SEVERAL = {"ZhenYe234/xcodec": tuple(file for info in MODELS.values() for file in info.files)}
+"""Hub repositories that hold several models, and their files: one has to be named."""
 
 
 def of_repository(repo: str) -> str | None:

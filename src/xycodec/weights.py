@@ -18,11 +18,16 @@ _PIECE = "#"  # between a tensor's name and the number of a piece of it
 _HEADER = 1024  # bytes at most of a file's header, without its tensors
 
 
-def stored(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A tensor as it is stored where floating-point weights are in `dtype`: contiguous, on the CPU."""
-    # The quantizer's sums and counts may exceed what half precision holds.
-    exact = key.endswith(("embed_avg", "cluster_size")) or not tensor.is_floating_point()
-    return (tensor if exact else tensor.to(dtype)).detach().cpu().contiguous()
+def stored(key: str, tensor: Tensor, dtype: torch.dtype, *, exact: tuple[str, ...] = ()) -> Tensor:
+    """A tensor as it is stored where floating-point weights are in `dtype`: contiguous, on the CPU.
+
+    Names that end in one of `exact` keep their type, and so does what is too large for `dtype`.
+    """
+    tensor = tensor.detach().cpu().contiguous()
+    if not tensor.is_floating_point() or key.endswith(exact):
+        return tensor
+    narrow = tensor.to(dtype)
+    return narrow if bool(torch.isfinite(narrow).all()) else tensor
 
 
 def save_tensors(tensors: Mapping[str, Tensor], folder: Path, stem: str, part_bytes: int | None = None) -> list[Path]:

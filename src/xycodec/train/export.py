@@ -39,7 +39,7 @@ def export_weights(
         key: data.get(key) for key in ("format", "stage", "step", "codec", "recogniser", "self_supervised")
     }
     tensors = {
-        f"{network}/{key}": stored(key, tensor, dtype)
+        f"{network}/{key}": stored(key, tensor, dtype, exact=("embed_avg", "cluster_size"))  # they move by small steps
         for network, state in data["networks"].items()
         for key, tensor in state.items()
     }

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# x-mini and its acoustic baseline from recordings to the released files.
+#   runs/train_x_mini.sh FOLDER [KEY=VALUE]...    FOLDER holds train.jsonl and dev.jsonl; overrides go to every stage
+# On a GPU: runs/train_x_mini.sh FOLDER engine.precision=bf16 data.workers=8
+# In slices of ten minutes: runs/train_x_mini.sh FOLDER minutes=10, again and again until it says "done".
+# Interrupt it at any time: run it again and it goes on. The tower hears synthetic speech too: `apt-get install flite
+# espeak-ng`. Data that runs/train_xy_mini.sh has made are used again.
+set -euo pipefail
+speech=${1:?usage: runs/train_x_mini.sh FOLDER [KEY=VALUE]...}
+shift
+cd "$(dirname "$0")/.."
+export PATH="$PWD/.venv/bin:$PATH" HF_HUB_OFFLINE=1
+work=exp/x-mini
+DATA_ONLY=1 runs/train_xy_mini.sh "$speech"
+
+stage() { # recipe, then overrides; ends the script where a slice of time is over
+  local said
+  said=$(xycodec train "$1" --resume "${@:2}")
+  echo "$said"
+  [[ $said == *": finished at step "* ]] || exit 0
+}
+for recipe in recognise first second baseline_first baseline_second; do
+  stage configs/xcodec/x_mini/$recipe.yaml "$@"
+done
+for pair in second:x-mini baseline-second:x-mini-baseline; do
+  xycodec convert $work/${pair%:*} $work/release/${pair#*:} --store float16 --part-mb 15 --overwrite
+done
+echo "done: $work/release holds both"
