@@ -9,16 +9,11 @@ set -euo pipefail
 speech=${1:?usage: runs/train_x_mini.sh FOLDER [KEY=VALUE]...}
 shift
 cd "$(dirname "$0")/.."
+source runs/stages.sh
 export PATH="$PWD/.venv/bin:$PATH" HF_HUB_OFFLINE=1
 work=exp/x-mini
 DATA_ONLY=1 runs/train_xy_mini.sh "$speech"
 
-stage() { # recipe, then overrides; ends the script where a slice of time is over
-  local said
-  said=$(xycodec train "$1" --resume "${@:2}")
-  echo "$said"
-  [[ $said == *": finished at step "* ]] || exit 0
-}
 for recipe in recognise first second baseline_first baseline_second; do
   stage configs/xcodec/x_mini/$recipe.yaml "$@"
 done

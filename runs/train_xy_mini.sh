@@ -8,6 +8,7 @@ set -euo pipefail
 speech=${1:?usage: runs/train_xy_mini.sh FOLDER [KEY=VALUE]...}
 shift
 cd "$(dirname "$0")/.."
+source runs/stages.sh
 export PATH="$PWD/.venv/bin:$PATH" HF_HUB_OFFLINE=1
 work=exp/xy-mini
 hours=2.5  # of synthetic speech
@@ -27,14 +28,8 @@ done
 [ -z "${DATA_ONLY:-}" ] || exit 0  # of runs/train_x_mini.sh
 [ -d $work/lm ] || xycodec data lm $work/packed-train/cuts.jsonl.gz $work/lm --hidden 256 --layers 3
 
-stage() { # recipe, then overrides; ends the script where a slice of time is over
-  local said
-  said=$(xycodec train "configs/xy_tokenizer/xy_mini/$1.yaml" --resume "${@:2}")
-  echo "$said"
-  [[ $said == *": finished at step "* ]] || exit 0
-}
 for recipe in recognise vocoder joint again posttrain; do
-  stage $recipe "$@"
+  stage configs/xy_tokenizer/xy_mini/$recipe.yaml "$@"
 done
 [ -d $work/release-training ] || xycodec export $work/posttrain $work/release-training --part-mb 15
 xycodec convert $work/posttrain $work/release --store float16 --part-mb 15 --overwrite
