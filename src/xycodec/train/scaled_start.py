@@ -22,12 +22,10 @@ BRANCH = 0.3  # of a residual unit's branch to what goes past it: twelve units t
 def start_scaled(codec: XCodec) -> None:
     """Draw weights that keep the size of what a convolution reads, without biases; latents are about 1, audio 0.1."""
     for half in (codec.acoustic_encoder, codec.acoustic_decoder):
+        branches = {unit.conv2 for unit in half.modules() if isinstance(unit, ResidualUnit)}
         for module in half.modules():
             if isinstance(module, nn.Conv1d | UpConv1d):
-                _draw(module, 1.0)
-        for module in half.modules():
-            if isinstance(module, ResidualUnit):
-                _draw(module.conv2, BRANCH)
+                _draw(module, BRANCH if module in branches else 1.0)
     if codec.config.semantic:
         for joint in (codec.fusion, codec.acoustic_proj):
             joint.weight.normal_(std=joint.in_features**-0.5)
