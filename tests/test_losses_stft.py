@@ -7,12 +7,13 @@ import torch
 
 import xycodec
 from xycodec.audio import read_audio
-from xycodec.losses_stft import FullBandStft, LogMelDistance, SubBandStft
+from xycodec.losses_stft import FullBandStft, LogMelDistance, SubBandStft, WaveformDistance
 
 RATE = 16_000
 FULL = ((512, 480, 120), (1024, 960, 240), (2048, 1200, 300))
 SUB = ((128, 80, 20), (256, 120, 40), (256, 200, 50))
-KINDS = {"full": FullBandStft, "sub": SubBandStft, "mel": lambda: LogMelDistance(RATE)}
+SIZES = {"full": FULL, "sub": SUB}
+KINDS = {"full": FullBandStft, "sub": SubBandStft, "mel": lambda: LogMelDistance(RATE), "wave": WaveformDistance}
 
 
 def noise(*shape, seed=0):
@@ -55,7 +56,7 @@ def sub_bands(audio):
 def naive(kind, decoded, target):
     """(sums over items of norms of the differences, of the true norms, mean log distance) of clips, at each scale."""
     scales = []
-    for sizes in {"full": FULL, "sub": SUB}[kind]:
+    for sizes in SIZES[kind]:
         split = sub_bands if kind == "sub" else lambda audio: [audio]
         differences, norms, logarithms = 0.0, 0.0, []
         for one, other in zip(decoded, target, strict=True):
@@ -139,17 +140,36 @@ def test_a_gain_is_known(kind, gain):
     """Every magnitude is that much larger, wherever none is at its least."""
     target = noise(2, 16_000)
     mean = KINDS[kind]()(target * gain, target)
-    *convergences, logarithm = (mean.total / mean.count).view(-1, 3).sum(dim=1) if kind != "mel" else [mean.value()]
-    assert float(logarithm) == pytest.approx(math.log(2), rel=1e-3)
+    if kind in SIZES:
+        *convergences, logarithm = (mean.total / mean.count).view(-1, 3).sum(dim=1)
+    else:
+        convergences, logarithm = ([mean.value()], None) if kind == "wave" else ([], mean.value())
+    if logarithm is not None:
+        assert float(logarithm) == pytest.approx(math.log(2), rel=1e-3)
     for convergence in convergences:
         assert float(convergence) == pytest.approx(abs(gain - 1), rel=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["full", "sub"])
+@pytest.mark.parametrize("kind", ["full", "sub", "wave"])
 def test_silence_for_sound_is_as_far_as_the_sound(kind):
     target = noise(2, 8000)
     mean = KINDS[kind]()(torch.zeros_like(target), target)
     assert (mean.total / mean.count)[:3].sum().item() == pytest.approx(1, rel=0.01)
+
+
+def test_only_the_waveform_knows_phase():
+    """Of a delay of half a period, which no ear notices, samples tell twice what silence would."""
+    tone = 0.1 * torch.sin(2 * math.pi * 200 / RATE * torch.arange(8080))
+    target, late = tone[None, :8000], tone[None, 40:8040]
+    assert WaveformDistance()(late, target).value().item() == pytest.approx(2, rel=1e-3)
+    spectral = FullBandStft()(late, target)
+    assert (spectral.total / spectral.count)[:3].sum().item() < 0.1
+
+
+def test_waveforms_by_hand():
+    decoded, target = torch.tensor([[3.0, 0, 9], [1, 1, 1]]), torch.tensor([[0.0, 4, 9], [1, 1, 4]])
+    mean = WaveformDistance()(decoded, target, torch.tensor([2, 3]))
+    assert mean.value().item() == pytest.approx((5 + 3) / (4 + 18**0.5))
 
 
 @pytest.mark.parametrize("kind", ["full", "sub"])

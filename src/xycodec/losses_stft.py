@@ -1,4 +1,5 @@
-"""Distances between spectrograms that X-Codec is trained with (spec/x_codec section 7).
+"""Distances between decoded and true audio that X-Codec is trained with, but for one between spectrograms (spec/x_codec
+section 7).
 
 Each is a `Mean` that is still open. An item counts as it would alone: what lies past its length is never read, and
 its end is reflected where it is, however far the batch is padded.
@@ -78,6 +79,22 @@ class LogMelDistance(nn.Module):
     def _log_mel(self, audio: Tensor, lengths: Tensor) -> Tensor:
         mel: Tensor = self.spectrogram(audio, lengths) @ self.filters
         return mel.clamp_min(self.floor).log()
+
+
+class WaveformDistance(nn.Module):
+    """The norm of the difference of an item's samples over that of the true ones ([choice]: not in the paper).
+
+    It alone knows phase, without which a decoder that has just begun makes noise of the right spectrum: it whispers. Of
+    several items it is the ratio of the sums of norms.
+    """
+
+    def forward(self, decoded: Tensor, target: Tensor, lengths: Tensor | None = None) -> Mean:
+        """Distance of (B, T) to (B, T) over `lengths` (B,) samples of each item, all without; float32, 1 entry."""
+        with torch.autocast(decoded.device.type, enabled=False):
+            past = torch.arange(target.shape[1], device=target.device) >= _lengths_of(target, lengths)[:, None]
+            decoded, target = (audio.float().masked_fill(past, 0) for audio in (decoded, target))
+            difference, size = (torch.linalg.vector_norm(x, dim=1) for x in (decoded - target, target))
+            return Mean(difference.sum()[None], size.sum()[None])
 
 
 def _average(scales: nn.ModuleList, decoded: Tensor, target: Tensor, lengths: Tensor) -> Mean:

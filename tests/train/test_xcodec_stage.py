@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from xycodec.config import XCODEC_CONFIGS, CodebooksConfig, SelfSupervisedConfig
 from xycodec.distributed import all_reduce_, world_size
 from xycodec.errors import CheckpointError, ConfigError
-from xycodec.losses_stft import FullBandStft, LogMelDistance, SubBandStft
+from xycodec.losses_stft import FullBandStft, LogMelDistance, SubBandStft, WaveformDistance
 from xycodec.pretrained import load_codec, random_codec, read_checkpoint, save_codec
 from xycodec.recipe import XCodecOptimizerConfig
 from xycodec.recipe_file import load_recipe
@@ -99,10 +99,11 @@ def test_the_loss_is_the_weighted_sum():
     (values,) = run(stage_of(), 1)
     assert set(values) == {*weights, "discriminator", "loss", "grad_norm", "discriminator_grad_norm"}
     assert values["loss"] == pytest.approx(sum(weight * values[name] for name, weight in weights.items()))
-    (values,) = run(stage_of(loss={"mel": 45, "stft": 0, "feature": 0, "adversarial": 0, "semantic": 0}), 1)
+    weights = {"mel": 45, "waveform": 130, "subband_stft": 1, "commitment": 1}
+    (values,) = run(stage_of(loss={**weights, "stft": 0, "feature": 0, "adversarial": 0, "semantic": 0}), 1)
     # Discriminators that nobody asks learn nothing.
-    assert set(values) == {"mel", "subband_stft", "commitment", "loss", "grad_norm"}
-    assert values["loss"] == pytest.approx(45 * values["mel"] + values["subband_stft"] + values["commitment"])
+    assert set(values) == {*weights, "loss", "grad_norm"}
+    assert values["loss"] == pytest.approx(sum(weight * values[name] for name, weight in weights.items()))
 
 
 @pytest.mark.parametrize("left", ["commitment", "semantic", "stft"])
@@ -110,7 +111,7 @@ def test_a_loss_alone_reaches_what_it_should(left):
     """Of the generator's parameters; STFT losses reach the decoder and, straight through, what made the latents."""
     weights = dict.fromkeys(("adversarial", "feature", "stft", "subband_stft", "commitment", "semantic"), 0)
     stage = stage_of(n_q=[3])
-    stage.weights = weights | {left: 1.0, "mel": 0}
+    stage.weights = weights | {left: 1.0, "mel": 0, "waveform": 0}
     found = set()
 
     def look(step):
@@ -245,6 +246,7 @@ def test_what_is_measured_is_what_the_codec_gives():
         semantic = F.mse_loss(codec.decode_semantic(quantized), codec.semantic_features(audio))
     torch.testing.assert_close(measured.audio, decoded, atol=1e-5, rtol=0)
     expected = {"stft": FullBandStft(), "subband_stft": SubBandStft(), "mel": LogMelDistance(16_000)}
+    expected["waveform"] = WaveformDistance()
     expected = {name: float(distance(decoded, audio).value()) for name, distance in expected.items()}
     expected["semantic"] = float(semantic)
     got = {name: float(mean.value()) for name, mean in measured.means.items()}
@@ -446,6 +448,16 @@ def test_a_scaled_start_keeps_the_size_of_speech(semantic):
     assert spreads["plain"][0] < 0.1
 
 
+@torch.no_grad()
+def test_a_scaled_start_keeps_the_halves_apart():
+    """What either decoder reads is its own half, as it went in."""
+    codec = build(recipe_of(model=model(), start="scaled"))[0].codec
+    acoustic, semantic = torch.randn(2, 30, codec.config.acoustic_dim), torch.randn(2, 30, 20)
+    latents = codec.fusion(torch.cat([acoustic, semantic], dim=-1))
+    torch.testing.assert_close(codec.acoustic_proj(latents), acoustic)
+    torch.testing.assert_close(codec.semantic_proj(latents), semantic)
+
+
 # ---- where the semantic model comes from -----------------------------------------------------------
 
 
@@ -543,7 +555,8 @@ def test_the_files_in_configs():
     assert (train.optimizer.lr, train.optimizer.betas, train.optimizer.eps) == (2e-4, (0.8, 0.99), 1e-6)
     assert (train.optimizer.clip, train.optimizer.weight_decay, train.discriminators.channels) == (2, 0.01, 512)
     assert train.loss.model_dump() == {
-        "adversarial": 1, "feature": 20, "stft": 1, "subband_stft": 1, "mel": 0, "commitment": 1, "semantic": 100,
+        "adversarial": 1, "feature": 20, "stft": 1, "subband_stft": 1, "mel": 0, "waveform": 0, "commitment": 1,
+        "semantic": 100,
     }  # fmt: skip
     # Crops are multiples of 1280 samples, and nothing is added to them.
     assert round(train.data.clip_seconds * 16_000) % 1280 == 0

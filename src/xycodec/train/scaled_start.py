@@ -3,6 +3,9 @@
 With torch's own start, biases are ten times as large as speech, and every strided convolution takes away a part of what
 is left: the latents of a mini model varied by 0.007 from frame to frame, the semantic ones by 3. After 500 steps they
 still did, and all was decoded from the semantic half.
+
+It starts nearly linear, too: a linear map to fewer numbers and back is soon learned, and is a rough waveform already. A
+mini autoencoder of two-second crops had a STOI of 0.71 after 100 steps so, 0.53 with Snakes and branches at full size.
 """
 
 from math import sqrt
@@ -12,10 +15,11 @@ from torch import nn
 
 from xycodec.models.xcodec import XCodec
 from xycodec.nn.convolution import UpConv1d
-from xycodec.nn.dac import ResidualUnit
+from xycodec.nn.dac import ResidualUnit, Snake
 
 LEVEL = 0.1  # of speech, about
-BRANCH = 0.3  # of a residual unit's branch to what goes past it: twelve units then add up to no more than double
+BRANCH = 0.1  # of a residual unit's branch to what goes past it
+BEND = 0.1  # of Snake: its alpha, which is 1 elsewhere
 
 
 @torch.no_grad()
@@ -26,9 +30,18 @@ def start_scaled(codec: XCodec) -> None:
         for module in half.modules():
             if isinstance(module, nn.Conv1d | UpConv1d):
                 _draw(module, BRANCH if module in branches else 1.0)
+            elif isinstance(module, Snake):
+                module.alpha.fill_(BEND)
     if codec.config.semantic:
-        for joint in (codec.fusion, codec.acoustic_proj):
-            joint.weight.normal_(std=joint.in_features**-0.5)
+        # Either half on its own way: mixed at random, the semantic one would be noise to the acoustic decoder.
+        every = torch.eye(codec.config.latent_dim)
+        mine = codec.config.acoustic_dim
+        for joint, rows in (
+            (codec.fusion, every),
+            (codec.acoustic_proj, every[:mine]),
+            (codec.semantic_proj, every[mine:]),
+        ):
+            joint.weight.copy_(rows)
             joint.bias.zero_()
     _draw(codec.acoustic_encoder.stem, 1 / LEVEL)
     _draw(codec.acoustic_decoder.head, LEVEL / 2)

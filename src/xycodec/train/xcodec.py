@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from xycodec.data.batch import Batch
 from xycodec.data.clip import INPUT_RATE
 from xycodec.losses import plain_feature_matching, semantic_distance
-from xycodec.losses_stft import FullBandStft, LogMelDistance, SubBandStft
+from xycodec.losses_stft import FullBandStft, LogMelDistance, SubBandStft, WaveformDistance
 from xycodec.models.xcodec import XCodec
 from xycodec.nn.frequency_discriminator import MultiFrequencyDiscriminator
 from xycodec.nn.mean import Mean
@@ -84,7 +84,12 @@ class XCodecStage(AdversarialStage[XCodec]):
         self.config, self.seed, self.n_q = recipe.model, recipe.seed, recipe.n_q
         self.quantize_from = recipe.quantize_from
         super().__init__(recipe, engine, generator, generator.codec, discriminators, plain_feature_matching)
-        distances = {"stft": FullBandStft(), "subband_stft": SubBandStft(), "mel": LogMelDistance(INPUT_RATE)}
+        distances = {
+            "stft": FullBandStft(),
+            "subband_stft": SubBandStft(),
+            "mel": LogMelDistance(INPUT_RATE),
+            "waveform": WaveformDistance(),
+        }
         self.distances = {name: distance.to(engine.device) for name, distance in distances.items()}
         self.measured = self.generator
         if self.average is not None:
