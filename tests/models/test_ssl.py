@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 import reference
 from xycodec.errors import CheckpointError
-from xycodec.models.ssl import SelfSupervisedModel
+from xycodec.models.ssl import NormedConvolution, SelfSupervisedModel
 
 SMALL = {"d_model": 24, "layers": 3, "heads": 2, "ffn_dim": 32, "conv_dim": 8, "position_kernel": 16,
          "position_groups": 4}  # fmt: skip
@@ -42,6 +42,35 @@ def test_features_are_the_mean_of_all_states(model, samples):
     assert len(caught) == 4
     assert features.shape == (2, (samples + 240) // 320, 24)
     torch.testing.assert_close(features, sum(caught) / 4)
+
+
+@pytest.mark.parametrize("samples", [400, 1000, 9000])
+@pytest.mark.parametrize("offset", [0.0, 0.5])
+def test_the_first_norm_is_the_norm_of_the_convolution(threads, model, samples, offset):
+    first = model.model.feature_extractor.conv_layers[0]
+    audio = 0.1 * torch.randn(2, 1, samples) + offset
+    exact = first.conv.weight.double(), first.layer_norm.weight.double(), first.layer_norm.bias.double()
+    mapped = F.conv1d(audio.double(), exact[0], stride=5)
+    expected = F.gelu(F.group_norm(mapped, len(exact[0]), *exact[1:])).float()
+    threads(1)
+    got = first(audio)
+    torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-4)
+    for count in (2, 4):
+        threads(count)
+        assert torch.equal(first(audio), got), count
+    assert torch.equal(first(audio[1:]), got[1:])
+
+
+def test_the_first_norm_of_silence(model):
+    first = model.model.feature_extractor.conv_layers[0]
+    expected = F.gelu(first.layer_norm.bias)[:, None].expand(-1, 79)
+    torch.testing.assert_close(first(torch.zeros(1, 1, 400))[0], expected)
+
+
+def test_other_norms_stay_what_they_are():
+    model = SelfSupervisedModel(kind="hubert", feat_extract_norm="layer", **SMALL)
+    assert not isinstance(model.model.feature_extractor.conv_layers[0], NormedConvolution)
+    assert model(torch.randn(1, 400)).shape == (1, 2, 24)
 
 
 def test_it_stays_in_eval_mode_and_frozen(model):

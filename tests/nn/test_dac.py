@@ -6,8 +6,7 @@ import torch
 from torch.nn.utils import parametrize
 
 import reference
-from xycodec.nn import dac
-from xycodec.nn.dac import DacDecoder, DacEncoder, ResidualUnits, Snake, _Snake
+from xycodec.nn.dac import DacDecoder, DacEncoder, Snake, _Snake
 
 STRIDES = (8, 5, 4, 2)
 
@@ -126,18 +125,21 @@ def test_a_channel_of_alpha_zero_passes_unchanged():
     assert not torch.equal(module(x)[:, 0], x[:, 0])
 
 
-# parts of a clip, and what learns
+# threads, and what learns
 
 
-@pytest.mark.parametrize("samples", [1, 7, 100, 101, 333])
-def test_parts_are_the_whole(monkeypatch, samples):
-    units = make(ResidualUnits(6))
-    x = torch.randn(2, 6, samples)
-    whole = units(x)
-    torch.testing.assert_close(folded(units)(x), whole)
-    for part in (2, 50, 100):
-        monkeypatch.setattr(dac, "PART", part)
-        torch.testing.assert_close(units(x), whole, atol=1e-5, rtol=1e-5)
+@pytest.mark.parametrize("size", [{"width": 64, "output_dim": 256}, {"width": 1024, "input_dim": 256}])
+@pytest.mark.parametrize("frames", [1, 3, 11])
+def test_threads_and_other_items_do_not_matter(threads, size, frames):
+    kind, shape = (DacEncoder, (1, 320 * frames)) if "output_dim" in size else (DacDecoder, (256, frames))
+    part = folded(make(kind(strides=STRIDES, **size)))
+    x = torch.randn(2, *shape)
+    threads(1)
+    expected = part(x)
+    assert torch.equal(part(x[1:]), expected[1:])
+    for count in (2, 4):
+        threads(count)
+        assert torch.equal(part(x), expected), count
 
 
 @pytest.mark.parametrize("part", [DacEncoder(width=4, strides=(4, 2), output_dim=8),

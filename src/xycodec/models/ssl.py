@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from xycodec.models.transformers_codec import transformers_library
-from xycodec.nn.linear import Linear
+from xycodec.nn.linear import Linear, gelu
 from xycodec.nn.mel import LogMel
 from xycodec.nn.whisper import WhisperEncoder
 
@@ -75,6 +75,48 @@ class FrozenModel(nn.Module):
         return super().train(False)
 
 
+class Gelu(nn.Module):
+    """In place: nothing else reads what a HuBERT or a WavLM activates."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape."""
+        return gelu(x)
+
+
+class NormedConvolution(nn.Module):
+    """The first convolution of the audio with the norm of its channels over time and the activation behind it.
+
+    Mean and variance of a channel follow from those of the audio's patches, so that the norm takes no pass of its own
+    over what is the largest map of the model. Without a bias, which such a norm takes out.
+    """
+
+    conv: nn.Conv1d
+    layer_norm: nn.GroupNorm
+    activation: nn.Module
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """(B, 1, T) -> (B, C, L)."""
+        if audio.device.type != "cpu" or torch.is_autocast_enabled("cpu") or audio.dtype != torch.float32:
+            out: Tensor = self.activation(self.layer_norm(self.conv(audio)))
+            return out
+        return torch.stack([gelu(self._normed(item)) for item in audio[:, 0]])
+
+    def _normed(self, audio: Tensor) -> Tensor:
+        taps = self.conv.kernel_size[0]
+        patches = audio.unfold(0, taps, self.conv.stride[0]).t()
+        frames = patches.shape[1]
+        patches = torch.cat([patches, patches.new_ones(1, frames)])
+        # Sums of 512 terms each, which threads do not divide.
+        blocks = F.pad(patches, (0, -frames % 512)).double().view(taps + 1, -1, 512).transpose(0, 1)
+        moments = (blocks @ blocks.mT).sum(dim=0) / frames
+        mean = moments[:taps, taps]
+        weight = self.conv.weight[:, 0].double()
+        variance = ((weight @ (moments[:taps, :taps] - mean.outer(mean))) * weight).sum(dim=1)
+        scale = self.layer_norm.weight / (variance.clamp(min=0.0) + self.layer_norm.eps).sqrt()
+        shift = self.layer_norm.bias - weight @ mean * scale
+        return torch.cat([weight * scale[:, None], shift[:, None]], dim=1).float() @ patches
+
+
 class SelfSupervisedModel(FrozenModel):
     """Audio to the mean of all hidden states of a HuBERT or a WavLM.
 
@@ -83,10 +125,16 @@ class SelfSupervisedModel(FrozenModel):
 
     def __init__(self, **sizes: Any) -> None:
         super().__init__()
+        library: Any = transformers_library()
         self.model = transformers_model(**sizes)
         for module in self.model.modules():
             if type(module) is nn.Linear:
                 module.__class__ = Linear  # the same weights, by products that threads do not matter to
+            elif type(module) is library.activations.GELUActivation:
+                module.__class__ = Gelu
+        first = self.model.get_submodule("feature_extractor.conv_layers.0")
+        if isinstance(first.layer_norm, nn.GroupNorm):
+            first.__class__ = NormedConvolution
         self.requires_grad_(False).eval()
 
     def fold_weight_norm(self) -> None:

@@ -2,8 +2,8 @@
 
 oneDNN divides the sums of a convolution over few frames by the number of threads. Here every tap is a matrix product
 whose columns are the frames. MKL leaves such sums whole while they have 512 terms at most and there are two columns or
-more, measured bit for bit on an Intel Xeon. It is as fast while a map lies in a core's cache (a caller may cut long
-ones, `product` takes a part), and faster for transposed convolutions. Large strided ones are faster by oneDNN and stay.
+more, measured bit for bit on an Intel Xeon. It is as fast while a map lies in a core's cache, and faster for transposed
+convolutions. Large strided ones are faster by oneDNN and stay. `xycodec.nn.rows` is for whole stacks of layers.
 
 What learns, is in another precision or lies on another device goes through torch's own convolutions.
 """
@@ -42,11 +42,11 @@ class Conv1d(nn.Conv1d):
         return torch.stack([self.product(item) for item in padded])[..., :frames]
 
     def product(self, x: Tensor) -> Tensor:
-        """One item, or a part of one, that already has its padding (C, T) -> (O, L), L >= 2."""
+        """One item that already has its padding (C, T) -> (O, L), L >= 2."""
         taps, stride, dilation = self.kernel_size[0], self.stride[0], self.dilation[0]
         reach = dilation * (taps - 1)
         frames = (x.shape[1] - reach - 1) // stride + 1
-        weight = _laid_out(self, (2, 0, 1))
+        weight = laid_out(self, (2, 0, 1))
         if self.in_channels == 1:
             # Few terms: all taps at once, of a copy of the samples for each.
             out = weight[..., 0].t() @ x[0].as_strided((taps, frames), (dilation, stride)).contiguous()
@@ -84,7 +84,7 @@ class PointwiseConv(nn.Conv1d):
         return torch.stack([self.product_onto(*item) for item in zip(residual, x, strict=True)])[..., :frames]
 
     def product_onto(self, residual: Tensor, x: Tensor) -> Tensor:
-        """The same for one item or a part of one, residual (O, T) and x (C, T), T >= 2."""
+        """The same for one item, residual (O, T) and x (C, T), T >= 2."""
         out = residual.clone() if self.bias is None else residual + self.bias[:, None]
         _add_product(self.weight[..., 0], x, out)
         return out
@@ -104,7 +104,7 @@ class UpConv1d(nn.ConvTranspose1d):
         stride, padding = self.stride[0], int(self.padding[0])
         frames = x.shape[2] + 1
         # What a frame adds to its own stride, and to the next one.
-        own, late = _laid_out(self, (2, 1, 0)).view(2, -1, self.in_channels)
+        own, late = laid_out(self, (2, 1, 0)).view(2, -1, self.in_channels)
         columns = x.new_empty(stride * self.out_channels, frames)
         out = x.new_empty(len(x), self.out_channels, frames, stride)
         for item, row in zip(F.pad(x, (1, 1)), out, strict=True):
@@ -116,7 +116,7 @@ class UpConv1d(nn.ConvTranspose1d):
         return out.flatten(2)[..., padding : padding + stride * x.shape[2]]
 
 
-def _laid_out(conv: nn.Conv1d | nn.ConvTranspose1d, order: tuple[int, int, int]) -> Tensor:
+def laid_out(conv: nn.Conv1d | nn.ConvTranspose1d, order: tuple[int, int, int]) -> Tensor:
     """The weight with its axes in `order`, one after the other in memory; frozen weights are rearranged once."""
     weight = conv.weight
     laid_out = weight.permute(order).contiguous()

@@ -7,14 +7,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 from xycodec.nn.convolution import Conv1d, PointwiseConv, UpConv1d, by_products
+from xycodec.nn.residual_filter import EPSILON, ResidualFilter, UnitWeights, filtered
+from xycodec.nn.rows import convolved, upsampled
 
 DILATIONS = (1, 3, 9)
-PART = 8192  # frames of a map that are computed at a time: what a core's cache holds
-EPSILON = 1e-9  # a channel whose alpha reaches 0 stays finite
 
 
 class Snake(nn.Module):
@@ -31,11 +30,15 @@ class Snake(nn.Module):
             return out
         return _snake(x, self.alpha[0])
 
+    def rows(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """(T, C) -> (T, C), in `out` if it is given."""
+        return _snake(x, self.alpha[0, :, 0], out)
 
-def _snake(x: Tensor, alpha: Tensor) -> Tensor:
+
+def _snake(x: Tensor, alpha: Tensor, out: Tensor | None = None) -> Tensor:
     # In place, since fresh memory costs more than the arithmetic.
     sine = (alpha * x).sin_()
-    return torch.addcmul(x, (alpha + EPSILON).reciprocal(), sine.square_(), out=sine)
+    return torch.addcmul(x, (alpha + EPSILON).reciprocal(), sine.square_(), out=sine if out is None else out)
 
 
 class _Snake(torch.autograd.Function):
@@ -71,24 +74,25 @@ class ResidualUnit(nn.Module):
 
     def __init__(self, channels: int, dilation: int) -> None:
         super().__init__()
-        self.reach = 3 * dilation
+        self.dilation = dilation
         self.snake1 = Snake(channels)
-        self.conv1 = weight_norm(Conv1d(channels, channels, 7, dilation=dilation, padding=self.reach))
+        self.conv1 = weight_norm(Conv1d(channels, channels, 7, dilation=dilation, padding=3 * dilation))
         self.snake2 = Snake(channels)
         self.conv2 = weight_norm(PointwiseConv(channels, channels))
+        self._filter: ResidualFilter | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, T) -> (B, C, T)."""
         out: Tensor = self.conv2.onto(x, self.snake2(self.conv1(self.snake1(x))))
         return out
 
-    def part(self, x: Tensor, *, begins: bool, ends: bool) -> Tensor:
-        """A part of one item (C, T), which lacks `reach` frames afterwards on either side that is not the item's."""
-        left, right = self.reach * begins, self.reach * ends
-        hidden = self.conv1.product(F.pad(self.snake1(x), (left, right)))
-        residual = x[:, self.reach - left : x.shape[1] - self.reach + right]
-        out: Tensor = self.conv2.product_onto(residual, self.snake2(hidden))
-        return out
+    def filter(self) -> ResidualFilter:
+        """The same for inference on a CPU, made anew where weights change or may be about to."""
+        first, second = (self.snake1.alpha, self.conv1), (self.snake2.alpha, self.conv2)
+        weights = UnitWeights(*(w for alpha, conv in (first, second) for w in (alpha, conv.weight, conv.bias)))
+        if self._filter is None or not self._filter.made_of(weights):
+            self._filter = ResidualFilter(weights, self.dilation)
+        return self._filter
 
 
 class ResidualUnits(nn.ModuleList):
@@ -99,28 +103,19 @@ class ResidualUnits(nn.ModuleList):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, T) -> (B, C, T)."""
-        units = cast(list[ResidualUnit], list(self))
-        if x.shape[2] > PART and by_products(units[0].conv1, x):
-            out = torch.empty_like(x)
-            for item, row in zip(x, out, strict=True):
-                _in_parts(units, item, row)
-            return out
-        for unit in units:
+        for unit in self:
             x = unit(x)
         return x
 
+    def rows(self, x: Tensor, snake: Snake) -> Tensor:
+        """The units and the snake behind them, (T, C) -> (T, C)."""
+        return filtered([unit.filter() for unit in cast(list[ResidualUnit], list(self))], x, snake.rows)
 
-def _in_parts(units: Sequence[ResidualUnit], x: Tensor, out: Tensor) -> None:
-    """(C, T) -> `out` (C, T)."""
-    frames, reach = x.shape[1], sum(unit.reach for unit in units)
-    for first in range(0, frames, PART):
-        last = min(first + PART, frames)
-        low, high = max(0, first - reach), min(frames, last + reach)
-        part = x[:, low:high]
-        for unit in units:
-            part = unit.part(part, begins=low == 0, ends=high == frames)
-        begin = first if low == 0 else 0
-        out[:, first:last] = part[:, begin : begin + last - first]
+
+def _by_rows(module: nn.Module, x: Tensor) -> bool:
+    """Whether a module computes x (B, C, T) one item after the other with frames in rows."""
+    learns = torch.is_grad_enabled() and any(weight.requires_grad for weight in module.parameters())
+    return not learns and by_products(cast(Conv1d, module.stem), x)
 
 
 class DacEncoder(nn.Module):
@@ -142,11 +137,19 @@ class DacEncoder(nn.Module):
 
     def forward(self, audio: Tensor) -> Tensor:
         """(B, 1, T) -> (B, output_dim, num_frames(T))."""
+        if _by_rows(self, audio):
+            return torch.stack([self._rows(item.t()) for item in audio]).transpose(1, 2)
         x = self.stem(audio)
         for block in self.blocks:
             x = block(x)
         latents: Tensor = self.head(self.snake(x))
         return latents
+
+    def _rows(self, audio: Tensor) -> Tensor:
+        x = convolved(self.stem, audio)
+        for block in cast(list[_EncoderBlock], list(self.blocks)):
+            x = block.rows(x)
+        return convolved(self.head, self.snake.rows(x))
 
 
 class DacDecoder(nn.Module):
@@ -164,11 +167,21 @@ class DacDecoder(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """(B, input_dim, L) -> (B, 1, L * product of the strides), exactly."""
+        if _by_rows(self, latents):
+            return torch.stack([self._rows(item.t()) for item in latents]).transpose(1, 2)
         x = self.stem(latents)
         for block in self.blocks:
             x = block(x)
         audio: Tensor = self.head(self.snake(x))
         return audio
+
+    def _rows(self, latents: Tensor) -> Tensor:
+        blocks = cast(list[_DecoderBlock], list(self.blocks))
+        snakes = [*(block.snake for block in blocks), self.snake]
+        x = snakes[0].rows(convolved(self.stem, latents))
+        for block, snake in zip(blocks, snakes[1:], strict=True):
+            x = block.units.rows(upsampled(block.conv, x), snake)
+        return convolved(self.head, x)
 
 
 class _EncoderBlock(nn.Module):
@@ -181,6 +194,9 @@ class _EncoderBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         latents: Tensor = self.conv(self.snake(self.units(x)))
         return latents
+
+    def rows(self, x: Tensor) -> Tensor:
+        return convolved(self.conv, self.units.rows(x, self.snake))
 
 
 class _DecoderBlock(nn.Module):

@@ -23,14 +23,19 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.linear(x, weight, bias)
     flat = x.reshape(-1, x.shape[-1])
     rows = flat.shape[0]
-    missing = max(_FEWEST - rows, -rows % _ROWS)
+    missing = whole_rows(rows) - rows
     if missing:
-        flat = F.pad(flat, (0, 0, 0, missing))
+        flat = torch.cat([flat, flat.new_zeros(missing, flat.shape[1])])
     first, *others = pieces(flat.shape[1])
     out = F.linear(flat[:, first], weight[:, first], bias)
     for piece in others:
         out.addmm_(flat[:, piece], weight[:, piece].t())
     return out[:rows].view(*x.shape[:-1], weight.shape[0])
+
+
+def whole_rows(rows: int) -> int:
+    """As many rows or a few more, in which none depends on the number of threads."""
+    return max(_FEWEST, -(-rows // _ROWS) * _ROWS)
 
 
 @cache
