@@ -13,7 +13,7 @@ import xycodec
 PACKAGE = Path(xycodec.__file__).parent
 LEVELS = [
     {"errors"},
-    {"config", "recipe", "recipe_run", "recipe_file", "weights", "registry"}
+    {"config", "recipe", "recipe_run", "recipe_file", "weights", "checkpoint_file", "registry"}
     | {"audio", "bitstream", "distributed", "hub", "folders"},
     {"nn", "data"},
     {"models", "losses", "losses_stft", "convert", "convert_xcodec"},
@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "hub": {"errors"},
     "folders": {"errors"},
     "weights": {"errors"},
+    "checkpoint_file": {"weights", "errors"},
     "registry": set(),
     "nn": {"nn", "distributed", "errors"},
     "data": {"data", "audio", "folders", "config", "recipe_run", "errors"},
@@ -46,7 +47,8 @@ MAY_IMPORT = {
     "convert": {"config", "nn", "errors"},
     "convert_xcodec": {"convert", "config", "errors"},
     "models": {"models", "nn", "config", "recipe", "convert", "hub", "errors"},
-    "pretrained": {"models", "convert", "convert_xcodec", "config", "hub", "folders", "weights", "registry", "errors"},
+    "pretrained": {"models", "convert", "convert_xcodec", "config", "hub", "folders", "weights", "registry", "errors"}
+    | {"checkpoint_file"},
     "baselines": {"pretrained", "registry", "models", "errors"},
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

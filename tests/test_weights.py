@@ -10,10 +10,11 @@ from tests.reference import randomise
 from tests.training import batch, clip, posttraining, pretraining, save_lm, seeded, tiny_model
 from typer.testing import CliRunner
 
+from xycodec.checkpoint_file import read_checkpoint
 from xycodec.cli import app
 from xycodec.errors import CheckpointError
 from xycodec.models.xy_tokenizer import XYTokenizer
-from xycodec.pretrained import load_codec, random_codec, read_checkpoint, save_codec
+from xycodec.pretrained import load_codec, random_codec, save_codec
 from xycodec.train import posttrain, pretrain
 from xycodec.train.checkpoint import RunState, network_state, save_state
 from xycodec.train.engine import Engine

@@ -9,9 +9,10 @@ from tests.reference import randomise
 from tests.training import NoLooking, batch, clip, posttraining, pretraining, save_lm, seeded, tiny_model
 from tests.training_runs import names, post_settings, settings, write_corpus, write_recipe
 
+from xycodec.checkpoint_file import AVERAGE, read_checkpoint
 from xycodec.errors import CheckpointError, ConfigError
 from xycodec.models.xy_tokenizer import XYTokenizer
-from xycodec.pretrained import AVERAGE, load_codec, random_codec, read_checkpoint, save_codec
+from xycodec.pretrained import load_codec, random_codec, save_codec
 from xycodec.recipe_file import load_recipe
 from xycodec.recipe_run import EngineConfig
 from xycodec.train.average import WeightAverage, decay_of

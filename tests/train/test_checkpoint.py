@@ -24,8 +24,9 @@ from tests.training_runs import (
 from torch import nn
 
 from xycodec.bitstream import CodecFile
+from xycodec.checkpoint_file import read_checkpoint
 from xycodec.errors import CheckpointError
-from xycodec.pretrained import load_codec, read_checkpoint
+from xycodec.pretrained import load_codec
 from xycodec.recipe_file import load_recipe
 from xycodec.train.checkpoint import BEST, RunState, checkpoints, load_network, load_state, save_state
 from xycodec.train.engine import Engine

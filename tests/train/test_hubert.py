@@ -14,6 +14,7 @@ from tests.training import RATE, recipe, seeded, two_processes
 from tests.training_runs import assert_same_lines, lines_of, settings, write_corpus, write_recipe, xycodec
 from torch.nn import functional as F
 
+from xycodec.checkpoint_file import read_checkpoint
 from xycodec.config import SelfSupervisedConfig
 from xycodec.data.batch import Position, collate
 from xycodec.data.clip import Clip
@@ -21,7 +22,7 @@ from xycodec.data.manifest import import_manifest
 from xycodec.data.sources import open_source
 from xycodec.data.targets import NO_LABEL, with_targets
 from xycodec.errors import CheckpointError, ConfigError
-from xycodec.pretrained import load_codec, read_checkpoint
+from xycodec.pretrained import load_codec
 from xycodec.recipe import HubertOptimizerConfig, SpanMaskingConfig
 from xycodec.recipe_file import load_recipe
 from xycodec.recipe_run import SourceConfig, ValidationConfig

@@ -12,12 +12,13 @@ from tests.reference import TINY
 from tests.training import batch, clip, pretraining, recipe, seeded, tiny_model, two_processes
 from tests.training_runs import assert_same_lines, lines_of, settings, write_corpus, write_recipe
 
+from xycodec.checkpoint_file import read_checkpoint
 from xycodec.config import TowerConfig
 from xycodec.data.manifest import import_manifest
 from xycodec.data.sources import open_sources
 from xycodec.errors import CheckpointError, ConfigError
 from xycodec.models.recogniser import rows_needed, rows_of
-from xycodec.pretrained import load_codec, read_checkpoint
+from xycodec.pretrained import load_codec
 from xycodec.recipe import MaskingConfig
 from xycodec.recipe_file import load_recipe
 from xycodec.recipe_run import SourceConfig, ValidationConfig

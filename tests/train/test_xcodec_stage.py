@@ -10,11 +10,12 @@ from tests.training import NoLooking, batch, clip, recipe, seeded, two_processes
 from tests.training_runs import assert_same_lines, lines_of, settings, write_corpus, write_recipe, xycodec
 from torch.nn import functional as F
 
+from xycodec.checkpoint_file import read_checkpoint
 from xycodec.config import XCODEC_CONFIGS, CodebooksConfig, SelfSupervisedConfig
 from xycodec.distributed import all_reduce_, world_size
 from xycodec.errors import CheckpointError, ConfigError
 from xycodec.losses_stft import FullBandStft, LogMelDistance, SubBandStft, WaveformDistance
-from xycodec.pretrained import load_codec, random_codec, read_checkpoint, save_codec
+from xycodec.pretrained import load_codec, random_codec, save_codec
 from xycodec.recipe import XCodecOptimizerConfig
 from xycodec.recipe_file import load_recipe
 from xycodec.recipe_run import ValidationConfig

@@ -7,12 +7,12 @@ from typing import Generic
 import torch
 from torch import Tensor, nn
 
+from xycodec.checkpoint_file import AVERAGE
 from xycodec.data.batch import Batch
 from xycodec.errors import ConfigError
 from xycodec.losses import adversarial_loss, discriminator_loss
 from xycodec.nn.discriminators import DiscriminatorOutput
 from xycodec.nn.mean import Mean
-from xycodec.pretrained import AVERAGE
 from xycodec.recipe import PosttrainRecipe, XCodecRecipe
 from xycodec.train.average import CodecT, WeightAverage
 from xycodec.train.engine import Engine, plain

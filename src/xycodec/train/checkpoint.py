@@ -19,8 +19,8 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.optim import Optimizer
 
 from xycodec.audio import atomic_path
+from xycodec.checkpoint_file import CHECKPOINT_FORMAT, CHECKPOINTS, read_checkpoint
 from xycodec.errors import CheckpointError
-from xycodec.pretrained import CHECKPOINT_FORMAT, CHECKPOINTS, read_checkpoint
 
 BEST = "best.pt"
 

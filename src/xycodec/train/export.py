@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
+from xycodec.checkpoint_file import EXPORT_FILE, EXPORT_STEM, read_checkpoint
 from xycodec.errors import CheckpointError
 from xycodec.folders import new_folder
 from xycodec.models.ssl import transformers_model
 from xycodec.models.transformers_codec import transformers_library
-from xycodec.pretrained import EXPORT_FILE, EXPORT_STEM, read_checkpoint
 from xycodec.train.initialise import find_checkpoint, find_hubert
 from xycodec.weights import MB, save_tensors, stored
 

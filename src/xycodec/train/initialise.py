@@ -6,18 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from xycodec.checkpoint_file import EXPORT_FILE, is_checkpoint, read_checkpoint, read_codec_checkpoint, trained_weights
 from xycodec.config import RecogniserConfig, SelfSupervisedConfig, parse_config
 from xycodec.errors import CheckpointError
 from xycodec.models.whisper_init import FoundTower, find_whisper
 from xycodec.models.xy_tokenizer import RAISE, XYTokenizer
-from xycodec.pretrained import (
-    EXPORT_FILE,
-    is_checkpoint,
-    load_xy_tokenizer,
-    read_checkpoint,
-    read_codec_checkpoint,
-    trained_weights,
-)
+from xycodec.pretrained import load_xy_tokenizer
 from xycodec.train.checkpoint import checkpoints
 
 

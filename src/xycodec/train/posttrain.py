@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from xycodec.checkpoint_file import read_checkpoint
 from xycodec.config import XYTokenizerConfig, parse_config
 from xycodec.data.batch import Batch
 from xycodec.errors import ConfigError
@@ -16,7 +17,7 @@ from xycodec.models.xy_tokenizer import XYTokenizer
 from xycodec.nn.discriminators import Discriminators
 from xycodec.nn.mean import Mean
 from xycodec.nn.transformer import frame_mask
-from xycodec.pretrained import load_xy_tokenizer, read_checkpoint
+from xycodec.pretrained import load_xy_tokenizer
 from xycodec.recipe import PosttrainRecipe
 from xycodec.train.adversarial import AdversarialStage, adopt_discriminators
 from xycodec.train.engine import Engine

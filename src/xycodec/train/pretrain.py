@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from xycodec.checkpoint_file import AVERAGE
 from xycodec.data.batch import Batch
 from xycodec.data.clip import FRAME, INPUT_RATE
 from xycodec.data.sources import open_sources
@@ -19,7 +20,6 @@ from xycodec.models.semantic_lm import SemanticLM, Tokens, load_semantic_lm
 from xycodec.models.xy_tokenizer import XYTokenizer
 from xycodec.nn.mean import Mean, masked_mean
 from xycodec.nn.transformer import frame_mask
-from xycodec.pretrained import AVERAGE
 from xycodec.recipe import PretrainRecipe
 from xycodec.train.average import WeightAverage
 from xycodec.train.engine import Engine

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from xycodec.checkpoint_file import AVERAGE
 from xycodec.data.batch import Batch
 from xycodec.losses import MultiScaleMel
 from xycodec.models.xy_tokenizer import XYTokenizer
 from xycodec.nn.mean import Mean
 from xycodec.nn.transformer import frame_mask
-from xycodec.pretrained import AVERAGE
 from xycodec.recipe import VocoderRecipe
 from xycodec.train.average import WeightAverage
 from xycodec.train.engine import Engine

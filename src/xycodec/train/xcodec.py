@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from xycodec.checkpoint_file import read_checkpoint
 from xycodec.data.batch import Batch
 from xycodec.data.clip import INPUT_RATE
 from xycodec.losses import plain_feature_matching, semantic_distance
@@ -18,7 +19,6 @@ from xycodec.models.xcodec import XCodec
 from xycodec.nn.frequency_discriminator import MultiFrequencyDiscriminator
 from xycodec.nn.mean import Mean
 from xycodec.nn.transformer import frame_mask
-from xycodec.pretrained import read_checkpoint
 from xycodec.recipe import XCodecRecipe
 from xycodec.train.adversarial import AdversarialStage, adopt_discriminators
 from xycodec.train.engine import Engine
