@@ -52,6 +52,28 @@ def test_equals_loops(part, loops, frames):
         np.testing.assert_allclose(reference.array(got), loops(reference.array(item), model), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("part", [SemanticEncoder, SemanticDecoder])
+def test_what_learns_computes_the_same(part):
+    model, x = make(part), torch.randn(2, 6, 40)
+    frozen = model(x)
+    learning = model.requires_grad_(True)(x)
+    assert learning.requires_grad
+    torch.testing.assert_close(learning.detach(), frozen, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("part", [SemanticEncoder, SemanticDecoder])
+@pytest.mark.parametrize("frames", [1, 25, 150])
+def test_neither_threads_nor_neighbours_matter(threads, part, frames):
+    torch.manual_seed(0)
+    model, x = part(768).requires_grad_(False), torch.randn(2, 768, frames)
+    threads(1)
+    one = model(x)
+    assert torch.equal(model(x[1:]), one[1:])
+    for count in (2, 4):
+        threads(count)
+        assert torch.equal(model(x), one), count
+
+
 @pytest.mark.parametrize(("part", "published"), [(SemanticEncoder, 14_747_136), (SemanticDecoder, 16_516_608)])
 def test_full_size_has_the_published_number_of_parameters(part, published):
     with torch.device("meta"):

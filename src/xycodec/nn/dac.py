@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.utils.parametrizations import weight_norm
 
-from xycodec.nn.convolution import Conv1d, PointwiseConv, UpConv1d, by_products
 from xycodec.nn.residual_filter import EPSILON, ResidualFilter, UnitWeights, filtered
-from xycodec.nn.rows import convolved, upsampled
+from xycodec.nn.rows import by_rows, convolved, upsampled
 
 DILATIONS = (1, 3, 9)
 
@@ -69,6 +68,14 @@ class _Snake(torch.autograd.Function):
         return by_x, by_alpha
 
 
+class UpConv1d(nn.ConvTranspose1d):
+    """A transposed convolution of twice as many taps as its stride: (B, C, T) -> (B, O, T * stride)."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        # An odd stride pads half a sample too much, which output_padding gives back.
+        super().__init__(in_channels, out_channels, 2 * stride, stride, -(-stride // 2), output_padding=stride % 2)
+
+
 class ResidualUnit(nn.Module):
     """A dilated convolution of 7 taps and one of a single tap around their input (B, C, T)."""
 
@@ -76,14 +83,14 @@ class ResidualUnit(nn.Module):
         super().__init__()
         self.dilation = dilation
         self.snake1 = Snake(channels)
-        self.conv1 = weight_norm(Conv1d(channels, channels, 7, dilation=dilation, padding=3 * dilation))
+        self.conv1 = weight_norm(nn.Conv1d(channels, channels, 7, dilation=dilation, padding=3 * dilation))
         self.snake2 = Snake(channels)
-        self.conv2 = weight_norm(PointwiseConv(channels, channels))
+        self.conv2 = weight_norm(nn.Conv1d(channels, channels, 1))
         self._filter: ResidualFilter | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, T) -> (B, C, T)."""
-        out: Tensor = self.conv2.onto(x, self.snake2(self.conv1(self.snake1(x))))
+        out: Tensor = x + self.conv2(self.snake2(self.conv1(self.snake1(x))))
         return out
 
     def filter(self) -> ResidualFilter:
@@ -112,22 +119,16 @@ class ResidualUnits(nn.ModuleList):
         return filtered([unit.filter() for unit in cast(list[ResidualUnit], list(self))], x, snake.rows)
 
 
-def _by_rows(module: nn.Module, x: Tensor) -> bool:
-    """Whether a module computes x (B, C, T) one item after the other with frames in rows."""
-    learns = torch.is_grad_enabled() and any(weight.requires_grad for weight in module.parameters())
-    return not learns and by_products(cast(Conv1d, module.stem), x)
-
-
 class DacEncoder(nn.Module):
     """Audio to latents: a stem of `width` channels, which every stride doubles, and a map to `output_dim`."""
 
     def __init__(self, *, width: int, strides: Sequence[int], output_dim: int) -> None:
         super().__init__()
         self.strides = tuple(strides)
-        self.stem = weight_norm(Conv1d(1, width, 7, padding=3))
+        self.stem = weight_norm(nn.Conv1d(1, width, 7, padding=3))
         self.blocks = nn.ModuleList(_EncoderBlock(width << i, stride) for i, stride in enumerate(strides))
         self.snake = Snake(width << len(strides))
-        self.head = weight_norm(Conv1d(width << len(strides), output_dim, 3, padding=1))
+        self.head = weight_norm(nn.Conv1d(width << len(strides), output_dim, 3, padding=1))
 
     def num_frames(self, num_samples: int) -> int:
         """Frames of `num_samples` samples, the last one sometimes partly of padding: no more than whole ones and 1."""
@@ -137,7 +138,7 @@ class DacEncoder(nn.Module):
 
     def forward(self, audio: Tensor) -> Tensor:
         """(B, 1, T) -> (B, output_dim, num_frames(T))."""
-        if _by_rows(self, audio):
+        if by_rows(self, audio):
             return torch.stack([self._rows(item.t()) for item in audio]).transpose(1, 2)
         x = self.stem(audio)
         for block in self.blocks:
@@ -160,14 +161,14 @@ class DacDecoder(nn.Module):
 
     def __init__(self, *, input_dim: int, width: int, strides: Sequence[int]) -> None:
         super().__init__()
-        self.stem = weight_norm(Conv1d(input_dim, width, 7, padding=3))
+        self.stem = weight_norm(nn.Conv1d(input_dim, width, 7, padding=3))
         self.blocks = nn.ModuleList(_DecoderBlock(width >> i, stride) for i, stride in enumerate(strides))
         self.snake = Snake(width >> len(strides))
-        self.head = weight_norm(Conv1d(width >> len(strides), 1, 7, padding=3))
+        self.head = weight_norm(nn.Conv1d(width >> len(strides), 1, 7, padding=3))
 
     def forward(self, latents: Tensor) -> Tensor:
         """(B, input_dim, L) -> (B, 1, L * product of the strides), exactly."""
-        if _by_rows(self, latents):
+        if by_rows(self, latents):
             return torch.stack([self._rows(item.t()) for item in latents]).transpose(1, 2)
         x = self.stem(latents)
         for block in self.blocks:
@@ -189,7 +190,7 @@ class _EncoderBlock(nn.Module):
         super().__init__()
         self.units = ResidualUnits(channels)
         self.snake = Snake(channels)
-        self.conv = weight_norm(Conv1d(channels, 2 * channels, 2 * stride, stride, ceil(stride / 2)))
+        self.conv = weight_norm(nn.Conv1d(channels, 2 * channels, 2 * stride, stride, ceil(stride / 2)))
 
     def forward(self, x: Tensor) -> Tensor:
         latents: Tensor = self.conv(self.snake(self.units(x)))

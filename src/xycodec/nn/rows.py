@@ -1,14 +1,22 @@
 """Convolutions over frames in rows (T, C), for inference on a CPU: views of the rows are factors of matrix products.
 
 As many frames as a stride are one row of a view, and a transposed convolution's rows are its frames.
-Like `xycodec.nn.linear`, the results depend on neither the number of threads nor what follows.
+Like `xycodec.nn.linear`, the results depend on neither the number of threads nor what follows; oneDNN, which torch's
+convolutions call, divides sums over few frames by the number of threads.
 """
 
 import torch
 from torch import Tensor, nn
 
-from xycodec.nn.convolution import UpConv1d, laid_out
 from xycodec.nn.linear import pieces, whole_rows
+
+
+def by_rows(module: nn.Module, x: Tensor) -> bool:
+    """Whether a module computes x (B, C, T) so, one item after the other: in float32 on a CPU, where nothing learns."""
+    weights = list(module.parameters())
+    learns = torch.is_grad_enabled() and (x.requires_grad or any(weight.requires_grad for weight in weights))
+    plain = x.dtype == weights[0].dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    return x.device.type == "cpu" and plain and not learns
 
 
 def padded(x: Tensor, before: int, after: int) -> Tensor:
@@ -23,7 +31,7 @@ def convolved(conv: nn.Conv1d, x: Tensor) -> Tensor:
     taps, stride, padding, channels = conv.kernel_size[0], conv.stride[0], int(conv.padding[0]), conv.in_channels
     frames = (len(x) + 2 * padding - taps) // stride + 1
     rows = whole_rows(frames)
-    weight = laid_out(conv, (2, 1, 0))
+    weight = _laid_out(conv, (2, 1, 0))
     needed = whole_rows(stride * (rows + -(-taps // stride) - 1))
     x = padded(x, padding, max(0, needed - len(x) - padding))
     if channels == 1:
@@ -47,12 +55,12 @@ def convolved(conv: nn.Conv1d, x: Tensor) -> Tensor:
     return out[:frames]
 
 
-def upsampled(conv: UpConv1d, x: Tensor) -> Tensor:
-    """(T, C) -> (T * stride, O)."""
+def upsampled(conv: nn.ConvTranspose1d, x: Tensor) -> Tensor:
+    """A transposed convolution of twice as many taps as its stride, (T, C) -> (T * stride, O)."""
     stride, padding, frames = conv.stride[0], int(conv.padding[0]), len(x)
     rows = whole_rows(frames + 1)
     # What a frame adds to its own stride, and to the next one.
-    own, late = laid_out(conv, (0, 2, 1)).view(conv.in_channels, 2, -1).unbind(dim=1)
+    own, late = _laid_out(conv, (0, 2, 1)).view(conv.in_channels, 2, -1).unbind(dim=1)
     x = padded(x, 1, rows - frames)
     out = _started(conv.bias, rows * stride, conv.out_channels, x)
     strides = out.view(rows, -1)
@@ -76,3 +84,13 @@ def add_product(x: Tensor, weight: Tensor, out: Tensor, *, first: bool = False) 
 def _started(bias: Tensor | None, rows: int, channels: int, like: Tensor) -> Tensor:
     out = like.new_empty(rows, channels)
     return out.zero_() if bias is None else out.copy_(bias)
+
+
+def _laid_out(conv: nn.Conv1d | nn.ConvTranspose1d, order: tuple[int, int, int]) -> Tensor:
+    """The weight with its axes in `order`, one after the other in memory; frozen weights are rearranged once."""
+    weight = conv.weight
+    laid_out = weight.permute(order).contiguous()
+    if not weight.requires_grad and laid_out.data_ptr() != weight.data_ptr():
+        back = [order.index(axis) for axis in range(3)]
+        weight.data = laid_out.permute(back)
+    return laid_out

@@ -14,8 +14,7 @@ import torch
 from torch import nn
 
 from xycodec.models.xcodec import XCodec
-from xycodec.nn.convolution import UpConv1d
-from xycodec.nn.dac import ResidualUnit, Snake
+from xycodec.nn.dac import ResidualUnit, Snake, UpConv1d
 
 LEVEL = 0.1  # of speech, about
 BRANCH = 0.1  # of a residual unit's branch to what goes past it
