@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile as sf
+import torch
 
 from published_layout import tiny_config, write_published
 from xycodec import cli
 from xycodec.audio import read_audio
 from xycodec.bitstream import CodecFile
+from xycodec.config import NAMED_CONFIGS
 from xycodec.eval.quality import measure_quality, plain
-from xycodec.models.longform import encode_long
+from xycodec.models.longform import decode_long, encode_long
 from xycodec.pretrained import BUNDLED, load_codec, random_codec, save_codec
 from xycodec.registry import DEFAULT, MODELS
 
@@ -130,12 +132,36 @@ def test_the_bundled_model_is_the_default(xycodec):
     assert json.loads(xycodec("info", DEFAULT, "--json")[1])["bitrate"] == 1000
 
 
-def test_the_bundled_model_is_small_and_in_parts():
-    config = load_codec(DEFAULT, device="cpu").config
-    assert (config.model_id, config.bitrate, config.output_sample_rate) == (DEFAULT, 1000, 16_000)
-    sizes = [path.stat().st_size for path in (BUNDLED / DEFAULT).iterdir()]
+BITRATES = {DEFAULT: 1000, "x-mini": 3200, "x-mini-baseline": 3200}
+
+
+@pytest.mark.parametrize(
+    ("name", "most"), [(DEFAULT, 40_000_000), ("x-mini", 20_000_000), ("x-mini-baseline", 20_000_000)]
+)
+def test_a_bundled_model_is_small_and_in_parts(name, most):
+    codec = load_codec(name, device="cpu")
+    assert codec.config == NAMED_CONFIGS[name]
+    assert (codec.bitrate, codec.output_sample_rate) == (BITRATES[name], 16_000)
+    sizes = [path.stat().st_size for path in (BUNDLED / name).iterdir()]
     assert max(sizes) <= 15_000_000
-    assert sum(sizes) <= 40_000_000
+    assert sum(sizes) <= most
+
+
+def test_the_package_is_small():
+    assert sum(path.stat().st_size for path in BUNDLED.rglob("*") if path.is_file()) <= 70_000_000
+    assert BITRATES.keys() == {name for name, model in MODELS.items() if model.source == "bundled"}
+
+
+@pytest.mark.parametrize("name", BITRATES)
+def test_a_bundled_model_does_its_job(name):
+    codec = load_codec(name, device="cpu")
+    audio = torch.from_numpy(read_audio(BUNDLED / "harbour.flac"))
+    codes = encode_long(codec, audio)
+    decoded = decode_long(codec, codes, num_samples=len(audio))
+    assert len(decoded) == len(audio)
+    # Nothing of the kind is said by chance, nor by an untrained model.
+    assert measure_quality([decoded.numpy()], [audio.numpy()], ["stoi"]).values["stoi"] > 0.6
+    assert all(layer.unique().numel() > 10 for layer in codes)
 
 
 @pytest.mark.parametrize("n_q", [1, 2, 3])

@@ -373,6 +373,5 @@ X_MINI_CONFIGS: dict[str, XCodecConfig] = {
     "x-mini": _X_MINI,
     "x-mini-baseline": _X_MINI.model_copy(update={"model_id": "x-mini-baseline", "semantic": None}),
 }
-"""Presets whose weights nobody has published, trained by `runs/train_x_mini.sh`."""
 
-NAMED_CONFIGS: dict[str, CodecConfig] = {**CONFIGS, **XCODEC_CONFIGS}
+NAMED_CONFIGS: dict[str, CodecConfig] = {**CONFIGS, **XCODEC_CONFIGS, **X_MINI_CONFIGS}
