@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from xycodec.nn.dac import UpConv1d
 from xycodec.nn.linear import product
-from xycodec.nn.rows import add_product, by_rows, convolved, padded, upsampled
+from xycodec.nn.rows import add_product, convolved, padded, plain_inference, upsampled
 
 # Layers of real models, with stride and padding: of one channel, of many, of more taps than whole strides.
 LAYERS = [
@@ -90,14 +90,14 @@ def test_sums_of_more_than_512_terms_are_the_linear_maps():
 
 def test_not_where_something_learns_nor_in_another_precision():
     conv, x = make(nn.Conv1d, 4, 5, 3), torch.randn(1, 4, 6)
-    assert by_rows(conv, x)
-    assert not by_rows(conv, x.requires_grad_())
-    assert not by_rows(conv, x.detach().double())
-    assert not by_rows(make(nn.Conv1d, 4, 5, 3).double(), x.detach())
-    assert not by_rows(conv, torch.empty(1, 4, 6, device="meta"))
+    assert plain_inference(conv, x)
+    assert not plain_inference(conv, x.requires_grad_())
+    assert not plain_inference(conv, x.detach().double())
+    assert not plain_inference(make(nn.Conv1d, 4, 5, 3).double(), x.detach())
+    assert not plain_inference(conv, torch.empty(1, 4, 6, device="meta"))
     with torch.autocast("cpu"):
-        assert not by_rows(conv, x.detach())
+        assert not plain_inference(conv, x.detach())
     conv.requires_grad_(True)
-    assert not by_rows(conv, x.detach())
+    assert not plain_inference(conv, x.detach())
     with torch.no_grad():
-        assert by_rows(conv, x)
+        assert plain_inference(conv, x)

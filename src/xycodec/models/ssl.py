@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from xycodec.models.transformers_codec import transformers_library
 from xycodec.nn.linear import Linear, gelu
 from xycodec.nn.mel import LogMel
+from xycodec.nn.rows import plain_inference
 from xycodec.nn.whisper import WhisperEncoder
 
 HOP = 320  # samples of a frame
@@ -96,7 +97,7 @@ class NormedConvolution(nn.Module):
 
     def forward(self, audio: Tensor) -> Tensor:
         """(B, 1, T) -> (B, C, L)."""
-        if audio.device.type != "cpu" or torch.is_autocast_enabled("cpu") or audio.dtype != torch.float32:
+        if not plain_inference(self, audio):
             out: Tensor = self.activation(self.layer_norm(self.conv(audio)))
             return out
         return torch.stack([gelu(self._normed(item)) for item in audio[:, 0]])

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.utils.parametrizations import weight_norm
 
 from xycodec.nn.residual_filter import EPSILON, ResidualFilter, UnitWeights, filtered
-from xycodec.nn.rows import by_rows, convolved, upsampled
+from xycodec.nn.rows import convolved, plain_inference, upsampled
 
 DILATIONS = (1, 3, 9)
 
@@ -138,7 +138,7 @@ class DacEncoder(nn.Module):
 
     def forward(self, audio: Tensor) -> Tensor:
         """(B, 1, T) -> (B, output_dim, num_frames(T))."""
-        if by_rows(self, audio):
+        if plain_inference(self, audio):
             return torch.stack([self._rows(item.t()) for item in audio]).transpose(1, 2)
         x = self.stem(audio)
         for block in self.blocks:
@@ -168,7 +168,7 @@ class DacDecoder(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """(B, input_dim, L) -> (B, 1, L * product of the strides), exactly."""
-        if by_rows(self, latents):
+        if plain_inference(self, latents):
             return torch.stack([self._rows(item.t()) for item in latents]).transpose(1, 2)
         x = self.stem(latents)
         for block in self.blocks:

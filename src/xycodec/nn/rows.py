@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from xycodec.nn.linear import pieces, whole_rows
 
 
-def by_rows(module: nn.Module, x: Tensor) -> bool:
-    """Whether a module computes x (B, C, T) so, one item after the other: in float32 on a CPU, where nothing learns."""
+def plain_inference(module: nn.Module, x: Tensor) -> bool:
+    """Whether products of our own compute a module here: in float32 on a CPU, where nothing learns."""
     weights = list(module.parameters())
     learns = torch.is_grad_enabled() and (x.requires_grad or any(weight.requires_grad for weight in weights))
     plain = x.dtype == weights[0].dtype == torch.float32 and not torch.is_autocast_enabled("cpu")

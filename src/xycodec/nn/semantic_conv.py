@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xycodec.nn.linear import product
-from xycodec.nn.rows import by_rows, convolved
+from xycodec.nn.rows import convolved, plain_inference
 
 BLOCKS = 2
 UNITS = 2  # of a block
@@ -21,7 +21,7 @@ class _Chain(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, L) -> (B, D, L)."""
-        if by_rows(self, x):
+        if plain_inference(self, x):
             return torch.stack([self._rows(item.t()) for item in x]).transpose(1, 2)
         for layer in _layers(self):
             x = layer(x)
