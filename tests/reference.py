@@ -218,7 +218,7 @@ def latents_of_full_window(codec, clip, rows):
 def spread_codebooks(codec, audio):
     """Take every layer's codes from what the layer meets in `audio` (B, T)."""
     quantizer = codec.quantizer
-    latents, _ = codec.encode_latents(audio, [audio.shape[1]] * len(audio))
+    latents, *_ = codec.encode_latents(audio, [audio.shape[1]] * len(audio))
     residual = quantizer.input_proj(latents).flatten(0, 1)
     generator = torch.Generator().manual_seed(5)
     for book in quantizer.codebook:

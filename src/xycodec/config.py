@@ -297,6 +297,7 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 _SMALL = TowerConfig(d_model=768, layers=12, heads=12, ffn_dim=3072)
 _ADAPTER = TowerConfig(d_model=768, layers=4, heads=12, ffn_dim=3072)
 _MINI = TowerConfig(d_model=256, layers=4, heads=4, ffn_dim=1024)
+_WHISPER_TINY = TowerConfig(d_model=384, layers=4, heads=6, ffn_dim=1536)
 _DEBUG = TowerConfig(d_model=128, layers=2, heads=4, ffn_dim=256)
 
 
@@ -321,15 +322,15 @@ CONFIGS: dict[str, XYTokenizerConfig] = {
         _published("xy-tokenizer-32k", 32000),
         XYTokenizerConfig(
             model_id="xy-mini",
-            window_frames=25,
-            semantic_encoder=_MINI,
-            semantic_encoder_adapter=TowerConfig(d_model=256, layers=1, heads=4, ffn_dim=512),
+            window_frames=75,
+            semantic_encoder=_WHISPER_TINY,
+            semantic_encoder_adapter=TowerConfig(d_model=384, layers=1, heads=6, ffn_dim=384),
             acoustic_encoder=_MINI,
-            pre_rvq_adapter=TowerConfig(d_model=128, layers=2, heads=2, ffn_dim=512),
+            pre_rvq_adapter=TowerConfig(d_model=160, layers=2, heads=4, ffn_dim=512),
             quantizer=QuantizerConfig(codebook_dim=64),
-            post_rvq_adapter=TowerConfig(d_model=256, layers=2, heads=4, ffn_dim=768),
-            acoustic_decoder=_MINI,
-            vocos=VocosConfig(dim=256, intermediate_dim=768, layers=8),
+            post_rvq_adapter=TowerConfig(d_model=256, layers=2, heads=4, ffn_dim=1024),
+            acoustic_decoder=TowerConfig(d_model=320, layers=4, heads=5, ffn_dim=1024),
+            vocos=VocosConfig(dim=384, intermediate_dim=1152, layers=8),
         ),
         XYTokenizerConfig(
             model_id="xy-random",

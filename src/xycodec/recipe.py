@@ -32,11 +32,19 @@ class PretrainingLoss(Config):
     features: NonNegativeFloat = 0.0
     """Distance of what the vocoder reads from the clip's log-mel; cheap, since no audio is made for it. Not the
     paper's: for a vocoder that has learned from log-mels alone (stage `vocoder`)."""
+    states: NonNegativeFloat = 0.0
+    """Relative distance of what the frozen semantic tower hears in those features from what it hears in the clip's
+    log-mel: keeps words that a distance of log-mels blurs. Not the paper's; needs `features`."""
 
 
 def _require_a_loss(weights: Config) -> None:
     if not any(weights.model_dump().values()):
         raise ValueError("loss: every weight is 0: give at least one")
+
+
+def _require_teacher(model: XYTokenizerConfig) -> None:
+    if model.semantic_encoder is None:
+        raise ValueError("loss.states: the semantic tower compares, and the model has none: set it to 0")
 
 
 class PretrainRecipe(RunConfig):
@@ -47,7 +55,7 @@ class PretrainRecipe(RunConfig):
     towers: str | None = "openai/whisper-small"
     """The Whisper whose encoder both towers start from, a hub id or a folder; or a run or checkpoint of stage
     `recognise`, whose tower the semantic one starts from, and the acoustic one if it is of that size; null starts at
-    random."""
+    random. With `start: linear`, which fills the acoustic tower, it is the semantic one's alone."""
     freeze_semantic: bool = True
     start: Literal["plain", "linear"] = "plain"
     """How what starts at random does: as torch would, or as a linear codec fitted to the data (not in the paper)."""
@@ -61,6 +69,9 @@ class PretrainRecipe(RunConfig):
     mel_reaches: Literal["all", "vocoder"] = "all"
     """What learns from the mel loss. Through a vocoder that is still learning, other parts get noise from it, and
     learn better from `loss.features` alone."""
+    positions: Literal["first", "random"] = "first"
+    """Where a batch's clips stand in the window: at its beginning, or anywhere, so that clips shorter than the window
+    teach all of its positions."""
     lm: LanguageModelConfig | None = LanguageModelConfig()
     loss: PretrainingLoss = PretrainingLoss()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -72,6 +83,10 @@ class PretrainRecipe(RunConfig):
         _require_a_loss(self.loss)
         if self.start == "linear" and self.weights is not None:
             raise ValueError("start: linear would undo what weights gives: set one of the two to plain or null")
+        if self.loss.states:
+            _require_teacher(self.model)
+            if not self.freeze_semantic or not self.loss.features:
+                raise ValueError("loss.states needs freeze_semantic, and a weight for loss.features")
         if self.mel_reaches == "vocoder" and self.loss.mel and not self.loss.features:
             raise ValueError("mel_reaches: with vocoder the decoder learns from loss.features alone: give it a weight")
         return self
@@ -90,7 +105,13 @@ class PosttrainingLoss(Config):
 
     mel: NonNegativeFloat = 15.0
     feature: NonNegativeFloat = 1.0
+    """Feature matching: of what discriminators make of decoded and of true audio."""
     adversarial: NonNegativeFloat = 1.0
+    log_mel: NonNegativeFloat = 0.0
+    """Distance of what the vocoder reads from the clip's log-mel, as `features` of pre-training (not the paper's)."""
+    states: NonNegativeFloat = 0.0
+    """Relative distance of what the frozen semantic tower hears in the decoded audio from what it hears in the true
+    audio (not the paper's)."""
 
 
 class DiscriminatorsConfig(Config):
@@ -119,6 +140,8 @@ class PosttrainRecipe(RunConfig):
     """Whether to go on with the discriminators of `weights`, if it has any."""
     hear_seconds: PositiveFloat | None = None
     """Discriminators and mel loss hear so much of each clip, from a random place; null: all of it."""
+    positions: Literal["first", "random"] = "first"
+    """Where a batch's clips stand in the window, as in pre-training."""
     loss: PosttrainingLoss = PosttrainingLoss()
     optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5)
     discriminator_optimizer: OptimizerConfig = OptimizerConfig(lr=1e-4)

@@ -386,7 +386,7 @@ def test_shared_latents_agree(codec):
     clips = clips_of(*[n for n in LENGTHS if n > 1300])
     audio, lengths = batch_of(clips, garbage=0.9)
     with torch.no_grad():
-        together, mask = codec.encode_latents(audio, lengths.tolist())
+        together, mask, _ = codec.encode_latents(audio, lengths.tolist())
     for latents, valid, clip in zip(together, mask, clips, strict=True):
         alone = latents_of(codec, clip)[0]
         assert int(valid.sum()) == len(alone)
@@ -495,7 +495,7 @@ def test_quantizer_settings_reach_it():
 def test_gradients_reach_every_part():
     codec = XYTokenizer(reference.tiny_config()).train()
     audio, lengths = batch_of(clips_of(9000, 4000))
-    latents, mask = codec.encode_latents(audio, lengths.tolist())
+    latents, mask, _ = codec.encode_latents(audio, lengths.tolist())
     out = codec.quantizer(latents, mask)
     audio = codec.decode_latents(out.quantized, mask)
     (audio[0].square().mean() + audio[1, : 4 * HOP].square().mean() + out.commitment_loss.value()).backward()

@@ -42,7 +42,7 @@ def test_the_distance_is_over_valid_frames_of_each_clip():
     for one in CLIPS:
         audio = one.audio[None]
         with torch.no_grad():
-            latents, _ = codec.encode_latents(audio, [audio.shape[1]])
+            latents, *_ = codec.encode_latents(audio, [audio.shape[1]])
             made = codec.acoustic_features(codec.post_rvq_adapter(codec.quantizer(latents).quantized))
         ideal = codec.ideal_features(audio, [audio.shape[1]])
         assert made.shape == ideal.shape

@@ -50,7 +50,7 @@ def patches(codec, audio):
 
 def distance(codec, audio, *, quantize):
     with torch.no_grad():
-        latents, _ = codec.encode_latents(audio, [audio.shape[1]] * len(audio))
+        latents, *_ = codec.encode_latents(audio, [audio.shape[1]] * len(audio))
         quantizer = codec.quantizer
         out = quantizer(latents).quantized if quantize else quantizer.output_proj(quantizer.input_proj(latents))
         features = codec.acoustic_features(codec.post_rvq_adapter(out))
@@ -61,7 +61,7 @@ def distance(codec, audio, *, quantize):
 def test_it_is_nearly_as_good_as_principal_components_on_clips_it_has_not_seen():
     codec, learned, unseen = small_codec(), clips(0, 60), clips(500, 12)
     before = distance(codec, unseen, quantize=False)
-    start_linear(codec, learned)
+    start_linear(codec, learned, batch_frames=60)
     seen, new = patches(codec, learned).double().numpy(), patches(codec, unseen).double().numpy()
     mean = seen.mean(axis=0)
     basis = np.linalg.svd(seen - mean, full_matrices=False)[2][:16]
@@ -79,7 +79,7 @@ def test_it_follows_from_the_clips_and_the_generator_alone():
     for _ in range(2):
         codec = small_codec()
         torch.manual_seed(3)
-        start_linear(codec, learned)
+        start_linear(codec, learned, batch_frames=60)
         states.append(codec.state_dict())
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
@@ -87,7 +87,7 @@ def test_it_follows_from_the_clips_and_the_generator_alone():
 def test_the_semantic_tower_stays():
     codec = small_codec()
     before = {name: value.clone() for name, value in codec.semantic_encoder.state_dict().items()}
-    start_linear(codec, clips(0, 30))
+    start_linear(codec, clips(0, 30), batch_frames=60)
     assert all(torch.equal(value, before[name]) for name, value in codec.semantic_encoder.state_dict().items())
     assert codec.quantizer.inited.all()
 
@@ -95,9 +95,9 @@ def test_the_semantic_tower_stays():
 def test_everything_can_learn_from_there():
     codec = small_codec()
     audio = clips(0, 30)
-    start_linear(codec, audio)
+    start_linear(codec, audio, batch_frames=60)
     codec.train()
-    latents, _ = codec.encode_latents(audio[:4], [audio.shape[1]] * 4)
+    latents, *_ = codec.encode_latents(audio[:4], [audio.shape[1]] * 4)
     codec.decode_latents(codec.quantizer(latents).quantized).square().sum().backward()
     still = [name for name, value in codec.named_parameters() if value.grad is None or not value.grad.any()]
     # What stands before a map that begins at zero waits for it to move.
@@ -126,7 +126,7 @@ def test_everything_can_learn_from_there():
 )
 def test_what_does_not_fit_is_told_in_one_line(changes, message):
     with pytest.raises(ConfigError, match=message) as caught:
-        start_linear(small_codec(**changes), clips(0, 30))
+        start_linear(small_codec(**changes), clips(0, 30), batch_frames=60)
     assert "\n" not in str(caught.value)
 
 

@@ -5,6 +5,7 @@ Read top-down: audio -> log-mel -> semantic and acoustic rows (50 Hz) -> latents
 
 from collections.abc import Sequence
 from math import ceil
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +26,18 @@ MARGIN = 2
 # Added to log-mels, which are about -0.5 to 1.5. With 1, a fast run ended at the distance that silence of the decoder's
 # last GELU would have, and stayed there.
 RAISE = 2.0
+
+
+class Encoded(NamedTuple):
+    """What the encoder gives for a batch of clips."""
+
+    latents: Tensor
+    """(B, L, latent_dim) float32 before the quantizer."""
+    mask: Tensor | None
+    """(B, L) bool on the CPU, so that the quantizer picks valid frames without waiting for the device; None where
+    every item fills all L frames."""
+    semantic: Tensor | None
+    """(B, factor * L, D) output of the semantic tower, zero on padded rows; None without that tower."""
 
 
 class XYTokenizer(Codec):
@@ -71,24 +84,25 @@ class XYTokenizer(Codec):
 
     # ---- audio -> latents ----------------------------------------------------------------------
 
-    def encode_latents(self, audio: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-        """Audio (B, T) -> latents (B, L, latent_dim) float32 before the quantizer, and their mask (B, L).
+    def encode_latents(self, audio: Tensor, lengths: Sequence[int], first_frame: int = 0) -> Encoded:
+        """Audio (B, T) -> latents (B, L, latent_dim) before the quantizer, their mask, and the semantic rows.
 
-        `lengths` counts each item's valid samples. The mask is None where every item fills all L frames; it
-        lies on the CPU, so that the quantizer picks valid frames without waiting for the device.
+        `lengths` counts each item's valid samples. Code frame 0 has position `first_frame` of the window: training
+        draws it, so that clips shorter than the window teach every position.
         """
+        first = first_frame * self.downsample.factor
         rows = [self._rows(n) for n in lengths]
         longest = max(rows)
         mel = self.mel(self._with_margin(audio, lengths))
         mask = frame_mask(rows, longest)
         device_mask = None if mask is None else mask.to(audio.device, non_blocking=True)
-        joint = self.acoustic_encoder(mel, longest, device_mask)
+        joint = self.acoustic_encoder(mel, longest, device_mask, first)
+        semantic = None
         if self.semantic_encoder is not None and self.semantic_encoder_adapter is not None:
-            semantic = self.semantic_encoder(mel, longest, device_mask)
-            semantic = self.semantic_encoder_adapter(semantic, device_mask)
-            joint = torch.cat([semantic, joint], dim=-1)
-        latents = self.downsample(self.pre_rvq_adapter(joint, device_mask))
-        return latents, frame_mask([row // self.downsample.factor for row in rows], latents.shape[1])
+            semantic = self.semantic_encoder(mel, longest, device_mask, first)
+            joint = torch.cat([self.semantic_encoder_adapter(semantic, device_mask, first), joint], dim=-1)
+        latents = self.downsample(self.pre_rvq_adapter(joint, device_mask, first))
+        return Encoded(latents, frame_mask([row // self.downsample.factor for row in rows], latents.shape[1]), semantic)
 
     def _rows(self, num_samples: int) -> int:
         """50 Hz rows of a clip: of whole code frames, or (reference) of its own mel frames."""
@@ -116,12 +130,13 @@ class XYTokenizer(Codec):
         """Quantized latents (B, L, latent_dim) -> audio (B, L * output hop); zero where `mask` is False."""
         return self.synthesise(self.acoustic_features(self.post_rvq_adapter(quantized, mask), mask), mask)
 
-    def acoustic_features(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+    def acoustic_features(self, hidden: Tensor, mask: Tensor | None = None, first_frame: int = 0) -> Tensor:
         """Output of the adapter after the quantizer (B, L, latent_dim) -> what the vocoder reads, 100 frames a second.
 
         (B, n_mels, 2 * factor * L), nowhere below -0.17 because a GELU is its last step.
         """
-        features: Tensor = self.acoustic_decoder(self.upsample(hidden), _stretch(mask, self.upsample.factor))
+        factor = self.upsample.factor
+        features: Tensor = self.acoustic_decoder(self.upsample(hidden), _stretch(mask, factor), first_frame * factor)
         return features
 
     def synthesise(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -148,8 +163,7 @@ class XYTokenizer(Codec):
         audio = torch.zeros(len(clips), max(lengths), device=self.device)
         for row, clip in zip(audio, clips, strict=True):
             row[: clip.shape[0]] = clip
-        latents, _ = self.encode_latents(audio, lengths)
-        codes = self.quantizer.encode(latents, n_q)
+        codes = self.quantizer.encode(self.encode_latents(audio, lengths).latents, n_q)
         return [item[:, :count] for item, count in zip(codes, frames, strict=True)]
 
     def _decode(self, codes: Sequence[Tensor]) -> list[Tensor]:

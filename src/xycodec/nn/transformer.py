@@ -91,15 +91,15 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(TransformerLayer(d_model, heads, ffn_dim) for _ in range(layers))
         self.layer_norm = nn.LayerNorm(d_model)
 
-    def transform(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, T, D) with T <= max_positions -> (B, T, D), zero on padded frames."""
-        for state in self.states(x, mask):
+    def transform(self, x: Tensor, mask: Tensor | None = None, first: int = 0) -> Tensor:
+        """(B, T, D) -> (B, T, D), zero on padded frames. Row 0 has position `first`; first + T <= max_positions."""
+        for state in self.states(x, mask, first):
             x = state
         return zero_padding(self.layer_norm(x), mask)
 
-    def states(self, x: Tensor, mask: Tensor | None = None) -> Iterator[Tensor]:
+    def states(self, x: Tensor, mask: Tensor | None = None, first: int = 0) -> Iterator[Tensor]:
         """What the first layer reads (B, T, D), and what every one gives, before the norm."""
-        x = x + self.positional_embedding[: x.shape[1]]
+        x = x + self.positional_embedding[first : first + x.shape[1]]
         yield x
         if mask is not None:
             # Softmax over no key at all is NaN: an item without valid frames looks at its first, and is zeroed.
@@ -128,7 +128,10 @@ class Adapter(Transformer):
         self.proj = Linear(input_dim, d_model) if input_dim != d_model else nn.Identity()
         self.out_proj = Linear(d_model, output_dim) if output_dim != d_model else nn.Identity()
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, T, input_dim) -> (B, T, output_dim); padded frames hold the bias of the outer map, if any."""
-        out: Tensor = self.out_proj(self.transform(self.proj(x), mask))
+    def forward(self, x: Tensor, mask: Tensor | None = None, first: int = 0) -> Tensor:
+        """(B, T, input_dim) -> (B, T, output_dim); padded frames hold the bias of the outer map, if any.
+
+        Frame 0 has position `first`.
+        """
+        out: Tensor = self.out_proj(self.transform(self.proj(x), mask, first))
         return out

@@ -50,12 +50,12 @@ def load_weights(model: nn.Module, source: Path) -> None:
     model.load_state_dict({key: value for key, value in state.items() if key in own}, strict=False)
 
 
-def start_towers(codec: XYTokenizer, source: str) -> None:
+def start_towers(codec: XYTokenizer, source: str, *, semantic_only: bool = False) -> None:
     """Start the towers from `source`: a Whisper, or a run of stage `recognise` or one of its checkpoints.
 
     Whisper's encoder becomes both. A recogniser's tower becomes the semantic one, and the acoustic one too where that
-    is of the same size or the only one. Raises CheckpointError if `source` gives no such thing, ConfigError if its size
-    is not that of the tower.
+    is of the same size or the only one. `semantic_only` leaves the acoustic one as it is, if there are two. Raises
+    CheckpointError if `source` gives no such thing, ConfigError if its size is not that of the tower.
     """
     checkpoint = find_checkpoint(Path(source))
     recogniser = checkpoint and find_recogniser(checkpoint)
@@ -65,7 +65,7 @@ def start_towers(codec: XYTokenizer, source: str) -> None:
     found = recogniser or find_whisper(source)
     ours = codec.config
     sizes = {"semantic_encoder": ours.semantic_encoder, "acoustic_encoder": ours.acoustic_encoder}
-    if recogniser and ours.semantic_encoder and ours.acoustic_encoder != found.size:
+    if ours.semantic_encoder and (semantic_only or (recogniser and ours.acoustic_encoder != found.size)):
         del sizes["acoustic_encoder"]
     wanted = {name: size for name, size in sizes.items() if size is not None}
     for name, size in wanted.items():

@@ -8,6 +8,9 @@ Two devices carry values through what is not linear. A pair of channels +x and -
 eighth of a layer's channels are constant and large, so that the norm at its end divides by almost the same each time.
 """
 
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -21,19 +24,22 @@ from xycodec.train.initialise import centre_vocoder
 SIGNAL = 0.3  # standard deviation of what is carried
 _TOWER_CONSTANT, _ADAPTER_CONSTANT = 8.0, 3.0
 _RIDGE = 1e-5  # of the mean variance
+_TOGETHER = 16  # clips that are computed at once, at one position of the window
 
 
 @torch.no_grad()
-def start_linear(codec: XYTokenizer, audio: Tensor) -> None:
+def start_linear(codec: XYTokenizer, audio: Tensor, *, batch_frames: float) -> None:
     """Set the weights of `codec` but the semantic branch and the vocoder's, from clips (N, T) of whole code frames.
 
-    The semantic tower stays as it is, and is listened to. Raises ConfigError if the codec's parts are too narrow, or
+    The semantic tower stays as it is, and is listened to. `batch_frames` is the number of code frames in one step's
+    batch, which the counts of the codebooks start from. Raises ConfigError if the codec's parts are too narrow, or
     there are fewer code frames than codes.
     """
     bins, factor = codec.config.n_mels, codec.downsample.factor
     frames = audio.shape[1] // codec.hop_length
     _require(codec, len(audio) * frames)
-    clips = torch.split(audio, 16)
+    clips = torch.split(audio, _TOGETHER)
+    firsts = _positions(codec, frames, len(clips))
     log_mels = torch.cat([codec.ideal_features(part, [audio.shape[1]] * len(part)) for part in clips]) - RAISE
     rows = log_mels.transpose(1, 2).reshape(-1, 2 * bins)  # two frames a row
     mean = rows.view(-1, bins).mean(dim=0)
@@ -50,16 +56,27 @@ def start_linear(codec: XYTokenizer, audio: Tensor) -> None:
 
     _silence(codec)
     _fill_stem(codec, basis, mean)
-    _fill_adapter(codec, clips, carried)
-    latents = torch.cat([codec.encode_latents(part, [audio.shape[1]] * len(part))[0] for part in clips])
+    _fill_adapter(codec, clips, firsts, carried)
+    latents = torch.cat(list(_latents(codec, clips, firsts)))
     weight, bias = _least_squares(latents.flatten(0, 1), codes)
     codec.quantizer.input_proj.weight = weight
     codec.quantizer.input_proj.bias.copy_(bias)
-    quantized = _fill_codebooks(codec, latents)
-    hidden = _fill_after_quantizer(codec, quantized, codes)
+    quantized = _fill_codebooks(codec, latents, batch_frames)
+    hidden = _fill_after_quantizer(codec, quantized, codes, firsts)
     _fill_upsample(codec, hidden, carried)
-    _fill_decoder(codec, hidden, _before_gelu(rows + RAISE))
+    _fill_decoder(codec, hidden, _before_gelu(rows + RAISE), firsts)
     centre_vocoder(codec)
+
+
+def _positions(codec: XYTokenizer, frames: int, count: int) -> list[int]:
+    """The first code frame of each of `count` groups of clips, spread over the window: no position is to surprise."""
+    room = codec.window_frames - frames
+    return [round(room * index / max(count - 1, 1)) for index in range(count)]
+
+
+def _latents(codec: XYTokenizer, clips: Sequence[Tensor], firsts: Sequence[int]) -> Iterator[Tensor]:
+    for part, first in zip(clips, firsts, strict=True):
+        yield codec.encode_latents(part, [part.shape[1]] * len(part), first).latents
 
 
 def _require(codec: XYTokenizer, frames: int) -> None:
@@ -102,32 +119,33 @@ def _fill_stem(codec: XYTokenizer, basis: Tensor, mean: Tensor) -> None:
     _bias(stem.conv2)[2 * count :] = _TOWER_CONSTANT
 
 
-def _fill_adapter(codec: XYTokenizer, clips: tuple[Tensor, ...], carried: Tensor) -> None:
+def _fill_adapter(codec: XYTokenizer, clips: Sequence[Tensor], firsts: Sequence[int], carried: Tensor) -> None:
     """The adapter before the quantizer carries as many components as it has channels for."""
     adapter = codec.pre_rvq_adapter
     seen: list[Tensor] = []
     hook = adapter.register_forward_pre_hook(lambda _, args: seen.append(args[0].flatten(0, 1)))
-    for part in clips:
-        codec.encode_latents(part, [part.shape[1]] * len(part))
+    deque(_latents(codec, clips, firsts), maxlen=0)
     hook.remove()
     _fill_linear(adapter.proj, torch.cat(seen), carried, _ADAPTER_CONSTANT)
 
 
-def _fill_codebooks(codec: XYTokenizer, latents: Tensor) -> Tensor:
+def _fill_codebooks(codec: XYTokenizer, latents: Tensor, batch_frames: float) -> Tensor:
     """k-means on all latents (N, L, D), then what the quantizer gives for them."""
     codec.quantizer.inited.fill_(False)
     codec.quantizer.train()
     with torch.enable_grad():
         codec.quantizer(latents)
-    # Counts of so many frames at once would hold the codes where they are for hundreds of steps.
-    codec.quantizer.embed_avg.div_(len(latents))
-    codec.quantizer.cluster_size.div_(len(latents))
+    # As many as one batch has. Counts of all these frames would hold the codes where they are for hundreds of steps;
+    # with a tenth of a batch's, the first steps moved them far (distance of features on dev 0.10 to 0.29 and back).
+    share = batch_frames / latents.shape[:2].numel()
+    codec.quantizer.embed_avg.mul_(share)
+    codec.quantizer.cluster_size.mul_(share)
     codec.quantizer.eval()
     quantized: Tensor = codec.quantizer(latents).quantized
     return quantized
 
 
-def _fill_after_quantizer(codec: XYTokenizer, quantized: Tensor, codes: Tensor) -> Tensor:
+def _fill_after_quantizer(codec: XYTokenizer, quantized: Tensor, codes: Tensor, firsts: Sequence[int]) -> Tensor:
     """The adapter after the quantizer gives the components of a patch again, and a constant as its last channel."""
     adapter = codec.post_rvq_adapter
     inner = adapter.proj(quantized)
@@ -140,13 +158,13 @@ def _fill_after_quantizer(codec: XYTokenizer, quantized: Tensor, codes: Tensor) 
         adapter.proj.bias[-constant:] = _ADAPTER_CONSTANT
     out = adapter.out_proj
     if isinstance(out, nn.Linear):
-        weight, bias = _least_squares(adapter.transform(adapter.proj(quantized)).flatten(0, 1), codes)
+        weight, bias = _least_squares(_by_position(adapter.transform, adapter.proj(quantized), firsts), codes)
         out.weight[: len(weight)] = weight
         out.bias[: len(bias)] = bias
         out.weight[-1] = 0
         out.bias[-1] = 1
-    hidden: Tensor = adapter(quantized)
-    return hidden
+    hidden = _by_position(adapter, quantized, firsts)
+    return hidden.view(*quantized.shape[:2], -1)
 
 
 def _fill_upsample(codec: XYTokenizer, hidden: Tensor, carried: Tensor) -> None:
@@ -162,11 +180,11 @@ def _fill_upsample(codec: XYTokenizer, hidden: Tensor, carried: Tensor) -> None:
     codec.upsample.proj.weight.copy_(weight)
 
 
-def _fill_decoder(codec: XYTokenizer, hidden: Tensor, wanted: Tensor) -> None:
+def _fill_decoder(codec: XYTokenizer, hidden: Tensor, wanted: Tensor, firsts: Sequence[int]) -> None:
     """The decoder's rows become two frames each, as pairs; `wanted` (rows, 2 * bins) is what its last GELU meets."""
     decoder, bins = codec.acoustic_decoder, wanted.shape[1] // 2
     mean = wanted.view(-1, bins).mean(dim=0)
-    rows = torch.cat([decoder.transform(codec.upsample(part)) for part in torch.split(hidden, 64)]).flatten(0, 1)
+    rows = _by_position(decoder.transform, codec.upsample(hidden), [codec.upsample.factor * first for first in firsts])
     weight, _ = _least_squares(rows, wanted - mean.repeat(2), intercept=False)
     for sign, first in ((1, 0), (-1, 1)):
         chosen = slice(first, 2 * bins, 2)
@@ -178,6 +196,12 @@ def _fill_decoder(codec: XYTokenizer, hidden: Tensor, wanted: Tensor) -> None:
     decoder.deconv2.weight[0 : 2 * bins : 2, :, 0] = torch.eye(bins)
     decoder.deconv2.weight[1 : 2 * bins : 2, :, 0] = -torch.eye(bins)
     _bias(decoder.deconv2).copy_(mean)
+
+
+def _by_position(part: Callable[[Tensor, None, int], Tensor], x: Tensor, firsts: Sequence[int]) -> Tensor:
+    """Rows (N * T, D) of what `part` makes of x (N, T, D), each group of clips at its position."""
+    groups = zip(torch.split(x, _TOGETHER), firsts, strict=True)
+    return torch.cat([part(group, None, first) for group, first in groups]).flatten(0, 1)
 
 
 # ---- arithmetic --------------------------------------------------------------------------------

@@ -18,8 +18,9 @@ from xycodec.nn.discriminators import Discriminators
 from xycodec.nn.mean import Mean
 from xycodec.nn.transformer import frame_mask
 from xycodec.pretrained import load_xy_tokenizer
-from xycodec.recipe import PosttrainRecipe
+from xycodec.recipe import PosttrainingLoss, PosttrainRecipe
 from xycodec.train.adversarial import AdversarialStage, adopt_discriminators
+from xycodec.train.distances import feature_distance, state_distance, states_of_audio
 from xycodec.train.engine import Engine
 from xycodec.train.excerpt import Heard, synthesise_excerpts
 from xycodec.train.initialise import adopt_codec, find_checkpoint
@@ -31,12 +32,22 @@ FROZEN = (
 
 
 class PostTraining(nn.Module):
-    """The codec as a generator: from a batch to decoded and true audio of one length."""
+    """The codec as a generator: from a batch to decoded and true audio of one length.
 
-    def __init__(self, codec: XYTokenizer, min_samples: int, hear_seconds: float | None = None) -> None:
+    `weights` are those of the losses, of which `log_mel` and `states` are computed here: they need more than audio.
+    """
+
+    def __init__(
+        self,
+        codec: XYTokenizer,
+        min_samples: int,
+        weights: PosttrainingLoss,
+        hear_seconds: float | None = None,
+        random_positions: bool = False,
+    ) -> None:
         super().__init__()
-        self.codec = codec
-        self.min_samples, self.hear_seconds = min_samples, hear_seconds
+        self.codec, self.weights = codec, weights
+        self.min_samples, self.hear_seconds, self.random_positions = min_samples, hear_seconds, random_positions
         for part in self._frozen():
             part.requires_grad_(False)
 
@@ -50,24 +61,47 @@ class PostTraining(nn.Module):
             part.eval()
         return self
 
-    def forward(self, batch: Batch) -> tuple[Heard, Tensor]:
-        """Decoded and true audio, in training of `hear_seconds` of each clip; counts of the codes (n_q, K)."""
+    def forward(self, batch: Batch) -> tuple[Heard, Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        """Decoded and true audio, in training of `hear_seconds` of each clip; counts of the codes (n_q, K).
+
+        Last, total and count of each loss that is computed here.
+        """
         codec = self.codec
         frames = [codec.num_frames(n) for n in batch.lengths]
+        first = 0
+        if self.training and self.random_positions:
+            first = int(torch.randint(codec.window_frames - max(1, *frames) + 1, ()))
         with torch.no_grad():
-            latents, _ = codec.encode_latents(batch.audio, [max(n, 1) for n in batch.lengths])
+            latents = codec.encode_latents(batch.audio, [max(n, 1) for n in batch.lengths], first).latents
             mask = frame_mask(frames, latents.shape[1])
             quantized = codec.quantizer(latents, mask)
         device_mask = None if mask is None else mask.to(latents.device, non_blocking=True)
-        hidden = codec.post_rvq_adapter(quantized.quantized, device_mask)
-        features = codec.acoustic_features(hidden, device_mask)
+        hidden = codec.post_rvq_adapter(quantized.quantized, device_mask, first)
+        features = codec.acoustic_features(hidden, device_mask, first)
         seconds = self.hear_seconds if self.training else None
         audio, target, lengths = synthesise_excerpts(codec, features, frames, batch, seconds)
-        missing = max(self.min_samples - audio.shape[1], 0)
-        audio, target = F.pad(audio, (0, missing)), F.pad(target, (0, missing))
         # Past its end a clip is silent in both, which teaches neither side anything.
         inside = torch.arange(audio.shape[1]) < lengths[:, None]
-        return Heard(audio * inside.to(audio.device, non_blocking=True), target, lengths), quantized.counts
+        audio = audio * inside.to(audio.device, non_blocking=True)
+        losses = {}
+        if self.weights.log_mel:
+            losses["log_mel"] = feature_distance(codec, features, batch)
+        if self.weights.states:
+            losses["states"] = self._state_distance(audio, target, lengths, first)
+        missing = max(self.min_samples - audio.shape[1], 0)
+        heard = Heard(F.pad(audio, (0, missing)), F.pad(target, (0, missing)), lengths)
+        # Copies, because FSDP cannot guard views.
+        return heard, quantized.counts, {name: (mean.total.clone(), mean.count) for name, mean in losses.items()}
+
+    def _state_distance(self, audio: Tensor, target: Tensor, lengths: Tensor, first: int) -> Mean:
+        """How unlike the decoded audio sounds to the semantic tower."""
+        row = 2 * self.codec.mel.hop_length
+        counts = (-(-lengths // row)).tolist()
+        mask = frame_mask(counts, audio.shape[1] // row)
+        mask = None if mask is None else mask.to(audio.device, non_blocking=True)
+        with torch.no_grad():
+            true = states_of_audio(self.codec, target, mask, first)
+        return state_distance(states_of_audio(self.codec, audio, mask, first), true)
 
 
 class PosttrainStage(AdversarialStage[XYTokenizer]):
@@ -82,22 +116,23 @@ class PosttrainStage(AdversarialStage[XYTokenizer]):
         self.mel = MultiScaleMel(self.output_sample_rate).to(engine.device)
         self.measured = self.generator
         if self.average is not None:
-            self.measured = PostTraining(self.average.codec, generator.min_samples)
+            self.measured = PostTraining(self.average.codec, generator.min_samples, recipe.loss)
 
     def _generate(self, batch: Batch, step: int) -> tuple[Heard, Tensor, dict[str, Mean]]:
-        heard, counts = self.generator(batch)
-        return heard, counts, {}
+        heard, counts, losses = self.generator(batch)
+        return heard, counts, {name: Mean(*pair) for name, pair in losses.items()}
 
     def _distances(self, heard: Heard) -> dict[str, Mean]:
         return {"mel": self.mel(*heard)} if self.weights["mel"] else {}
 
     @torch.no_grad()
     def measure(self, batch: Batch, *, transcribe: bool) -> Measured:
-        """The mel distance; what discriminators say of unheard clips says little."""
+        """The mel distance, and the other losses but what discriminators say: of unheard clips that says little."""
         self.measured.eval()
         with self.engine.autocast():
-            (audio, target, lengths), counts = self.measured(batch)
-        return Measured({"mel": self.mel(audio, target, lengths)}, counts, audio)
+            (audio, target, lengths), counts, losses = self.measured(batch)
+        means = {name: Mean(*pair) for name, pair in losses.items()}
+        return Measured({"mel": self.mel(audio, target, lengths), **means}, counts, audio)
 
     def loss(self, values: Mapping[str, float]) -> float:
         """The mel distance."""
@@ -118,6 +153,9 @@ def build(recipe: PosttrainRecipe, *, meta: bool = False) -> tuple[PostTraining,
     data = None if checkpoint is None else read_checkpoint(checkpoint)
     loaded = load_xy_tokenizer(checkpoint or recipe.weights)
     config = _adapted(loaded.config, recipe)
+    hears = config.semantic_encoder is not None and config.output_sample_rate == config.input_sample_rate
+    if recipe.loss.states and not hears:
+        raise ConfigError("loss.states: needs a codec with a semantic tower that decodes at 16 kHz: set it to 0")
     longest = loaded.window_samples / loaded.input_sample_rate
     if recipe.data.clip_seconds > longest:
         raise ConfigError(f"data.clip_seconds: the codec's window is {longest:g} s: lower it")
@@ -129,7 +167,9 @@ def build(recipe: PosttrainRecipe, *, meta: bool = False) -> tuple[PostTraining,
         adopt_codec(codec, loaded, str(source), except_vocos=config != loaded.config)
         if data is not None and "discriminators" in data["networks"] and recipe.keep_discriminators:
             adopt_discriminators(discriminators, data["networks"]["discriminators"], str(checkpoint))
-    return PostTraining(codec, discriminators.min_samples, recipe.hear_seconds), discriminators
+    random_positions = recipe.positions == "random"
+    generator = PostTraining(codec, discriminators.min_samples, recipe.loss, recipe.hear_seconds, random_positions)
+    return generator, discriminators
 
 
 def _adapted(config: XYTokenizerConfig, recipe: PosttrainRecipe) -> XYTokenizerConfig:

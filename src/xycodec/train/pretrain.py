@@ -13,15 +13,17 @@ from xycodec.data.batch import Batch
 from xycodec.data.clip import FRAME, INPUT_RATE
 from xycodec.data.sources import open_sources
 from xycodec.data.stream import BatchStream
+from xycodec.distributed import world_size
 from xycodec.errors import ConfigError
 from xycodec.eval.wer import WordErrors, word_error_rate
 from xycodec.losses import MultiScaleMel
 from xycodec.models.semantic_lm import SemanticLM, Tokens, load_semantic_lm
 from xycodec.models.xy_tokenizer import XYTokenizer
-from xycodec.nn.mean import Mean, masked_mean
+from xycodec.nn.mean import Mean
 from xycodec.nn.transformer import frame_mask
 from xycodec.recipe import PretrainRecipe
 from xycodec.train.average import WeightAverage
+from xycodec.train.distances import feature_distance, state_distance, states_of_features
 from xycodec.train.engine import Engine
 from xycodec.train.excerpt import synthesise_excerpts
 from xycodec.train.initialise import adopt_vocoder, load_weights, start_towers
@@ -57,24 +59,31 @@ class PreTraining(nn.Module):
         self.codec, self.semantic_lm = codec, semantic_lm
         self.mel = MultiScaleMel(codec.output_sample_rate)
         self.weights, self.hear_seconds, self.mel_reaches = recipe.loss, recipe.hear_seconds, recipe.mel_reaches
+        self.random_positions = recipe.positions == "random"
         self.reads_adapter = recipe.lm is None or recipe.lm.reads == "post_rvq_adapter"
 
     def forward(self, batch: Batch, tokens: Tokens | None) -> Pass:
         """Losses whose weight is zero are not computed in training."""
         codec = self.codec
         # A batch of which nothing could be read still goes through: one silent frame that counts nowhere.
-        latents, _ = codec.encode_latents(batch.audio, [max(n, 1) for n in batch.lengths])
         frames = [codec.num_frames(n) for n in batch.lengths]
+        first = self._first_frame(max(1, *frames))
+        encoded = codec.encode_latents(batch.audio, [max(n, 1) for n in batch.lengths], first)
+        latents = encoded.latents
         mask = frame_mask(frames, latents.shape[1])
         quantized = codec.quantizer(latents, mask)
         device_mask = None if mask is None else mask.to(latents.device, non_blocking=True)
-        hidden = codec.post_rvq_adapter(quantized.quantized, device_mask)
+        hidden = codec.post_rvq_adapter(quantized.quantized, device_mask, first)
         losses: dict[str, Mean] = {}
         audio = hidden.new_zeros(len(hidden), 0)
-        if self.weights.mel or self.weights.features or not self.training:
-            features = codec.acoustic_features(hidden, device_mask)
+        if self.weights.mel or self.weights.features or self.weights.states or not self.training:
+            features = codec.acoustic_features(hidden, device_mask, first)
             if self.weights.features:
-                losses["features"] = self._feature_distance(features, batch)
+                losses["features"] = feature_distance(codec, features, batch)
+            if self.weights.states:
+                assert encoded.semantic is not None
+                rows = None if device_mask is None else device_mask.repeat_interleave(codec.upsample.factor, dim=1)
+                losses["states"] = state_distance(states_of_features(codec, features, rows, first), encoded.semantic)
             if self.weights.mel or not self.training:
                 heard = features.detach() if self.mel_reaches == "vocoder" else features
                 seconds = self.hear_seconds if self.training else None
@@ -96,14 +105,11 @@ class PreTraining(nn.Module):
             read=read.detach(),
         )
 
-    def _feature_distance(self, features: Tensor, batch: Batch) -> Mean:
-        """Mean over valid frames of the L1 distance to the features of the clips themselves."""
-        with torch.autocast(features.device.type, enabled=False):
-            ideal = self.codec.ideal_features(batch.audio, [max(n, 1) for n in batch.lengths])
-            distance = (features.float() - ideal).abs().mean(dim=1)
-            starts = torch.arange(distance.shape[1]) * self.codec.mel.hop_length
-            valid = starts < torch.tensor(batch.lengths)[:, None]
-            return masked_mean(distance, valid.to(distance.device, non_blocking=True))
+    def _first_frame(self, frames: int) -> int:
+        """The position of a batch's first code frame; `frames` is its longest clip."""
+        if not (self.training and self.random_positions):
+            return 0
+        return int(torch.randint(self.codec.window_frames - frames + 1, ()))
 
 
 class PretrainStage(Stage):
@@ -226,7 +232,7 @@ def _unreached(model: PreTraining) -> Iterator[nn.Module]:
     if weights.mel:
         return
     yield codec.vocos
-    if weights.features:
+    if weights.features or weights.states:
         return
     yield from (codec.upsample, codec.acoustic_decoder)
     if not (weights.asr and model.reads_adapter):
@@ -239,13 +245,20 @@ def _initialise(model: PreTraining, recipe: PretrainRecipe) -> None:
     if recipe.weights is not None:
         load_weights(model, Path(recipe.weights))
     elif recipe.towers is not None:
-        start_towers(model.codec, recipe.towers)
+        start_towers(model.codec, recipe.towers, semantic_only=recipe.start == "linear")
     if recipe.start == "linear":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
-            start_linear(model.codec, _excerpt_of_each(recipe))
+            start_linear(model.codec, _excerpt_of_each(recipe), batch_frames=_batch_frames(recipe))
     if recipe.vocos is not None:
         adopt_vocoder(model.codec, recipe.vocos)
+
+
+def _batch_frames(recipe: PretrainRecipe) -> float:
+    """Code frames of a whole step's batch: what a codebook's counts will add up to."""
+    data = recipe.data
+    seconds = data.batch_seconds or data.batch_clips * data.clip_seconds
+    return seconds * recipe.model.frame_rate * recipe.engine.accumulate * world_size()
 
 
 def _excerpt_of_each(recipe: PretrainRecipe) -> Tensor:
