@@ -12,7 +12,7 @@ import torch
 
 import xycodec
 from xycodec import CodecFile, decode_long, encode_long, load_codec
-from xycodec.audio import read_audio
+from xycodec.io.audio import read_audio
 
 ASSETS = Path(xycodec.__file__).parent / "assets"
 RECORDED = Path(__file__).parent / "recorded"
