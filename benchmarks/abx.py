@@ -20,14 +20,14 @@ from typing import Any
 
 import torch
 
-from xycodec.audio import read_audio
-from xycodec.data.synthetic import grammar
-from xycodec.eval.abx import LEAST_RATE, AbxResult, abx_error, run_abx
-from xycodec.eval.abx_distances import Features, item_frames
-from xycodec.eval.abx_items import COLUMNS, Omissions, PhoneItem, read_items
-from xycodec.eval.abx_triples import Block, plan_triples
+from xycodec.checkpoints.load import load_codec, random_codec
+from xycodec.data.synthetic.utterances import grammar
+from xycodec.eval.abx.distances import Features, item_frames
+from xycodec.eval.abx.items import COLUMNS, Omissions, PhoneItem, read_items
+from xycodec.eval.abx.run import LEAST_RATE, AbxResult, abx_error, run_abx
+from xycodec.eval.abx.triples import Block, plan_triples
+from xycodec.io.audio import read_audio
 from xycodec.nn.mel import LogMel
-from xycodec.pretrained import load_codec, random_codec
 
 VOICES = ("slt", "rms", "awb")
 MODES = ("within", "across")

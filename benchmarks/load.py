@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xycodec.config import CONFIGS
-from xycodec.models.xy_tokenizer import XYTokenizer
-from xycodec.pretrained import random_codec, save_codec
+from xycodec.checkpoints.load import random_codec, save_codec
+from xycodec.models.xy_tokenizer.config import CONFIGS
+from xycodec.models.xy_tokenizer.model import XYTokenizer
 
 SECONDS_TARGET, MEMORY_TARGET = 3.0, 1.2
 FIELDS = ("VmRSS", "VmHWM", "RssAnon", "RssFile")
@@ -68,7 +68,7 @@ def memory() -> dict[str, int]:
 
 def child(checkpoint: str) -> None:
     """Load, then encode 2 s; print what both took as JSON."""
-    from xycodec.pretrained import load_codec
+    from xycodec.checkpoints.load import load_codec
 
     clip = torch.randn(1, 32_000) * 0.1
     torch.randn(64, 64) @ torch.randn(64, 64)  # the libraries' own threads and buffers belong to the baseline

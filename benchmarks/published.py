@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from xycodec.models.xy_tokenizer import XYTokenizer
+from xycodec.models.xy_tokenizer.model import XYTokenizer
 from xycodec.nn.transformer import Adapter, Transformer, TransformerLayer
 from xycodec.nn.vocos import ConvNeXtBlock
 from xycodec.nn.whisper import WhisperEncoder

@@ -25,10 +25,10 @@ import torch
 from torch import Tensor
 
 from published import PublishedXYTokenizer
-from xycodec import bench
-from xycodec.config import CONFIGS
-from xycodec.models.xy_tokenizer import XYTokenizer
-from xycodec.pretrained import random_codec
+from xycodec.checkpoints.load import random_codec
+from xycodec.cli import bench
+from xycodec.models.xy_tokenizer.config import CONFIGS
+from xycodec.models.xy_tokenizer.model import XYTokenizer
 
 # Clip length in seconds -> how many times faster than the published computation encode is to be.
 ENCODE_TARGETS = {2: 22.0, 5: 12.0, 10: 6.4, 30: 1.8}

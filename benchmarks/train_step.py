@@ -29,16 +29,24 @@ import torch
 from torch import nn
 
 from speed import against, cpu_name, peak_memory, say, table
-from xycodec import bench
-from xycodec.config import CONFIGS, QuantizerConfig, TowerConfig, VocosConfig, XYTokenizerConfig
+from xycodec.checkpoints.load import random_codec, resolve_device, save_codec
+from xycodec.cli import bench
 from xycodec.data.batch import BEGINNING, Batch
+from xycodec.data.config import DataConfig
 from xycodec.errors import XycodecError
-from xycodec.pretrained import random_codec, resolve_device, save_codec
-from xycodec.recipe import DiscriminatorsConfig, LanguageModelConfig, PosttrainRecipe, PretrainRecipe
-from xycodec.recipe_run import DataConfig, EngineConfig
+from xycodec.models.config import TowerConfig
+from xycodec.models.xy_tokenizer.config import (
+    CONFIGS,
+    LanguageModelConfig,
+    QuantizerConfig,
+    VocosConfig,
+    XYTokenizerConfig,
+)
+from xycodec.train.config import EngineConfig
 from xycodec.train.engine import Engine
-from xycodec.train.posttrain import PosttrainStage
-from xycodec.train.pretrain import PretrainStage
+from xycodec.train.recipe import DiscriminatorsConfig, PosttrainRecipe, PretrainRecipe
+from xycodec.train.stages.posttrain import PosttrainStage
+from xycodec.train.stages.pretrain import PretrainStage
 
 # Seconds of audio per GPU second that the paper reports.
 TARGETS = {"pretrain": 136.7, "posttrain": 46.6}

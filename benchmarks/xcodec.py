@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from speed import against, cpu_name, peak_memory, table
-from xycodec import bench
-from xycodec.models.xcodec import XCodec
-from xycodec.pretrained import load_codec
+from xycodec.checkpoints.load import load_codec
+from xycodec.cli import bench
+from xycodec.models.xcodec.model import XCodec
 
 LENGTHS = (2, 5, 10, 20)  # seconds
 CLIP_TARGET, BATCH_TARGET = 1.3, 2.0

@@ -3,7 +3,7 @@ import sys
 import pytest
 import torch
 
-from xycodec import cli
+from xycodec.cli import app as cli
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 import xycodec
-from xycodec.audio import read_audio
+from xycodec.io.audio import read_audio
 
 RATE = 16_000
 BODY = {

@@ -1,5 +1,5 @@
-"""Write one of our codecs as the published checkpoints are written; the inverse of `xycodec.convert`, on purpose
-spelled out anew."""
+"""Write one of our codecs as the published checkpoints are written; the inverse of
+`xycodec.models.xy_tokenizer.convert`, on purpose spelled out anew."""
 
 import json
 import re
@@ -8,7 +8,8 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from xycodec.config import QuantizerConfig, TowerConfig, VocosConfig, XYTokenizerConfig
+from xycodec.models.config import TowerConfig
+from xycodec.models.xy_tokenizer.config import QuantizerConfig, VocosConfig, XYTokenizerConfig
 
 LAYOUTS = ("official", "ttsd", "hf")
 

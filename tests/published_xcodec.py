@@ -6,7 +6,8 @@ import re
 import torch
 
 import reference
-from xycodec.config import CodebooksConfig, SelfSupervisedConfig, XCodecConfig
+from xycodec.models.config import CodebooksConfig
+from xycodec.models.xcodec.config import SelfSupervisedConfig, XCodecConfig
 
 KINDS = ("hubert", "wavlm")
 BANDWIDTHS = {0.3: 1, 0.6: 2, 0.9: 3, 1.2: 4, 2.4: 8}  # kbit/s of codebooks of 64 -> n_q

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from xycodec.config import QuantizerConfig, TowerConfig, VocosConfig, XYTokenizerConfig
+from xycodec.models.config import TowerConfig
+from xycodec.models.xy_tokenizer.config import QuantizerConfig, VocosConfig, XYTokenizerConfig
 
 PUBLISHED_PARAMETERS = {  # spec section 1
     "semantic_encoder": 87_002_112,

@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from xycodec import bench
-from xycodec.nn.linear import product
-from xycodec.recipe_run import EngineConfig
+from xycodec.cli import bench
+from xycodec.nn.deterministic.linear import product
+from xycodec.train.config import EngineConfig
 from xycodec.train.engine import Engine
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"

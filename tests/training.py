@@ -10,11 +10,13 @@ from tests.reference import tiny_config
 from torch import distributed, multiprocessing
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from xycodec.config import QuantizerConfig, TowerConfig, parse_config
 from xycodec.data.batch import Position, collate
 from xycodec.data.clip import Clip
-from xycodec.recipe import STAGES
-from xycodec.train.small_lm import make_small_lm
+from xycodec.io.config import parse_config
+from xycodec.models.config import TowerConfig
+from xycodec.models.xy_tokenizer.config import QuantizerConfig
+from xycodec.train.init.small_lm import make_small_lm
+from xycodec.train.recipe import STAGES
 
 ADAPTER = TowerConfig(d_model=32, layers=1, heads=4, ffn_dim=48)
 RATE = 16_000

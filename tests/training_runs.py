@@ -15,9 +15,10 @@ import soundfile as sf
 import yaml
 from tests.reference import tiny_config
 
-from xycodec import cli
-from xycodec.config import QuantizerConfig, TowerConfig, VocosConfig
+from xycodec.cli import app as cli
 from xycodec.data.manifest import import_manifest
+from xycodec.models.config import TowerConfig
+from xycodec.models.xy_tokenizer.config import QuantizerConfig, VocosConfig
 
 SIZE = TowerConfig(d_model=16, layers=1, heads=2, ffn_dim=24)
 PARTS = ("semantic_encoder", "semantic_encoder_adapter", "acoustic_encoder", "pre_rvq_adapter", "post_rvq_adapter")

@@ -3,21 +3,21 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from xycodec.bitstream import CodecFile as CodecFile
+    from xycodec.checkpoints.load import load_codec as load_codec
+    from xycodec.io.xyc import CodecFile as CodecFile
     from xycodec.models.base import Codec as Codec
     from xycodec.models.longform import decode_long as decode_long
     from xycodec.models.longform import encode_long as encode_long
-    from xycodec.pretrained import load_codec as load_codec
 
 __version__ = "0.1.0"
 __all__ = ["Codec", "CodecFile", "decode_long", "encode_long", "load_codec"]
 
 _HOME = {
     "Codec": "xycodec.models.base",
-    "CodecFile": "xycodec.bitstream",
+    "CodecFile": "xycodec.io.xyc",
     "decode_long": "xycodec.models.longform",
     "encode_long": "xycodec.models.longform",
-    "load_codec": "xycodec.pretrained",
+    "load_codec": "xycodec.checkpoints.load",
 }
 
 

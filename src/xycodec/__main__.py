@@ -1,5 +1,5 @@
 """`python -m xycodec`, which is how torchrun starts the command line."""
 
-from xycodec.cli import main
+from xycodec.cli.app import main
 
 main()

@@ -8,7 +8,7 @@ import numpy as np
 import soundfile as sf
 from lhotse import CutSet, Recording, SupervisionSegment
 
-from xycodec.recipe_run import DataConfig
+from xycodec.data.config import DataConfig
 
 CODING = {".wav": "PCM_16", ".flac": "PCM_16", ".mp3": "MPEG_LAYER_III", ".ogg": "VORBIS", ".opus": "OPUS"}
 CONTAINER = {".ogg": "OGG", ".opus": "OGG"}

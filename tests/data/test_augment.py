@@ -5,7 +5,7 @@ from scipy.linalg import solve_toeplitz
 from scipy.signal import freqz, lfilter
 
 from xycodec.data.augment import EQ_BANDS, Change, Peak, _peaking, apply_change, draw_change
-from xycodec.recipe_run import Augmentation
+from xycodec.data.config import Augmentation
 
 RATES = (16000, 24000, 44100)
 ALL = Augmentation(speed=1, pitch=1, gain=1, eq=1, formant=1)

@@ -8,8 +8,8 @@ from corpus import config, cut_of, encoded, noise, save, tone
 from lhotse import AudioSource, Recording, SupervisionSegment
 
 from xycodec.data.clip import load_clip
+from xycodec.data.config import Augmentation
 from xycodec.errors import AudioError
-from xycodec.recipe_run import Augmentation
 
 FORMATS = (".wav", ".flac", ".mp3", ".ogg", ".opus")
 

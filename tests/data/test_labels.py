@@ -13,13 +13,13 @@ from lhotse.qa import validate
 
 from xycodec.data.batch import BEGINNING, collate
 from xycodec.data.clip import load_clip
+from xycodec.data.config import SourceConfig
 from xycodec.data.pack import MANIFEST, pack
 from xycodec.data.sources import open_source
 from xycodec.data.stream import BatchStream
 from xycodec.data.survey import has_labels, survey
 from xycodec.data.targets import NO_LABEL, load_labels, targets_of, with_targets
 from xycodec.errors import AudioError
-from xycodec.recipe_run import SourceConfig
 
 RATE = 75.0
 OF = {"codec": "a codec", "size": 60_000}

@@ -8,10 +8,10 @@ import pytest
 from corpus import config, noise, save
 from lhotse import CutSet
 
-from xycodec.audio import read_audio
 from xycodec.data.clip import load_clip
 from xycodec.data.manifest import import_manifest, read_cuts
 from xycodec.errors import ConfigError
+from xycodec.io.audio import read_audio
 
 SPEECH = Path(__file__).resolve().parents[3] / "shared" / "data" / "speech"
 

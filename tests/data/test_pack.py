@@ -12,12 +12,12 @@ from lhotse import CutSet
 from lhotse.qa import validate
 from typer.testing import CliRunner
 
-from xycodec.cli import app
+from xycodec.cli.app import app
 from xycodec.data.clip import load_clip
+from xycodec.data.config import SourceConfig
 from xycodec.data.pack import MANIFEST, pack
 from xycodec.data.sources import open_source
 from xycodec.errors import ConfigError
-from xycodec.recipe_run import SourceConfig
 
 HALF_A_STEP = 0.5 / 32768 + 1e-7
 KINDS = (".wav", ".flac", ".mp3", ".ogg", ".opus")

@@ -9,9 +9,9 @@ from corpus import config, corpus, cut_of, emilia, encoded, noise, save, write_t
 from lhotse.shar import SharWriter
 
 from xycodec.data.clip import load_clip
+from xycodec.data.config import SourceConfig
 from xycodec.data.sources import open_source, open_sources
 from xycodec.errors import AudioError, ConfigError
-from xycodec.recipe_run import SourceConfig
 
 
 def opened(path, **more):

@@ -13,10 +13,10 @@ from lhotse import CutSet
 
 from xycodec.data.batch import Position
 from xycodec.data.clip import load_clip
+from xycodec.data.config import Augmentation
 from xycodec.data.sources import open_sources
 from xycodec.data.stream import BatchStream, validation_batches
 from xycodec.errors import ConfigError
-from xycodec.recipe_run import Augmentation
 
 ALL = Augmentation(speed=1, pitch=1, gain=1, eq=1)
 
@@ -261,7 +261,7 @@ def test_a_process_that_leaves_its_stream_open_ends(tmp_path):
     program = f"""
 from xycodec.data.sources import open_sources
 from xycodec.data.stream import BatchStream
-from xycodec.recipe_run import DataConfig
+from xycodec.data.config import DataConfig
 config = DataConfig(train=[{str(tmp_path / "cuts.jsonl")!r}], workers=2)
 cuts = open_sources(config.train, 0)
 batches = BatchStream(cuts, config, output_sample_rate=16000, seed=0, rank=0, world_size=1).batches()

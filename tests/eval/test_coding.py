@@ -7,6 +7,7 @@ import soundfile as sf
 import torch
 from tests.reference import tiny_config
 
+from xycodec.checkpoints.load import random_codec
 from xycodec.eval.coding import (
     CodecSpec,
     adaptive_bits,
@@ -18,7 +19,6 @@ from xycodec.eval.coding import (
     uncoded,
 )  # fmt: skip
 from xycodec.models.longform import decode_long, encode_long
-from xycodec.pretrained import random_codec
 
 
 @pytest.fixture(scope="module")

@@ -6,14 +6,14 @@ import pytest
 import soundfile as sf
 from tests.reference import tiny_config
 
-from xycodec.audio import read_audio
+from xycodec.checkpoints.load import load_codec, random_codec, save_codec
 from xycodec.errors import XycodecError
 from xycodec.eval.corpus import open_corpora
 from xycodec.eval.evaluate import evaluate
-from xycodec.eval.judges import Judge
-from xycodec.eval.quality import measure_quality
+from xycodec.eval.judges.base import Judge
+from xycodec.eval.metrics.quality import measure_quality
 from xycodec.eval.results import Evaluation, Scores, pooled
-from xycodec.pretrained import load_codec, random_codec, save_codec
+from xycodec.io.audio import read_audio
 
 METRICS = ("stoi", "mel_distance", "si_sdr")
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from xycodec.config import CONFIGS
+from xycodec.checkpoints.load import random_codec
 from xycodec.errors import AudioError, XycodecError
 from xycodec.models.base import Codec
 from xycodec.models.longform import BATCH, decode_blocks, decode_long, embed_long, encode_long
-from xycodec.pretrained import random_codec
+from xycodec.models.xy_tokenizer.config import CONFIGS
 
 HOP, WINDOW = 16, 375  # a window of 375 frames at 12.5 a second, as the published models have
 OVERLAPS = [0, 3, 7, 10, 29.9]

@@ -6,7 +6,7 @@ import torch
 
 import reference
 from xycodec.errors import AudioError, ConfigError
-from xycodec.losses import adversarial_loss, discriminator_loss, plain_feature_matching
+from xycodec.losses.adversarial import adversarial_loss, discriminator_loss, plain_feature_matching
 from xycodec.nn.frequency_discriminator import FrequencyDiscriminator, MultiFrequencyDiscriminator
 
 NARROW = 16

@@ -9,18 +9,18 @@ from tests.reference import randomise
 from tests.training import NoLooking, batch, clip, posttraining, pretraining, save_lm, seeded, tiny_model
 from tests.training_runs import names, post_settings, settings, write_corpus, write_recipe
 
-from xycodec.checkpoint_file import AVERAGE, read_checkpoint
+from xycodec.checkpoints.load import load_codec, random_codec, save_codec
+from xycodec.checkpoints.training import AVERAGE, read_checkpoint
 from xycodec.errors import CheckpointError, ConfigError
-from xycodec.models.xy_tokenizer import XYTokenizer
-from xycodec.pretrained import load_codec, random_codec, save_codec
-from xycodec.recipe_file import load_recipe
-from xycodec.recipe_run import EngineConfig
+from xycodec.models.xy_tokenizer.model import XYTokenizer
 from xycodec.train.average import WeightAverage, decay_of
 from xycodec.train.checkpoint import checkpoints, load_network, network_state
+from xycodec.train.config import EngineConfig
 from xycodec.train.engine import Engine
-from xycodec.train.initialise import load_weights
-from xycodec.train.pretrain import build
+from xycodec.train.init.weights import load_weights
+from xycodec.train.recipe_file import load_recipe
 from xycodec.train.run import open_stage, train
+from xycodec.train.stages.pretrain import build
 
 CLIPS = (clip(0, 0.4), clip(1, 0.3))
 AUDIO = clip(3, 1.2).audio[None]

@@ -23,13 +23,13 @@ from tests.training_runs import (
 )
 from torch import nn
 
-from xycodec.bitstream import CodecFile
-from xycodec.checkpoint_file import read_checkpoint
+from xycodec.checkpoints.load import load_codec
+from xycodec.checkpoints.training import read_checkpoint
 from xycodec.errors import CheckpointError
-from xycodec.pretrained import load_codec
-from xycodec.recipe_file import load_recipe
+from xycodec.io.xyc import CodecFile
 from xycodec.train.checkpoint import BEST, RunState, checkpoints, load_network, load_state, save_state
 from xycodec.train.engine import Engine
+from xycodec.train.recipe_file import load_recipe
 from xycodec.train.run import open_stage, train
 
 

@@ -3,14 +3,14 @@ import torch
 from tests.reference import tiny_config
 from tests.training import batch, clip, posttraining, pretraining, seeded, tiny_model
 
+from xycodec.checkpoints.load import random_codec, save_codec
 from xycodec.errors import ConfigError
-from xycodec.models.xy_tokenizer import RAISE, XYTokenizer
-from xycodec.pretrained import random_codec, save_codec
-from xycodec.recipe_run import EngineConfig
+from xycodec.models.xy_tokenizer.model import RAISE, XYTokenizer
+from xycodec.train.config import EngineConfig
 from xycodec.train.distances import feature_distance, state_distance, states_of_audio, states_of_features
 from xycodec.train.engine import Engine
-from xycodec.train.posttrain import PosttrainStage
-from xycodec.train.pretrain import PretrainStage
+from xycodec.train.stages.posttrain import PosttrainStage
+from xycodec.train.stages.pretrain import PretrainStage
 
 CLIPS = (clip(0), clip(1, 0.6), clip(2, 1.3))
 STATES = {"loss": {"asr": 0, "mel": 0, "features": 10, "states": 3}}

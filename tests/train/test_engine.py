@@ -4,14 +4,14 @@ import pytest
 import torch
 from tests.training import batch, clip, posttraining, pretraining, save_lm, seeded, tiny_model, two_processes
 
+from xycodec.checkpoints.load import random_codec, save_codec
 from xycodec.distributed import all_reduce_, world_size
 from xycodec.errors import ConfigError
-from xycodec.models.xy_tokenizer import XYTokenizer
+from xycodec.models.xy_tokenizer.model import XYTokenizer
 from xycodec.nn.transformer import TransformerLayer
 from xycodec.nn.vocos import ConvNeXtBlock
-from xycodec.pretrained import random_codec, save_codec
-from xycodec.recipe_run import EngineConfig, ValidationConfig
 from xycodec.train.checkpoint import network_state
+from xycodec.train.config import EngineConfig, ValidationConfig
 from xycodec.train.engine import Engine, prepare_blocks
 from xycodec.train.run import open_stage
 from xycodec.train.validate import validate

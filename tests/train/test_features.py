@@ -4,12 +4,12 @@ import pytest
 import torch
 from tests.training import batch, clip, pretraining, seeded, tiny_model
 
-from xycodec.config import VocosConfig
+from xycodec.checkpoints.load import load_codec, random_codec, save_codec
 from xycodec.errors import CheckpointError, ConfigError
-from xycodec.pretrained import load_codec, random_codec, save_codec
-from xycodec.recipe_run import EngineConfig
+from xycodec.models.xy_tokenizer.config import VocosConfig
+from xycodec.train.config import EngineConfig
 from xycodec.train.engine import Engine
-from xycodec.train.pretrain import PretrainStage, build
+from xycodec.train.stages.pretrain import PretrainStage, build
 
 CLIPS = (clip(0), clip(1, 0.6), clip(2, 1.3))
 FEATURES = {"asr": 0, "mel": 0, "features": 10}

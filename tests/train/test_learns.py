@@ -7,12 +7,12 @@ import pytest
 import soundfile as sf
 import torch
 
-from xycodec.config import CONFIGS
+from xycodec.checkpoints.load import load_codec
 from xycodec.data.manifest import import_manifest
-from xycodec.pretrained import load_codec
-from xycodec.recipe_file import load_recipe
+from xycodec.models.xy_tokenizer.config import CONFIGS
+from xycodec.train.init.small_lm import make_small_lm
+from xycodec.train.recipe_file import load_recipe
 from xycodec.train.run import train
-from xycodec.train.small_lm import make_small_lm
 
 WORDS = ("red", "green", "blue", "cat", "dog", "bird", "up", "down")
 RATE = 16_000

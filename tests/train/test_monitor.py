@@ -12,8 +12,8 @@ import soundfile as sf
 import torch
 from tests.training_runs import lines_of, settings, write_corpus, write_recipe
 
-from xycodec.recipe_file import load_recipe
 from xycodec.train.monitor import Monitor, _brief, forget_from, record_skipped
+from xycodec.train.recipe_file import load_recipe
 from xycodec.train.run import train
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from xycodec.recipe_run import OptimizerConfig
+from xycodec.train.config import OptimizerConfig
 from xycodec.train.optimize import Updater, learning_rate
 
 

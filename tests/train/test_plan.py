@@ -13,14 +13,14 @@ from tests.reference import PUBLISHED_PARAMETERS
 from tests.training import save_lm
 from tests.training_runs import post_settings, settings, smallest_config, write_corpus, write_recipe, xycodec
 
-from xycodec import cli
+from xycodec.checkpoints.load import random_codec, save_codec
+from xycodec.cli import app as cli
 from xycodec.data.batch import BEGINNING
 from xycodec.data.sources import open_sources
 from xycodec.data.stream import BatchStream
-from xycodec.pretrained import random_codec, save_codec
-from xycodec.recipe_file import load_recipe
 from xycodec.train.engine import Engine
 from xycodec.train.plan import _longest_batch, plan_run
+from xycodec.train.recipe_file import load_recipe
 from xycodec.train.run import open_stage
 
 FULL_DISCRIMINATORS = {"periods": 41_105_770, "scales": 29_618_821, "spectrograms": 472_330}  # spec section 9.1

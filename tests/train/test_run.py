@@ -23,7 +23,7 @@ from tests.training_runs import (
     xycodec,
 )
 
-from xycodec.checkpoint_file import read_checkpoint
+from xycodec.checkpoints.training import read_checkpoint
 
 CONSTANT = {"lr": 1e-3, "warmup_steps": 2, "final_lr": 1}
 

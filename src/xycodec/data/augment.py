@@ -10,8 +10,8 @@ from python_stretch.Signalsmith import Stretch
 from scipy.signal import ShortTimeFFT, sosfilt
 from scipy.signal.windows import hann
 
-from xycodec.audio import Samples
-from xycodec.recipe_run import Augmentation
+from xycodec.data.config import Augmentation
+from xycodec.io.audio import Samples
 
 EQ_BANDS = ((100.0, 400.0), (400.0, 1600.0), (1600.0, 6400.0))
 """Hz: the centre of each peaking filter is drawn from its band, evenly on a logarithmic scale."""

@@ -11,12 +11,12 @@ from lhotse.cut import Cut
 from numpy.random import Generator
 from torch import Tensor
 
-from xycodec.audio import Samples
 from xycodec.data.augment import apply_change, draw_change
+from xycodec.data.config import DataConfig
 from xycodec.data.decode import decode
 from xycodec.data.targets import load_labels
 from xycodec.errors import AudioError
-from xycodec.recipe_run import DataConfig
+from xycodec.io.audio import Samples
 
 INPUT_RATE = 16_000  # Hz
 FRAME = 1280  # samples at the input rate in a code frame

@@ -8,9 +8,9 @@ import soundfile as sf
 from lhotse import MonoCut, MultiCut
 from lhotse.cut import Cut
 
-from xycodec.audio import Samples, open_input
 from xycodec.data.shards import member_of
 from xycodec.errors import AudioError
+from xycodec.io.audio import Samples, open_input
 
 _SHORTFALL = 0.25  # s: durations in manifests of lossy files are off by a few of their frames
 

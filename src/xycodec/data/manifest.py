@@ -12,8 +12,8 @@ from lhotse import AudioSource, Recording, SupervisionSegment
 from lhotse.cut import Cut
 from lhotse.serialization import deserialize_item
 
-from xycodec.audio import atomic_path, audio_info, os_error_line
 from xycodec.errors import AudioError, ConfigError
+from xycodec.io.audio import atomic_path, audio_info, os_error_line
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
 _REQUIRED: dict[str, type | tuple[type, ...]] = {"audio": str, "duration": (int, float)}

@@ -15,7 +15,6 @@ import soxr
 from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
 from lhotse.cut import Cut
 
-from xycodec.audio import Samples, write_audio
 from xycodec.data.clip import INPUT_RATE, require_sound
 from xycodec.data.decode import decode
 from xycodec.data.manifest import open_text
@@ -23,7 +22,8 @@ from xycodec.data.shards import MEMBER
 from xycodec.data.sources import Cuts
 from xycodec.data.targets import moved
 from xycodec.errors import AudioError, ConfigError
-from xycodec.folders import new_folder
+from xycodec.io.audio import Samples, write_audio
+from xycodec.io.files import new_folder
 
 MANIFEST = "cuts.jsonl.gz"
 PART_SECONDS = 30_000  # of a WAV file: 0.96 GB at 16 kHz

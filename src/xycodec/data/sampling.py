@@ -8,8 +8,8 @@ from itertools import islice
 
 from lhotse.cut import Cut
 
+from xycodec.data.config import DataConfig
 from xycodec.errors import ConfigError
-from xycodec.recipe_run import DataConfig
 
 _FOR_ESTIMATE = 10_000  # cuts whose durations set the buckets
 

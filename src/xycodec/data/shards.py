@@ -14,10 +14,10 @@ import soundfile as sf
 from lhotse import AudioSource, MonoCut, MultiCut, Recording, SupervisionSegment
 from lhotse.cut import Cut
 
-from xycodec.audio import audio_extensions
 from xycodec.data.manifest import read_cuts
 from xycodec.data.tars import TarMember, members
 from xycodec.errors import ConfigError
+from xycodec.io.audio import audio_extensions
 
 MEMBER = "tar_member"  # custom field of a cut: the TarMember of its audio, as a list
 _NO_AUDIO = ".nodata"  # how Shar marks a cut without a recording

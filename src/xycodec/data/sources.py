@@ -8,11 +8,11 @@ from typing import Protocol
 from lhotse import CutSet
 from lhotse.cut import Cut
 
+from xycodec.data.config import SourceConfig
 from xycodec.data.manifest import SUFFIXES, read_cuts
 from xycodec.data.shards import SharCuts, WebDatasetCuts
 from xycodec.data.tars import members
 from xycodec.errors import ConfigError
-from xycodec.recipe_run import SourceConfig
 
 
 class Cuts(Protocol):

@@ -12,11 +12,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from xycodec.data.batch import BEGINNING, Batch, Position, collate
 from xycodec.data.clip import Clip, load_clip
+from xycodec.data.config import Augmentation, DataConfig
 from xycodec.data.sampling import Sampler
 from xycodec.data.sources import Cuts
 from xycodec.data.survey import obstacle
 from xycodec.errors import AudioError, ConfigError
-from xycodec.recipe_run import Augmentation, DataConfig
 
 _AHEAD = 4  # batches that a worker decodes in advance
 

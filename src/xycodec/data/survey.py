@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from lhotse.cut import Cut
 
 from xycodec.data.clip import lowest_rate
+from xycodec.data.config import DataConfig
 from xycodec.data.targets import targets_of
-from xycodec.recipe_run import DataConfig
 
 
 @dataclass(frozen=True)

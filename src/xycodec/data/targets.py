@@ -17,8 +17,8 @@ from lhotse.features.io import FeaturesReader, register_reader
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xycodec.config import SEMANTIC_HOP
 from xycodec.errors import AudioError
+from xycodec.models.xcodec.config import SEMANTIC_HOP
 
 TARGETS = "targets"  # custom field of a cut: its TemporalArray, (frames, layers)
 TARGETS_OF = "targets_of"  # custom field of a cut: the codec's name and how many codes a layer has

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from xycodec.audio import open_input
 from xycodec.errors import ConfigError
+from xycodec.io.audio import open_input
 
 
 @dataclass(frozen=True)

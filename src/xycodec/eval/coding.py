@@ -13,11 +13,11 @@ import soxr
 import torch
 from numpy.typing import NDArray
 
-from xycodec.audio import Samples, atomic_path, read_audio, write_audio
 from xycodec.errors import XycodecError
-from xycodec.eval.journal import Journal
-from xycodec.eval.quality import RATE
+from xycodec.eval.metrics.quality import RATE
 from xycodec.eval.results import CodebookUse
+from xycodec.io.audio import Samples, atomic_path, read_audio, write_audio
+from xycodec.io.journal import Journal
 from xycodec.models.base import Codec
 from xycodec.models.longform import decode_long, encode_long
 from xycodec.nn.quantize import codebook_perplexity, codebook_usage

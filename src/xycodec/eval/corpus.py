@@ -17,13 +17,13 @@ import soxr
 from lhotse import CutSet
 from lhotse.cut import Cut
 
-from xycodec.audio import Samples, audio_extensions
 from xycodec.data.clip import INPUT_RATE, require_sound
+from xycodec.data.config import SourceConfig
 from xycodec.data.decode import decode
 from xycodec.data.manifest import SUFFIXES, is_ours, read_cuts, read_rows, row_cut
 from xycodec.data.sources import open_source
 from xycodec.errors import AudioError, ConfigError, XycodecError
-from xycodec.recipe_run import SourceConfig
+from xycodec.io.audio import Samples, audio_extensions
 
 
 @dataclass(frozen=True)

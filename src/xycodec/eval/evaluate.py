@@ -24,8 +24,8 @@ from typing import Any
 
 import torch
 
-from xycodec.audio import atomic_path, read_audio, write_audio
-from xycodec.baselines import open_codec
+from xycodec.baselines.classical import ClassicalCodec
+from xycodec.baselines.open import open_codec
 from xycodec.errors import AudioError, XycodecError
 from xycodec.eval.coding import (
     AUDIO,
@@ -39,12 +39,12 @@ from xycodec.eval.coding import (
     uncoded,
 )
 from xycodec.eval.corpus import Item
-from xycodec.eval.journal import Journal
-from xycodec.eval.judges import Judge, Pair
-from xycodec.eval.quality import METERS, PROTOCOL, RATE, measure_quality, require_metrics
+from xycodec.eval.judges.base import Judge, Pair
+from xycodec.eval.metrics.quality import METERS, PROTOCOL, RATE, measure_quality, require_metrics
 from xycodec.eval.results import ORIGINAL, ClipResult, CodecResult, Evaluation, Scores
-from xycodec.jobs import Advance, Job, Work, run_jobs
-from xycodec.models.classical import ClassicalCodec
+from xycodec.io.audio import atomic_path, read_audio, write_audio
+from xycodec.io.journal import Journal
+from xycodec.io.parallel import Advance, Job, Work, run_jobs
 
 Stage = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 """Told a stage's name and its clips; gives what is called after each of them."""

@@ -80,7 +80,7 @@ def encode_long(
     """Codes (n_q, L) int64 on the CPU of a clip of any length.
 
     `audio` is one clip (T,) at the codec's input rate, or an iterable of consecutive blocks of it (such as
-    `xycodec.audio.stream_audio` gives); the codes are the same, and only a few windows are in memory at a time.
+    `xycodec.io.audio.stream_audio` gives); the codes are the same, and only a few windows are in memory at a time.
     Clips within one window give the codes of `codec.encode`. `overlap_s` is how much neighbouring windows share,
     rounded to whole code frames; by default a third of the window, which is 10 s of the published 30.
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.utils.parametrizations import weight_norm
 
-from xycodec.nn.residual_filter import EPSILON, ResidualFilter, UnitWeights, filtered
-from xycodec.nn.rows import convolved, plain_inference, upsampled
+from xycodec.nn.deterministic.residual_filter import EPSILON, ResidualFilter, UnitWeights, filtered
+from xycodec.nn.deterministic.rows import convolved, plain_inference, upsampled
 
 DILATIONS = (1, 3, 9)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xycodec.nn.linear import product
+from xycodec.nn.deterministic.linear import product
 
 
 def _hz_to_mel(hz: np.ndarray, htk: bool) -> np.ndarray:

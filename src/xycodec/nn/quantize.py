@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
 from xycodec.distributed import all_reduce_, rank, rank_offsets, world_size
-from xycodec.nn.linear import Linear, product
+from xycodec.nn.deterministic.linear import Linear, product
 from xycodec.nn.mean import Mean
 
 EPSILON = 1e-5  # Laplace smoothing of the counts

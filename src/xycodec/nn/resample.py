@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xycodec.nn.linear import Linear
+from xycodec.nn.deterministic.linear import Linear
 
 
 class GatedDownsample(nn.Module):

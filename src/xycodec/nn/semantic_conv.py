@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xycodec.nn.linear import product
-from xycodec.nn.rows import convolved, plain_inference
+from xycodec.nn.deterministic.linear import product
+from xycodec.nn.deterministic.rows import convolved, plain_inference
 
 BLOCKS = 2
 UNITS = 2  # of a block

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xycodec.nn.linear import Linear, gelu, product
+from xycodec.nn.deterministic.linear import Linear, gelu, product
 
 
 def sinusoids(length: int, dim: int) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xycodec.nn.linear import Linear, gelu
+from xycodec.nn.deterministic.linear import Linear, gelu
 from xycodec.nn.transformer import zero_padding
 
 MAX_LOG_MAGNITUDE = math.log(100)

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xycodec.nn.linear import convolve
+from xycodec.nn.deterministic.linear import convolve
 from xycodec.nn.transformer import Transformer
 
 

@@ -18,9 +18,9 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
-from xycodec.audio import atomic_path
-from xycodec.checkpoint_file import CHECKPOINT_FORMAT, CHECKPOINTS, read_checkpoint
+from xycodec.checkpoints.training import CHECKPOINT_FORMAT, CHECKPOINTS, read_checkpoint
 from xycodec.errors import CheckpointError
+from xycodec.io.audio import atomic_path
 
 BEST = "best.pt"
 

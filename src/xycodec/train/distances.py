@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from xycodec.data.batch import Batch
-from xycodec.models.xy_tokenizer import RAISE, XYTokenizer
+from xycodec.models.xy_tokenizer.model import RAISE, XYTokenizer
 from xycodec.nn.mean import Mean, masked_mean
 
 

@@ -12,12 +12,12 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from xycodec.checkpoints.load import resolve_device
 from xycodec.errors import ConfigError
 from xycodec.nn.dac import ResidualUnit
 from xycodec.nn.transformer import TransformerLayer
 from xycodec.nn.vocos import ConvNeXtBlock
-from xycodec.pretrained import resolve_device
-from xycodec.recipe_run import EngineConfig
+from xycodec.train.config import EngineConfig
 
 BLOCKS = (TransformerLayer, ConvNeXtBlock, ResidualUnit)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from xycodec.data.batch import Batch
-from xycodec.models.xy_tokenizer import XYTokenizer
+from xycodec.models.xy_tokenizer.model import XYTokenizer
 from xycodec.nn.transformer import frame_mask
 
 

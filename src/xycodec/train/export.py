@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from xycodec.checkpoint_file import EXPORT_FILE, EXPORT_STEM, read_checkpoint
+from xycodec.baselines.transformers_codec import transformers_library
+from xycodec.checkpoints.training import EXPORT_FILE, EXPORT_STEM, read_checkpoint
+from xycodec.checkpoints.weights import MB, save_tensors, stored
 from xycodec.errors import CheckpointError
-from xycodec.folders import new_folder
-from xycodec.models.ssl import transformers_model
-from xycodec.models.transformers_codec import transformers_library
-from xycodec.train.initialise import find_checkpoint, find_hubert
-from xycodec.weights import MB, save_tensors, stored
+from xycodec.io.files import new_folder
+from xycodec.models.xcodec.semantic import transformers_model
+from xycodec.train.init.weights import find_checkpoint, find_hubert
 
 
 @dataclass(frozen=True)

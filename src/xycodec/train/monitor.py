@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from xycodec.audio import atomic_path
 from xycodec.distributed import rank
+from xycodec.io.audio import atomic_path
 
 METRICS = "metrics.jsonl"
 
@@ -96,7 +96,7 @@ class Monitor:
 
     def listen(self, step: int, name: str, original: Tensor, decoded: Tensor, sample_rate: int) -> None:
         """One clip (T,) before and after, to be heard and seen."""
-        from xycodec.picture import draw_pair
+        from xycodec.io.pictures import draw_pair
 
         # The original does not change, but a board that starts in the middle needs it too.
         for kind, audio in (("original", original), ("decoded", decoded)):

@@ -10,19 +10,21 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from xycodec.data.batch import Batch, Position
 from xycodec.data.clip import INPUT_RATE
 from xycodec.data.stream import BatchStream
-from xycodec.models.semantic_lm import Tokens
+from xycodec.models.xy_tokenizer.semantic_lm import Tokens
 from xycodec.nn.discriminators import Discriminators
 from xycodec.nn.frequency_discriminator import MultiFrequencyDiscriminator
-from xycodec.recipe import HubertRecipe, PretrainRecipe, Recipe, RecogniseRecipe, VocoderRecipe, XCodecRecipe
-from xycodec.train import hubert, posttrain, pretrain, recognise, vocode, xcodec
 from xycodec.train.engine import Engine, prepare_blocks
-from xycodec.train.hubert import MaskedPrediction
-from xycodec.train.posttrain import PostTraining
-from xycodec.train.pretrain import PreTraining
-from xycodec.train.recognise import Recognition
+from xycodec.train.recipe import HubertRecipe, PretrainRecipe, Recipe, RecogniseRecipe, VocoderRecipe, XCodecRecipe
 from xycodec.train.run import open_cuts, remarks
-from xycodec.train.vocode import VocoderTraining
-from xycodec.train.xcodec import XCodecTraining
+from xycodec.train.stages import ctc as recognise
+from xycodec.train.stages import hubert, posttrain, pretrain, xcodec
+from xycodec.train.stages import vocoder as vocode
+from xycodec.train.stages.ctc import Recognition
+from xycodec.train.stages.hubert import MaskedPrediction
+from xycodec.train.stages.posttrain import PostTraining
+from xycodec.train.stages.pretrain import PreTraining
+from xycodec.train.stages.vocoder import VocoderTraining
+from xycodec.train.stages.xcodec import XCodecTraining
 
 GIB = 1 << 30
 Model = PreTraining | PostTraining | VocoderTraining | Recognition | XCodecTraining | MaskedPrediction

@@ -9,13 +9,17 @@ from typing import cast
 import torch
 from lhotse.cut import Cut
 
-from xycodec.audio import os_error_line
 from xycodec.data.batch import Batch, Position
+from xycodec.data.config import SourceConfig
 from xycodec.data.sources import Cuts, open_once, open_source, open_sources
 from xycodec.data.stream import BatchStream, validation_batches
 from xycodec.data.survey import Survey, has_labels, has_text, survey
 from xycodec.errors import CheckpointError, ConfigError
-from xycodec.recipe import (
+from xycodec.io.audio import os_error_line
+from xycodec.train.checkpoint import RunState, checkpoints, load_state
+from xycodec.train.engine import Engine
+from xycodec.train.monitor import Monitor, forget_from, skipped_file
+from xycodec.train.recipe import (
     HubertRecipe,
     PosttrainRecipe,
     PretrainRecipe,
@@ -24,19 +28,15 @@ from xycodec.recipe import (
     VocoderRecipe,
     XCodecRecipe,
 )
-from xycodec.recipe_file import save_recipe
-from xycodec.recipe_run import SourceConfig
-from xycodec.train.checkpoint import RunState, checkpoints, load_state
-from xycodec.train.engine import Engine
-from xycodec.train.hubert import HubertStage, require_labels
-from xycodec.train.monitor import Monitor, forget_from, skipped_file
-from xycodec.train.posttrain import PosttrainStage
-from xycodec.train.pretrain import PretrainStage
-from xycodec.train.recognise import RecogniseStage
+from xycodec.train.recipe_file import save_recipe
 from xycodec.train.stage import Stage
+from xycodec.train.stages.ctc import RecogniseStage
+from xycodec.train.stages.hubert import HubertStage, require_labels
+from xycodec.train.stages.posttrain import PosttrainStage
+from xycodec.train.stages.pretrain import PretrainStage
+from xycodec.train.stages.vocoder import VocoderStage
+from xycodec.train.stages.xcodec import XCodecStage
 from xycodec.train.trainer import Trainer, TrainingError
-from xycodec.train.vocode import VocoderStage
-from xycodec.train.xcodec import XCodecStage
 
 SURVEYED = 100_000  # clips: all of a large corpus take longer than the other processes wait
 

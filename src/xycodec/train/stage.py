@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from xycodec.data.batch import Batch
 from xycodec.distributed import all_reduce_, world_size
-from xycodec.eval.wer import WordErrors
+from xycodec.eval.metrics.wer import WordErrors
 from xycodec.nn.mean import Mean
 from xycodec.train.optimize import Updater
 

@@ -20,7 +20,6 @@ from xycodec.data.batch import Batch, Position
 from xycodec.distributed import all_reduce_, rank, world_size
 from xycodec.errors import CheckpointError, XycodecError
 from xycodec.nn.quantize import codebook_perplexity, codebook_usage
-from xycodec.recipe import Recipe
 from xycodec.train.checkpoint import (
     GO_ON,
     RunState,
@@ -33,6 +32,7 @@ from xycodec.train.checkpoint import (
 )
 from xycodec.train.engine import Engine
 from xycodec.train.monitor import Monitor, record_skipped, skipped_file
+from xycodec.train.recipe import Recipe
 from xycodec.train.stage import Stage
 from xycodec.train.validate import validate
 

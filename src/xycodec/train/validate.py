@@ -8,10 +8,10 @@ from torch import Tensor
 
 from xycodec.data.batch import Batch, Position, collate
 from xycodec.distributed import all_reduce_
-from xycodec.eval.wer import WordErrors
+from xycodec.eval.metrics.wer import WordErrors
 from xycodec.nn.mean import Mean
 from xycodec.nn.quantize import codebook_perplexity, codebook_usage
-from xycodec.recipe_run import ValidationConfig
+from xycodec.train.config import ValidationConfig
 from xycodec.train.engine import Engine
 from xycodec.train.stage import Stage
 

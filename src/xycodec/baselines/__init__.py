@@ -1,0 +1,1 @@
+"""Other codecs behind the interface of ours, for comparison."""

@@ -1,0 +1,98 @@
+"""Opus through libsndfile, for comparison."""
+
+import io
+import struct
+
+import numpy as np
+import soundfile as sf
+from numpy.typing import NDArray
+from torch import Tensor
+
+from xycodec.baselines.classical import WINDOW_S, ClassicalCodec
+from xycodec.baselines.ogg import join_packets, split_packets
+from xycodec.errors import XycodecError
+
+LOWEST, HIGHEST = 6, 64  # kbit/s
+_SPAN = 250  # libsndfile's compression levels lie between LOWEST and LOWEST + 250 kbit/s, linearly
+_NONE = 256
+_CLOCK = 3  # Opus counts at 48 kHz
+_PRE_SKIP = 312  # what libopus is late by, at 48 kHz; readers leave it out
+_PAGE = 50  # packets
+
+
+class Opus(ClassicalCodec):
+    """Opus at 16 kHz in packets of 20 ms, `kbps` from 6 to 64, with a rate that varies: libsndfile has no other.
+
+    Codes are the bytes of a packet, and 256 where it has no more. A stretch that needs packets of more than four
+    times the mean raises XycodecError.
+    """
+
+    RATE = 16_000
+
+    def __init__(self, kbps: int) -> None:
+        if not LOWEST <= kbps <= HIGHEST:
+            raise XycodecError(f"opus-{kbps}k: libsndfile's Opus is for {LOWEST} to {HIGHEST} kbit/s here")
+        hop = self.RATE // 50
+        super().__init__(
+            model_id=f"opus-{kbps}k",
+            input_sample_rate=self.RATE,
+            output_sample_rate=self.RATE,
+            n_q=4 * kbps * 1000 // 50 // 8,
+            codebook_size=_NONE + 1,
+            hop_length=hop,
+            window_frames=round(WINDOW_S * self.RATE / hop),
+        )
+        self.kbps = kbps
+
+    @property
+    def bitrate(self) -> float:
+        """What libopus aims at, bits a second; see `payload_bits` for what a clip took."""
+        return self.kbps * 1000.0
+
+    def payload_bits(self, codes: Tensor) -> int:
+        """Bits of a clip's packets."""
+        return 8 * int((codes != _NONE).sum())
+
+    def _encode_one(self, audio: NDArray[np.float64]) -> NDArray[np.int64]:
+        frames = self.num_frames(len(audio))
+        # One packet more than is kept, all of them full: libsndfile makes the last one shorter where it can.
+        padded = np.zeros((frames + 1) * self.hop_length - _PRE_SKIP // _CLOCK)
+        padded[: len(audio)] = audio
+        stream = io.BytesIO()
+        level = 1 - (self.kbps - LOWEST) / _SPAN
+        with sf.SoundFile(stream, "w", self.RATE, 1, "OPUS", format="OGG", compression_level=level) as file:
+            file.write(padded)
+        packets = split_packets(stream.getvalue())[2:-1]
+        longest = max(map(len, packets))
+        if longest > self.n_q:
+            raise XycodecError(
+                f"{self.model_id}: a packet of {longest} bytes, room is for {self.n_q}: ask for more kbit/s"
+            )
+        codes = np.full((frames, self.n_q), _NONE)
+        for row, packet in zip(codes, packets, strict=True):
+            row[: len(packet)] = list(packet)
+        return codes.T
+
+    def _decode_one(self, codes: NDArray[np.int64]) -> NDArray[np.float32]:
+        packets = [_packet(frame) for frame in codes.T]
+        # The last 6.5 ms would come with the next packet; one without content lets the decoder go on as it sees fit.
+        packets.append(bytes([packets[-1][0] & 0xFC]))
+        step, samples = self.hop_length * _CLOCK, codes.shape[1] * self.hop_length
+        head = b"OpusHead" + struct.pack("<BBHIhB", 1, 1, _PRE_SKIP, self.RATE, 0, 0)
+        pages = [(0, [head]), (0, [b"OpusTags" + bytes(8)])]
+        for first in range(0, len(packets), _PAGE):
+            position = min((first + _PAGE) * step, _PRE_SKIP + samples * _CLOCK)
+            pages.append((position, packets[first : first + _PAGE]))
+        try:
+            audio, _ = sf.read(io.BytesIO(join_packets(pages)), dtype="float32")
+        except sf.LibsndfileError as error:
+            raise XycodecError(f"codes are no Opus that can be decoded ({error.error_string})") from None
+        decoded: NDArray[np.float32] = audio
+        return decoded
+
+
+def _packet(frame: NDArray[np.int64]) -> bytes:
+    length = int((frame != _NONE).sum())
+    if not length or (frame[:length] == _NONE).any():
+        raise XycodecError(f"codes are no Opus packets: each begins with bytes and ends with {_NONE}")
+    return bytes(frame[:length].tolist())

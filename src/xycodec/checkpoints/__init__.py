@@ -1,0 +1,1 @@
+"""Load and save weights, in every published layout and in ours."""

@@ -1,0 +1,117 @@
+"""Files of weights as training wrote them: ours with all that belongs to them, and others' tensors by their names."""
+
+import io
+import json
+import pickle
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from xycodec.checkpoints.weights import damaged, load_tensors, read_safetensors
+from xycodec.errors import CheckpointError
+
+CHECKPOINT_FORMAT = 1  # of training checkpoints
+CHECKPOINTS = "checkpoints"  # where a run keeps them
+AVERAGE = "ema"  # the average of the codec's weights, beside the network `model`
+EXPORT_FILE, EXPORT_STEM = "weights.json", "weights"  # of a run's weights without its optimizers
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Tensors of a `.safetensors` file (mapped, not copied) or of a torch checkpoint, on the CPU.
+
+    A checkpoint's `generator` or `codec_model` entry is taken where there is one. Nothing but tensors, plain containers
+    and buffers of bytes, which are left out, is unpickled. Raises CheckpointError.
+    """
+    data = read_safetensors(path) if path.suffix == ".safetensors" else _unpickle(path)
+    for entry in ("generator", "codec_model"):
+        if isinstance(data, dict) and isinstance(data.get(entry), dict):
+            data = data[entry]
+    if isinstance(data, dict):
+        # X-Codec's authors left such ones in their files.
+        data = {key: value for key, value in data.items() if not isinstance(value, io.BytesIO)}
+    if not isinstance(data, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in data.items()):
+        raise CheckpointError(f"{path}: holds something other than named tensors")
+    return dict(data)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file is a checkpoint of a training run: by its place in one, or its contents; tensors stay unread."""
+    if path.suffix != ".pt" or path.parent.name == CHECKPOINTS:
+        return path.suffix == ".pt"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            contents = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+            return b"optimizers" in archive.read(contents)
+    except (OSError, zipfile.BadZipFile, StopIteration):
+        return False
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A training checkpoint as it was saved, or the folder of what was exported of one, without its optimizers.
+
+    Tensors of a checkpoint are mapped, not copied. Raises CheckpointError.
+    """
+    data = _read_export(path) if path.is_dir() else _unpickle(path, mmap=True)
+    parts = {"format", "codec", "networks"}
+    if not isinstance(data, dict) or not parts <= data.keys() or "model" not in data["networks"]:
+        raise CheckpointError(f"{path}: not a checkpoint of a training run")
+    if data["format"] != CHECKPOINT_FORMAT:
+        raise CheckpointError(f"{path}: format {data['format']!r} is not one this xycodec reads, upgrade it")
+    return data
+
+
+def read_codec_checkpoint(path: Path) -> dict[str, Any]:
+    """A training checkpoint that holds a codec. Raises CheckpointError."""
+    data = read_checkpoint(path)
+    if data["codec"] is None:
+        held, use = "recogniser", "towers, and pre-training starts from it"
+        if data.get("self_supervised") is not None:
+            held, use = "HuBERT", "semantic_weights, and an X-Codec reads it"
+        raise CheckpointError(f"{path}: holds a {held} and no codec: name it in {use}")
+    return data
+
+
+def trained_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """The model's tensors in a training checkpoint; where there is an average, the codec's are the average's."""
+    networks: dict[str, dict[str, Tensor]] = checkpoint["networks"]
+    return networks["model"] | networks.get(AVERAGE, {})
+
+
+def _read_export(folder: Path) -> dict[str, Any]:
+    networks: dict[str, dict[str, Tensor]] = {}
+    about = read_mapping(folder / EXPORT_FILE, json.loads)
+    for key, tensor in load_tensors(folder, EXPORT_STEM).items():
+        network, _, name = key.partition("/")
+        # What half precision is stored for is trained in float32.
+        networks.setdefault(network, {})[name] = tensor.float() if tensor.dtype is torch.float16 else tensor
+    return about | {"networks": networks}
+
+
+def _unpickle(path: Path, mmap: bool = False) -> Any:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals([io.BytesIO]):
+            warnings.simplefilter("ignore")  # torch's remarks on old pickles; what matters is raised
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError:
+        raise CheckpointError(f"{path}: not a plain tensor checkpoint; code in it was not run") from None
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(damaged(path, error)) from None
+
+
+def read_mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+    """The settings in a file that `parse` understands. Raises CheckpointError."""
+    try:
+        data = parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path}: expected a mapping of settings")
+    return data

@@ -1,0 +1,1 @@
+"""Synthetic speech as a corpus."""

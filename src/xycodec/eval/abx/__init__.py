@@ -1,0 +1,1 @@
+"""Phone ABX: how well a codec's frames tell phones apart."""

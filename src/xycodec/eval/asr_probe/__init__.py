@@ -1,0 +1,1 @@
+"""The ASR probe: how well a small recogniser reads words from a frozen codec."""

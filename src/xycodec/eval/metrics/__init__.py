@@ -1,0 +1,1 @@
+"""Distances between a decoding and its original, and between transcripts."""

@@ -1,0 +1,1 @@
+"""Files: audio, codes, settings, folders, the model hub, and work over many of them."""

@@ -1,0 +1,1 @@
+"""Training losses, which are also distances between waveforms."""

@@ -1,0 +1,1 @@
+"""XY-Tokenizer: two Whisper-style towers, one residual quantizer, an acoustic decoder and Vocos."""

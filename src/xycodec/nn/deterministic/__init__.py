@@ -1,0 +1,1 @@
+"""Matrix products and convolutions whose results no number of threads changes."""

@@ -1,0 +1,96 @@
+"""Convolutions over frames in rows (T, C), for inference on a CPU: views of the rows are factors of matrix products.
+
+As many frames as a stride are one row of a view, and a transposed convolution's rows are its frames.
+Like `xycodec.nn.deterministic.linear`, the results depend on neither the number of threads nor what follows; oneDNN,
+which torch's convolutions call, divides sums over few frames by the number of threads.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from xycodec.nn.deterministic.linear import pieces, whole_rows
+
+
+def plain_inference(module: nn.Module, x: Tensor) -> bool:
+    """Whether products of our own compute a module here: in float32 on a CPU, where nothing learns."""
+    weights = list(module.parameters())
+    learns = torch.is_grad_enabled() and (x.requires_grad or any(weight.requires_grad for weight in weights))
+    plain = x.dtype == weights[0].dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    return x.device.type == "cpu" and plain and not learns
+
+
+def padded(x: Tensor, before: int, after: int) -> Tensor:
+    """Rows of zeros on both sides; (T, C) -> (before + T + after, C)."""
+    out = x.new_empty(before + len(x) + after, x.shape[1])
+    out[:before], out[before : before + len(x)], out[before + len(x) :] = 0.0, x, 0.0
+    return out
+
+
+def convolved(conv: nn.Conv1d, x: Tensor) -> Tensor:
+    """A convolution without dilation, (T, C) -> (L, O)."""
+    taps, stride, padding, channels = conv.kernel_size[0], conv.stride[0], int(conv.padding[0]), conv.in_channels
+    frames = (len(x) + 2 * padding - taps) // stride + 1
+    rows = whole_rows(frames)
+    weight = _laid_out(conv, (2, 1, 0))
+    needed = whole_rows(stride * (rows + -(-taps // stride) - 1))
+    x = padded(x, padding, max(0, needed - len(x) - padding))
+    if channels == 1:
+        # Few terms: all taps at once, of a copy of the samples for each, and the bias of ones.
+        patches = x.new_ones(rows, taps + 1)
+        patches[:, :taps] = x.as_strided((rows, taps), (stride, 1))
+        bias = weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias
+        out = patches @ torch.cat([weight[:, 0], bias[None]])
+    elif conv.out_channels == 1:
+        # A single column is handed to another kernel: here taps are columns.
+        columns = x.new_zeros(len(x), taps)
+        add_product(x, weight[..., 0].t(), columns)
+        # Frame t is the sum of column i of row t + i.
+        out = columns.as_strided((rows, taps), (taps, taps + 1)).sum(dim=1, keepdim=True)
+        out = out if conv.bias is None else out + conv.bias
+    else:
+        out = _started(conv.bias, rows, conv.out_channels, x)
+        for i, tap in enumerate(torch.split(weight, stride)):
+            strides = x[stride * i :][: stride * rows].view(rows, stride * channels)
+            add_product(strides[:, : len(tap) * channels], tap.view(-1, conv.out_channels), out)
+    return out[:frames]
+
+
+def upsampled(conv: nn.ConvTranspose1d, x: Tensor) -> Tensor:
+    """A transposed convolution of twice as many taps as its stride, (T, C) -> (T * stride, O)."""
+    stride, padding, frames = conv.stride[0], int(conv.padding[0]), len(x)
+    rows = whole_rows(frames + 1)
+    # What a frame adds to its own stride, and to the next one.
+    own, late = _laid_out(conv, (0, 2, 1)).view(conv.in_channels, 2, -1).unbind(dim=1)
+    x = padded(x, 1, rows - frames)
+    out = _started(conv.bias, rows * stride, conv.out_channels, x)
+    strides = out.view(rows, -1)
+    add_product(x[1:], own, strides)
+    add_product(x[:rows], late, strides)
+    return out[padding : padding + stride * frames]
+
+
+def add_product(x: Tensor, weight: Tensor, out: Tensor, *, first: bool = False) -> None:
+    """Add (rows, C) times (C, O) to `out` (rows, O), which holds nothing yet if `first`."""
+    parts = pieces(len(weight))
+    for piece in parts:
+        terms = (x[:, piece], weight[piece]) if len(parts) > 1 else (x, weight)
+        if first:
+            torch.mm(*terms, out=out)
+        else:
+            out.addmm_(*terms)
+        first = False
+
+
+def _started(bias: Tensor | None, rows: int, channels: int, like: Tensor) -> Tensor:
+    out = like.new_empty(rows, channels)
+    return out.zero_() if bias is None else out.copy_(bias)
+
+
+def _laid_out(conv: nn.Conv1d | nn.ConvTranspose1d, order: tuple[int, int, int]) -> Tensor:
+    """The weight with its axes in `order`, one after the other in memory; frozen weights are rearranged once."""
+    weight = conv.weight
+    laid_out = weight.permute(order).contiguous()
+    if not weight.requires_grad and laid_out.data_ptr() != weight.data_ptr():
+        back = [order.index(axis) for axis in range(3)]
+        weight.data = laid_out.permute(back)
+    return laid_out

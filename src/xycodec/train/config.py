@@ -1,0 +1,84 @@
+"""Configuration that every stage's recipe has: optimizer, engine, validation, checkpoints, the run."""
+
+from typing import Literal
+
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from xycodec.data.config import DataConfig
+from xycodec.io.config import Config, Decay, Probability
+
+
+class OptimizerConfig(Config):
+    """AdamW under a schedule with warm-up (spec section 8)."""
+
+    lr: PositiveFloat = 1e-4
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.01
+    schedule: Literal["cosine", "inverse_sqrt"] = "cosine"
+    """How the rate falls after warm-up: as half a cosine to `final_lr`, or with the root of the step's number."""
+    warmup_steps: NonNegativeInt = 2000
+    final_lr: Probability = 0.1
+    """Share of `lr` that is left at the last step of a cosine."""
+    clip: PositiveFloat | None = 1.0
+    """Largest norm of the gradient."""
+
+
+class EngineConfig(Config):
+    """How a step is computed, on how many processes (`torchrun` starts them)."""
+
+    kind: Literal["auto", "single", "ddp", "fsdp2"] = "auto"
+    """`auto`: DDP where there are several processes. `fsdp2` shards gradients and optimizer (ZeRO-2)."""
+    device: str = "auto"
+    precision: Literal["float32", "bf16"] = "bf16"
+    """Autocast of the networks; quantizer, inverse STFT and losses are float32 in either."""
+    accumulate: PositiveInt = 1
+    """Micro-batches per step."""
+    compile: bool = False
+    checkpoint_activations: bool = False
+
+
+class ValidationConfig(Config):
+    """When and on how much of `data.valid` a run is measured."""
+
+    every: PositiveInt = 5000
+    """Steps."""
+    clips: PositiveInt = 200
+    """Clips at most, the first ones."""
+    listen: NonNegativeInt = 4
+    """Clips whose audio and spectrograms go to TensorBoard."""
+    transcribe: NonNegativeInt = 32
+    """Clips the language model transcribes for its word error rate."""
+
+
+class CheckpointConfig(Config):
+    """When the whole state is saved, and how many are kept beside the best."""
+
+    every: PositiveInt = 1000
+    keep: PositiveInt = 2
+
+
+class RunConfig(Config):
+    """What every stage's recipe has."""
+
+    output: str
+    """The run's folder."""
+    seed: NonNegativeInt = 0
+    steps: PositiveInt
+    minutes: PositiveFloat | None = None
+    """Save and stop after so long; `--resume` goes on."""
+    data: DataConfig
+    ema: Decay | None = None
+    """Decay of a moving average of the codec's weights (0.999, 0.9999), which is then what is measured, loaded and gone
+    on from; it begins with less and reaches this after some nine times `1 / (1 - ema)` steps. null: no average."""
+    engine: EngineConfig = EngineConfig()
+    validation: ValidationConfig = ValidationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log_every: PositiveInt = 10
+    """Steps between two lines of progress and TensorBoard scalars; `metrics.jsonl` has every step."""
+
+    @model_validator(mode="after")
+    def _whole_weights(self) -> "RunConfig":
+        if self.ema is not None and self.engine.kind == "fsdp2":
+            raise ValueError("ema: fsdp2 shards the weights that it averages: use ddp or single, or set ema to null")
+        return self

@@ -1,0 +1,1 @@
+"""Weights that a training run starts from."""

@@ -1,0 +1,222 @@
+"""A tower learns to recognise characters, so that a codec's semantic tower can start from it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lhotse.cut import Cut
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from xycodec.data.batch import Batch
+from xycodec.data.clip import INPUT_RATE
+from xycodec.data.sources import open_once
+from xycodec.distributed import all_reduce_, world_size
+from xycodec.errors import ConfigError
+from xycodec.eval.metrics.wer import WordErrors, character_errors, normalise, word_error_rate
+from xycodec.models.xy_tokenizer.config import RecogniserConfig
+from xycodec.models.xy_tokenizer.ctc import BLANK, Recogniser, rows_needed, rows_of
+from xycodec.nn.mean import Mean
+from xycodec.train.engine import Engine
+from xycodec.train.optimize import Updater
+from xycodec.train.recipe import MaskingConfig, RecogniseRecipe
+from xycodec.train.stage import Measured, Stage, StepReport
+
+
+def normalised(text: str | None) -> str:
+    """The one form in which texts are learned and compared: as in word error rates, but with apostrophes."""
+    return normalise(text or "", apostrophe="'")
+
+
+# ---- what is learned ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a batch is to be recognised as; all of it lies on the CPU."""
+
+    columns: Tensor
+    """(B, N) int64, N >= 1: characters of each item, followed by zeros."""
+    lengths: tuple[int, ...]
+    """Characters of each item; 0 where it has no text, or more of it than its rows can spell."""
+
+    @property
+    def count(self) -> Tensor:
+        """(1,) float32 characters in all."""
+        return torch.tensor([float(sum(self.lengths))])
+
+
+def targets_of(batch: Batch, recogniser: Recogniser) -> Targets:
+    """The texts of a batch as columns of the recogniser's output."""
+    spelt = [recogniser.alphabet.spell(normalised(text)) for text in batch.texts]
+    rows = rows_of(batch.lengths)
+    kept = [text if rows_needed(text) <= count else [] for text, count in zip(spelt, rows, strict=True)]
+    width = max(1, *map(len, kept))
+    columns = torch.tensor([text + [BLANK] * (width - len(text)) for text in kept])
+    return Targets(columns, tuple(map(len, kept)))
+
+
+def ctc(log_probs: Tensor, lengths: Sequence[int], targets: Targets) -> Mean:
+    """Negative log-probability a character that the rows (B, L, C) of clips of `lengths` samples spell the targets."""
+    device = log_probs.device
+    with torch.autocast(device.type, enabled=False):
+        losses = F.ctc_loss(
+            log_probs.transpose(0, 1),
+            targets.columns.to(device, non_blocking=True),
+            torch.tensor(rows_of(lengths)),
+            torch.tensor(targets.lengths),
+            blank=BLANK,
+            reduction="none",
+        )
+    # An item without a target would learn to be silent, which no one said.
+    counted = torch.tensor([count > 0 for count in targets.lengths]).to(device, non_blocking=True)
+    return Mean(losses.where(counted, 0.0).sum()[None], targets.count.to(device, non_blocking=True))
+
+
+def draw_masks(config: MaskingConfig, lengths: Sequence[int], n_mels: int, width: int) -> Tensor:
+    """(B, n_mels, width) bool on the CPU, True where log-mels of clips of `lengths` samples are hidden."""
+    frames = 2 * torch.tensor(rows_of(lengths))
+    bins = torch.full_like(frames, n_mels)
+    longest = (config.time_share * frames).floor().clamp_max(config.time_frames)
+    widest = bins.clamp_max(config.frequency_bins)
+    time = _stretches(frames, longest, config.time_masks, width)
+    frequency = _stretches(bins, widest, config.frequency_masks, n_mels)
+    return time[:, None, :] | frequency[:, :, None]
+
+
+def _stretches(sizes: Tensor, longest: Tensor, count: int, width: int) -> Tensor:
+    """(B, width): `count` stretches of 0 to `longest` (B,) places anywhere in the first `sizes` (B,)."""
+    draws = torch.rand(2, len(sizes), count)
+    lengths = (draws[0] * (longest[:, None] + 1)).floor()
+    starts = (draws[1] * (sizes[:, None] - lengths + 1)).floor()
+    place = torch.arange(width)
+    return ((place >= starts[..., None]) & (place < (starts + lengths)[..., None])).any(dim=1)
+
+
+# ---- the networks and the stage ----------------------------------------------------------------
+
+
+class Recognition(nn.Module):
+    """The recogniser, whose log-mels have holes in training."""
+
+    def __init__(self, recogniser: Recogniser, masking: MaskingConfig) -> None:
+        super().__init__()
+        self.recogniser, self.masking = recogniser, masking
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Log-probabilities (B, L, 1 + characters) of every row."""
+        mel = self.recogniser.log_mel(batch.audio, batch.lengths)
+        if self.training:
+            hidden = draw_masks(self.masking, batch.lengths, mel.shape[1], mel.shape[2])
+            # About the middle of a log-mel's range.
+            mel = mel.masked_fill(hidden.to(mel.device, non_blocking=True), 0.0)
+        log_probs: Tensor = self.recogniser(mel, batch.lengths)
+        return log_probs
+
+
+class RecogniseStage(Stage):
+    """Recognition as the trainer sees it."""
+
+    name = "recognise"
+
+    def __init__(self, recipe: RecogniseRecipe, engine: Engine) -> None:
+        self.recipe, self.engine = recipe, engine
+        self.output_sample_rate = INPUT_RATE
+        model = build(recipe)
+        self.recogniser = model.recogniser
+        self.model = engine.wrap(model)
+        self.networks = {"model": self.model}
+        self.updaters = {"model": Updater(self.model, recipe.optimizer, recipe.steps)}
+
+    def step(self, batches: Sequence[Batch], step: int) -> StepReport:
+        """One mean over the characters of all micro-batches and processes, which are known before the first pass."""
+        self.model.train()
+        targets = [targets_of(batch, self.recogniser) for batch in batches]
+        count = all_reduce_(torch.stack([target.count for target in targets]).sum(dim=0).to(self.engine.device))
+        loss = torch.zeros((), device=self.engine.device)
+        for index, (batch, target) in enumerate(zip(batches, targets, strict=True)):
+            with self.engine.joining(self.model, last=index == len(batches) - 1):
+                share = ctc(self._compute(batch), batch.lengths, target).share(count, parts=world_size())
+                share.backward()  # type: ignore[no-untyped-call]
+            loss += share.detach()
+        return StepReport({"loss": loss}, {"grad_norm": self.updaters["model"].update(step)})
+
+    @torch.no_grad()
+    def measure(self, batch: Batch, *, transcribe: bool) -> Measured:
+        """Loss, and errors of characters and words over all clips with text: reading costs nothing here."""
+        self.model.eval()
+        log_probs = self._compute(batch)
+        heard = self.recogniser.read(log_probs, batch.lengths)
+        pairs = [(said, got) for text, got in zip(batch.texts, heard, strict=True) if (said := normalised(text))]
+        loss = ctc(log_probs, batch.lengths, targets_of(batch, self.recogniser))
+        words = word_error_rate([said for said, _ in pairs], [got for _, got in pairs]) if pairs else WordErrors(0, 0)
+        means = {"loss": loss, "cer": _character_errors(pairs, self.engine.device)}
+        return Measured(means, words=words, texts=tuple(heard) if transcribe else ())
+
+    def loss(self, values: Mapping[str, float]) -> float:
+        """What training lessens."""
+        return values["loss"]
+
+    def recogniser_config(self) -> dict[str, Any]:
+        """Its sizes and its characters."""
+        return self.recogniser.config.model_dump(mode="json")
+
+    def _compute(self, batch: Batch) -> Tensor:
+        with self.engine.autocast():
+            log_probs: Tensor = self.model(batch)
+        return log_probs
+
+
+def _character_errors(pairs: Sequence[tuple[str, str]], device: torch.device) -> Mean:
+    """Fewest edits of characters that turn what was heard into what was said, a character."""
+    counts = character_errors([said for said, _ in pairs], [heard for _, heard in pairs], str)
+    return Mean(*torch.tensor([[counts.errors], [counts.characters]], dtype=torch.float32, device=device))
+
+
+# ---- building ----------------------------------------------------------------------------------
+
+
+def build(recipe: RecogniseRecipe, *, meta: bool = False) -> Recognition:
+    """The networks of a recipe with random weights; `meta` builds them without any, to count them.
+
+    Raises ConfigError if there are no characters to learn, or clips may be longer than the window.
+    """
+    config = RecogniserConfig(
+        n_mels=recipe.n_mels,
+        window_frames=recipe.window_frames,
+        tower=recipe.tower,
+        characters=_characters(recipe),
+    )
+    with torch.random.fork_rng(devices=[]), torch.device("meta" if meta else "cpu"):
+        torch.manual_seed(recipe.seed)
+        recogniser = Recogniser(config)
+    window = recogniser.window_samples / INPUT_RATE
+    if recipe.data.clip_seconds > window:
+        raise ConfigError(
+            f"data.clip_seconds: {recipe.data.clip_seconds:g} s is longer than the window of {window:g} s: "
+            "lower it, or raise window_frames"
+        )
+    return Recognition(recogniser, recipe.masking)
+
+
+def _characters(recipe: RecogniseRecipe) -> str:
+    if recipe.characters is None:
+        return collect_characters(open_once(recipe.data.train))
+    for character in recipe.characters:
+        if character != " " and normalised(character) != character:
+            raise ConfigError(
+                f"characters: {character!r} is in no text once it is normalised: "
+                "give lower case, and of punctuation the apostrophe alone"
+            )
+    if len(set(recipe.characters)) < len(recipe.characters):
+        raise ConfigError("characters: one is given twice: give each once")
+    return recipe.characters
+
+
+def collect_characters(cuts: Iterable[Cut]) -> str:
+    """Characters of the normalised texts, sorted. Raises ConfigError if there is no text."""
+    found = {character for cut in cuts for words in cut.supervisions for character in normalised(words.text)}
+    if not found - {" "}:
+        raise ConfigError("data.train: no clip has a text, from which characters are learned: add texts")
+    return "".join(sorted(found | {" "}))

@@ -1,0 +1,281 @@
+"""X-shaped pre-training: one quantizer, read by the acoustic decoder and by a language model (spec section 8)."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import ceil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from xycodec.checkpoints.training import AVERAGE
+from xycodec.data.batch import Batch
+from xycodec.data.clip import FRAME, INPUT_RATE
+from xycodec.data.sources import open_sources
+from xycodec.data.stream import BatchStream
+from xycodec.distributed import world_size
+from xycodec.errors import ConfigError
+from xycodec.eval.metrics.wer import WordErrors, word_error_rate
+from xycodec.losses.mel import MultiScaleMel
+from xycodec.models.xy_tokenizer.model import XYTokenizer
+from xycodec.models.xy_tokenizer.semantic_lm import SemanticLM, Tokens, load_semantic_lm
+from xycodec.nn.mean import Mean
+from xycodec.nn.transformer import frame_mask
+from xycodec.train.average import WeightAverage
+from xycodec.train.distances import feature_distance, state_distance, states_of_features
+from xycodec.train.engine import Engine
+from xycodec.train.excerpt import synthesise_excerpts
+from xycodec.train.init.linear import start_linear
+from xycodec.train.init.weights import adopt_vocoder, load_weights, start_towers
+from xycodec.train.optimize import Updater
+from xycodec.train.recipe import PretrainRecipe
+from xycodec.train.stage import Measured, Stage, StepReport, joint_values, weighted
+
+STARTING_CLIPS, STARTING_FRAMES = 1000, 25  # what a linear start looks at: 2 s of each clip
+SEARCHED = 50_000  # clips at most, since a mix of short ones has no end
+TOKENS_PER_SECOND = 10  # more than anyone says: where transcription gives up
+
+
+class Pass(NamedTuple):
+    """What the model gives for a batch. Plain tuples, because FSDP looks for tensors in them. Losses have gradients."""
+
+    losses: dict[str, tuple[Tensor, Tensor]]
+    """Total and count of each loss's `Mean`."""
+    accuracy: tuple[Tensor, Tensor] | None
+    """Of the language model's next token."""
+    counts: Tensor
+    """(n_q, codebook_size) uses of every code."""
+    audio: Tensor
+    """(B, T) decoded; empty in training where no loss hears it."""
+    read: Tensor
+    """(B, L, D) what the language model reads."""
+
+
+class PreTraining(nn.Module):
+    """The codec and its listener, from a batch to its losses."""
+
+    def __init__(self, codec: XYTokenizer, semantic_lm: SemanticLM | None, recipe: PretrainRecipe) -> None:
+        super().__init__()
+        self.codec, self.semantic_lm = codec, semantic_lm
+        self.mel = MultiScaleMel(codec.output_sample_rate)
+        self.weights, self.hear_seconds, self.mel_reaches = recipe.loss, recipe.hear_seconds, recipe.mel_reaches
+        self.random_positions = recipe.positions == "random"
+        self.reads_adapter = recipe.lm is None or recipe.lm.reads == "post_rvq_adapter"
+
+    def forward(self, batch: Batch, tokens: Tokens | None) -> Pass:
+        """Losses whose weight is zero are not computed in training."""
+        codec = self.codec
+        # A batch of which nothing could be read still goes through: one silent frame that counts nowhere.
+        frames = [codec.num_frames(n) for n in batch.lengths]
+        first = self._first_frame(max(1, *frames))
+        encoded = codec.encode_latents(batch.audio, [max(n, 1) for n in batch.lengths], first)
+        latents = encoded.latents
+        mask = frame_mask(frames, latents.shape[1])
+        quantized = codec.quantizer(latents, mask)
+        device_mask = None if mask is None else mask.to(latents.device, non_blocking=True)
+        hidden = codec.post_rvq_adapter(quantized.quantized, device_mask, first)
+        losses: dict[str, Mean] = {}
+        audio = hidden.new_zeros(len(hidden), 0)
+        if self.weights.mel or self.weights.features or self.weights.states or not self.training:
+            features = codec.acoustic_features(hidden, device_mask, first)
+            if self.weights.features:
+                losses["features"] = feature_distance(codec, features, batch)
+            if self.weights.states:
+                assert encoded.semantic is not None
+                rows = None if device_mask is None else device_mask.repeat_interleave(codec.upsample.factor, dim=1)
+                losses["states"] = state_distance(states_of_features(codec, features, rows, first), encoded.semantic)
+            if self.weights.mel or not self.training:
+                heard = features.detach() if self.mel_reaches == "vocoder" else features
+                seconds = self.hear_seconds if self.training else None
+                audio, target, lengths = synthesise_excerpts(codec, heard, frames, batch, seconds)
+                losses["mel"] = self.mel(audio, target, lengths)
+        if self.weights.commitment:
+            losses["commitment"] = quantized.commitment_loss
+        read = hidden if self.reads_adapter else quantized.quantized
+        accuracy = None
+        if self.semantic_lm is not None and tokens is not None:
+            listened = self.semantic_lm(read, frames, tokens)
+            losses["asr"], accuracy = listened.loss, listened.accuracy
+        return Pass(
+            # Copies, because FSDP cannot guard views.
+            losses={name: (mean.total.clone(), mean.count) for name, mean in losses.items()},
+            accuracy=None if accuracy is None else (accuracy.total, accuracy.count),
+            counts=quantized.counts,
+            audio=audio.detach(),
+            read=read.detach(),
+        )
+
+    def _first_frame(self, frames: int) -> int:
+        """The position of a batch's first code frame; `frames` is its longest clip."""
+        if not (self.training and self.random_positions):
+            return 0
+        return int(torch.randint(self.codec.window_frames - frames + 1, ()))
+
+
+class PretrainStage(Stage):
+    """Pre-training as the trainer sees it."""
+
+    name = "pretrain"
+
+    def __init__(self, recipe: PretrainRecipe, engine: Engine) -> None:
+        self.recipe, self.engine = recipe, engine
+        self.weights: dict[str, float] = recipe.loss.model_dump()
+        self.output_sample_rate = recipe.model.output_sample_rate
+        model = build(recipe)
+        self.codec, self.semantic_lm = model.codec, model.semantic_lm
+        self.average = None if recipe.ema is None else WeightAverage(self.codec, recipe.ema).to(engine.device)
+        self.model = self.measured = engine.wrap(model)
+        self.networks = {"model": self.model}
+        if self.average is not None:
+            self.networks[AVERAGE] = self.average
+            self.measured = PreTraining(self.average.codec, self.semantic_lm, recipe).to(engine.device)
+        self.updaters = {"model": Updater(self.model, recipe.optimizer, recipe.steps)}
+
+    def step(self, batches: Sequence[Batch], step: int) -> StepReport:
+        """Gradients of the micro-batches add up; each is a mean over what its batches hold on all processes."""
+        self.model.train()
+        values: dict[str, Tensor] = {}
+        counts = None
+        for index, batch in enumerate(batches):
+            with self.engine.joining(self.model, last=index == len(batches) - 1):
+                made = self._compute(self.model, batch)
+                joined = joint_values(_means(made))
+                (weighted(joined, self._active(joined)) / len(batches)).backward()
+            for name, value in joined.items():
+                values[name] = values.get(name, 0.0) + value.detach() / len(batches)
+            counts = made.counts if counts is None else counts + made.counts
+        values["loss"] = weighted(values, self._active(values))
+        norm = self.updaters["model"].update(step)
+        if self.average is not None:
+            self.average.update(self.codec, step)
+        return StepReport(values, {"grad_norm": norm}, counts)
+
+    @torch.no_grad()
+    def measure(self, batch: Batch, *, transcribe: bool) -> Measured:
+        """Losses, token accuracy, and what the language model hears."""
+        self.measured.eval()
+        made = self._compute(self.measured, batch)
+        texts: tuple[str, ...] = ()
+        words = WordErrors(0, 0)
+        if transcribe and self.semantic_lm is not None:
+            with self.engine.whole(self.model), self.engine.autocast():
+                # A clip without text has nothing to be compared with.
+                counts = zip(batch.lengths, batch.texts, strict=True)
+                frames = [self.codec.num_frames(n) if text else 0 for n, text in counts]
+                most = ceil(TOKENS_PER_SECOND * max(batch.lengths) / INPUT_RATE) + 1
+                texts = tuple(self.semantic_lm.transcribe(made.read, frames, most))
+            pairs = [(text, heard) for text, heard in zip(batch.texts, texts, strict=True) if text]
+            if pairs:
+                words = word_error_rate([text for text, _ in pairs], [heard for _, heard in pairs])
+        return Measured(_means(made), made.counts, made.audio, words, texts)
+
+    def loss(self, values: Mapping[str, float]) -> float:
+        """The weighted sum that training lessens."""
+        return float(weighted(values, self._active(values)))
+
+    def codec_config(self) -> dict[str, Any]:
+        """The configuration of the codec that is trained."""
+        return self.recipe.model.model_dump(mode="json")
+
+    def kept(self, network: str, key: str) -> bool:
+        """All but a frozen language model, which comes from its source again."""
+        frozen = self.semantic_lm is not None and not self.semantic_lm.trainable
+        return not (frozen and key.startswith("semantic_lm.lm."))
+
+    def _compute(self, model: nn.Module, batch: Batch) -> Pass:
+        tokens = None if self.semantic_lm is None else self.semantic_lm.tokenize(batch.texts)
+        with self.engine.autocast():
+            made: Pass = model(batch, tokens)
+        return made
+
+    def _active(self, values: Mapping[str, Any]) -> dict[str, float]:
+        return {name: weight for name, weight in self.weights.items() if name in values}
+
+
+def _means(made: Pass) -> dict[str, Mean]:
+    means = {name: Mean(*pair) for name, pair in made.losses.items()}
+    if made.accuracy is not None:
+        means["accuracy"] = Mean(*made.accuracy)
+    return means
+
+
+def build(recipe: PretrainRecipe, *, meta: bool = False) -> PreTraining:
+    """The networks of a recipe with their starting weights; `meta` builds them without any, to count them.
+
+    Raises CheckpointError or ConfigError where towers, weights or language model do not fit.
+    """
+    config = recipe.model
+    with torch.random.fork_rng(devices=[]), torch.device("meta" if meta else "cpu"):
+        torch.manual_seed(recipe.seed)
+        codec = XYTokenizer(config)
+        lm = None
+        if recipe.loss.asr and recipe.lm is not None:
+            lm = load_semantic_lm(recipe.lm, input_dim=config.latent_dim, window_frames=config.window_frames, meta=meta)
+    if recipe.data.clip_seconds > codec.window_samples / codec.input_sample_rate:
+        raise ConfigError(
+            f"data.clip_seconds: {recipe.data.clip_seconds:g} s is longer than the model's window of "
+            f"{codec.window_samples / codec.input_sample_rate:g} s: lower it, or raise model.window_frames"
+        )
+    model = PreTraining(codec, lm, recipe)
+    if not meta:
+        _initialise(model, recipe)
+    if recipe.freeze_semantic and codec.semantic_encoder is not None:
+        codec.semantic_encoder.requires_grad_(False)
+    for part in _unreached(model):
+        part.requires_grad_(False)
+    return model
+
+
+def _unreached(model: PreTraining) -> Iterator[nn.Module]:
+    """Parts without a loss. They are frozen, because engines wait for the gradient of all that is trained."""
+    codec, weights = model.codec, model.weights
+    if weights.mel:
+        return
+    yield codec.vocos
+    if weights.features or weights.states:
+        return
+    yield from (codec.upsample, codec.acoustic_decoder)
+    if not (weights.asr and model.reads_adapter):
+        yield codec.post_rvq_adapter
+    if not weights.asr:
+        yield codec.quantizer.output_proj
+
+
+def _initialise(model: PreTraining, recipe: PretrainRecipe) -> None:
+    if recipe.weights is not None:
+        load_weights(model, Path(recipe.weights))
+    elif recipe.towers is not None:
+        start_towers(model.codec, recipe.towers, semantic_only=recipe.start == "linear")
+    if recipe.start == "linear":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            start_linear(model.codec, _excerpt_of_each(recipe), batch_frames=_batch_frames(recipe))
+    if recipe.vocos is not None:
+        adopt_vocoder(model.codec, recipe.vocos)
+
+
+def _batch_frames(recipe: PretrainRecipe) -> float:
+    """Code frames of a whole step's batch: what a codebook's counts will add up to."""
+    data = recipe.data
+    seconds = data.batch_seconds or data.batch_clips * data.clip_seconds
+    return seconds * recipe.model.frame_rate * recipe.engine.accumulate * world_size()
+
+
+def _excerpt_of_each(recipe: PretrainRecipe) -> Tensor:
+    """The beginnings (N, T) of the first clips that are long enough; every process takes the same."""
+    cuts = open_sources(recipe.data.train, recipe.seed)
+    config = recipe.data.model_copy(update={"workers": 0})
+    samples = STARTING_FRAMES * FRAME
+    stream = BatchStream(
+        cuts, config, output_sample_rate=recipe.model.output_sample_rate, seed=recipe.seed, rank=0, world_size=1
+    )
+    found: list[Tensor] = []
+    searched = 0
+    for batch in stream.batches():
+        searched += len(batch.ids)
+        found += [clip[:samples] for clip, n in zip(batch.audio, batch.lengths, strict=True) if n >= samples]
+        if len(found) >= STARTING_CLIPS or searched >= SEARCHED or batch.position.epoch > 0:
+            break
+    if not found:
+        raise ConfigError(f"start: linear needs clips of {samples / INPUT_RATE:g} s, and found none")
+    return torch.stack(found[:STARTING_CLIPS])

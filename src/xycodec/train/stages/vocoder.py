@@ -1,0 +1,108 @@
+"""The vocoder alone: from a clip's own log-mel to the clip, before a decoder has learned to give it one.
+
+Not in the paper, which lets decoder and vocoder find their own features. Where compute is short it pays to let each
+learn its part at once, the vocoder from true features and the decoder to give them, and then both together.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from xycodec.checkpoints.training import AVERAGE
+from xycodec.data.batch import Batch
+from xycodec.losses.mel import MultiScaleMel
+from xycodec.models.xy_tokenizer.model import XYTokenizer
+from xycodec.nn.mean import Mean
+from xycodec.nn.transformer import frame_mask
+from xycodec.train.average import WeightAverage
+from xycodec.train.engine import Engine
+from xycodec.train.init.weights import centre_vocoder
+from xycodec.train.optimize import Updater
+from xycodec.train.recipe import VocoderRecipe
+from xycodec.train.stage import Measured, Stage, StepReport, joint_values
+
+
+class VocoderTraining(nn.Module):
+    """A codec of which only the vocoder works: from a batch to its mel distance."""
+
+    def __init__(self, codec: XYTokenizer) -> None:
+        super().__init__()
+        self.codec = codec.requires_grad_(False)
+        codec.vocos.requires_grad_(True)
+        self.mel = MultiScaleMel(codec.output_sample_rate)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Total, with its gradient, and count of the distance's `Mean`; the audio (B, T)."""
+        codec, lengths = self.codec, [max(n, 1) for n in batch.lengths]
+        with torch.no_grad():
+            features = codec.ideal_features(batch.audio, lengths)
+        frames = [codec.num_frames(n) for n in lengths]
+        mask = frame_mask(frames, max(frames))
+        audio = codec.synthesise(features, None if mask is None else mask.to(features.device, non_blocking=True))
+        target = F.pad(batch.target, (0, audio.shape[1] - batch.target.shape[1]))
+        mean = self.mel(audio, target, torch.tensor(batch.target_lengths))
+        # A copy, because FSDP cannot guard views.
+        return mean.total.clone(), mean.count, audio.detach()
+
+
+class VocoderStage(Stage):
+    """The vocoder's training as the trainer sees it."""
+
+    name = "vocoder"
+
+    def __init__(self, recipe: VocoderRecipe, engine: Engine) -> None:
+        self.engine, self.config = engine, recipe.model
+        self.output_sample_rate = recipe.model.output_sample_rate
+        model = build(recipe)
+        self.codec = model.codec
+        self.average = None if recipe.ema is None else WeightAverage(self.codec, recipe.ema).to(engine.device)
+        self.model = self.measured = engine.wrap(model)
+        self.networks = {"model": self.model}
+        if self.average is not None:
+            self.networks[AVERAGE] = self.average
+            self.measured = VocoderTraining(self.average.codec).to(engine.device)
+        self.updaters = {"model": Updater(self.model, recipe.optimizer, recipe.steps)}
+
+    def step(self, batches: Sequence[Batch], step: int) -> StepReport:
+        """One update of the vocoder from all micro-batches."""
+        self.model.train()
+        mel = torch.zeros((), device=self.engine.device)
+        for index, batch in enumerate(batches):
+            with self.engine.joining(self.model, last=index == len(batches) - 1):
+                with self.engine.autocast():
+                    total, count, _ = self.model(batch)
+                value = joint_values({"mel": Mean(total, count)})["mel"] / len(batches)
+                torch.autograd.backward(value)
+            mel = mel + value.detach()
+        norm = self.updaters["model"].update(step)
+        if self.average is not None:
+            self.average.update(self.codec, step)
+        return StepReport({"mel": mel, "loss": mel}, {"grad_norm": norm})
+
+    @torch.no_grad()
+    def measure(self, batch: Batch, *, transcribe: bool) -> Measured:
+        """The mel distance; there are no codes to count."""
+        self.measured.eval()
+        with self.engine.autocast():
+            total, count, audio = self.measured(batch)
+        return Measured({"mel": Mean(total, count)}, audio=audio)
+
+    def loss(self, values: Mapping[str, float]) -> float:
+        """The mel distance."""
+        return values["mel"]
+
+    def codec_config(self) -> dict[str, Any]:
+        """The configuration of the codec whose vocoder is trained."""
+        return self.config.model_dump(mode="json")
+
+
+def build(recipe: VocoderRecipe, *, meta: bool = False) -> VocoderTraining:
+    """The network of a recipe with its starting weights; `meta` builds it without any, to count them."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta" if meta else "cpu"):
+        torch.manual_seed(recipe.seed)
+        codec = XYTokenizer(recipe.model)
+    centre_vocoder(codec)
+    return VocoderTraining(codec)

@@ -1,0 +1,154 @@
+"""X-Codec's training: one generator against discriminators, and a frozen model's features to keep (its spec, 7)."""
+
+from collections.abc import Mapping
+from math import ceil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from xycodec.checkpoints.training import read_checkpoint
+from xycodec.data.batch import Batch
+from xycodec.data.clip import INPUT_RATE
+from xycodec.losses.adversarial import plain_feature_matching
+from xycodec.losses.semantic import semantic_distance
+from xycodec.losses.stft import FullBandStft, LogMelDistance, SubBandStft, WaveformDistance
+from xycodec.models.xcodec.model import XCodec
+from xycodec.nn.frequency_discriminator import MultiFrequencyDiscriminator
+from xycodec.nn.mean import Mean
+from xycodec.nn.transformer import frame_mask
+from xycodec.train.engine import Engine
+from xycodec.train.excerpt import Heard
+from xycodec.train.init.scaled import start_scaled
+from xycodec.train.init.weights import find_checkpoint
+from xycodec.train.init.xcodec import start_codec, start_semantic
+from xycodec.train.recipe import XCodecRecipe
+from xycodec.train.stage import Measured, weighted
+from xycodec.train.stages.adversarial import AdversarialStage, adopt_discriminators
+
+
+class Pass(NamedTuple):
+    """What the generator gives for a batch. Audio and losses have gradients."""
+
+    heard: Heard
+    counts: Tensor
+    """(n_q, codebook_size) uses of every code."""
+    losses: dict[str, Mean]
+    """Those that need more than the audio: of the quantizer and, if there is one, of the semantic branch."""
+
+
+class XCodecTraining(nn.Module):
+    """The codec as a generator. Silence completes every clip to `samples`, so that none depends on its neighbours."""
+
+    def __init__(self, codec: XCodec, samples: int, *, semantic: bool) -> None:
+        super().__init__()
+        self.codec = codec
+        self.samples = ceil(samples / codec.hop_length) * codec.hop_length
+        self.semantic = semantic and codec.config.semantic is not None
+
+    def forward(self, batch: Batch, n_q: int | None = None, *, quantize: bool = True) -> Pass:
+        """Decoded and true audio (B, samples), through the first `n_q` codebooks (None: all), or past them."""
+        codec = self.codec
+        audio = F.pad(batch.audio, (0, self.samples - batch.audio.shape[1]))
+        mask = frame_mask([codec.num_frames(n) for n in batch.lengths], self.samples // codec.hop_length)
+        features = codec.semantic_features(audio) if codec.config.semantic else None
+        latents = codec.encode_latents(audio, features)
+        counts = torch.zeros_like(codec.quantizer.cluster_size)
+        losses: dict[str, Mean] = {}
+        if quantize:
+            quantized = codec.quantizer(latents, mask, n_q)
+            latents, counts = quantized.quantized, quantized.counts
+            # Over layers it is the mean, unlike XY-Tokenizer's.
+            commitment = quantized.commitment_loss
+            losses["commitment"] = Mean(commitment.total / len(commitment.total), commitment.count)
+        if features is not None and self.semantic:
+            known = None if mask is None else mask.to(audio.device, non_blocking=True)
+            losses["semantic"] = semantic_distance(codec.decode_semantic(latents), features, known)
+        decoded = codec.decode_latents(latents)
+        lengths = torch.tensor(batch.lengths)
+        # Past its end a clip is silent in both, which teaches neither side anything.
+        inside = torch.arange(self.samples) < lengths[:, None]
+        decoded = decoded * inside.to(audio.device, non_blocking=True)
+        return Pass(Heard(decoded, audio, lengths), counts, losses)
+
+
+class XCodecStage(AdversarialStage[XCodec]):
+    """X-Codec's training as the trainer sees it."""
+
+    name = "xcodec"
+
+    def __init__(self, recipe: XCodecRecipe, engine: Engine) -> None:
+        generator, discriminators = build(recipe)
+        self.config, self.seed, self.n_q = recipe.model, recipe.seed, recipe.n_q
+        self.quantize_from = recipe.quantize_from
+        super().__init__(recipe, engine, generator, generator.codec, discriminators, plain_feature_matching)
+        distances = {
+            "stft": FullBandStft(),
+            "subband_stft": SubBandStft(),
+            "mel": LogMelDistance(INPUT_RATE),
+            "waveform": WaveformDistance(),
+        }
+        self.distances = {name: distance.to(engine.device) for name, distance in distances.items()}
+        self.measured = self.generator
+        if self.average is not None:
+            self.measured = XCodecTraining(self.average.codec, generator.samples, semantic=generator.semantic)
+
+    def codebooks_of(self, step: int) -> int:
+        """How many codebooks run in a step: the run's seed and the step alone decide it, on every process."""
+        return int(np.random.default_rng([self.seed, step]).choice(self.n_q))
+
+    def _generate(self, batch: Batch, step: int) -> tuple[Heard, Tensor, dict[str, Mean]]:
+        heard, counts, losses = self.generator(batch, self.codebooks_of(step), quantize=step >= self.quantize_from)
+        return heard, counts, {name: mean for name, mean in losses.items() if self.weights[name]}
+
+    def _distances(self, heard: Heard) -> dict[str, Mean]:
+        return {name: distance(*heard) for name, distance in self.distances.items() if self.weights[name]}
+
+    @torch.no_grad()
+    def measure(self, batch: Batch, *, transcribe: bool) -> Measured:
+        """All losses but the discriminators', with all codebooks, or with none as long as they hold nothing."""
+        self.measured.eval()
+        quantize = bool(self.codec.quantizer.inited.all())
+        with self.engine.autocast():
+            heard, counts, losses = self.measured(batch, quantize=quantize)
+        means = losses | {name: distance(*heard) for name, distance in self.distances.items()}
+        return Measured(means, counts, heard.audio.float())
+
+    def loss(self, values: Mapping[str, float]) -> float:
+        """The weighted sum that training lessens, but for what discriminators say, who change as it goes on."""
+        return float(weighted(values, {name: weight for name, weight in self.weights.items() if name in values}))
+
+    def codec_config(self) -> dict[str, Any]:
+        """The configuration of the codec that is trained."""
+        return self.config.model_dump(mode="json")
+
+
+def build(recipe: XCodecRecipe, *, meta: bool = False) -> tuple[XCodecTraining, MultiFrequencyDiscriminator]:
+    """Generator and discriminators of a recipe with their starting weights; `meta` builds them without any.
+
+    Raises CheckpointError if `recipe.weights` or `recipe.semantic_weights` gives no such model, ConfigError if it is of
+    another size.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("meta" if meta else "cpu"):
+        torch.manual_seed(recipe.seed)
+        codec = XCodec(recipe.model)
+        discriminators = MultiFrequencyDiscriminator(INPUT_RATE, channels=recipe.discriminators.channels)
+        if recipe.start == "scaled" and not meta:
+            start_scaled(codec)
+    if recipe.weights is not None and not meta:
+        start_codec(codec, recipe.weights)
+        checkpoint = find_checkpoint(Path(recipe.weights)) if recipe.keep_discriminators else None
+        if checkpoint and (state := read_checkpoint(checkpoint)["networks"].get("discriminators")):
+            adopt_discriminators(discriminators, state, str(checkpoint))
+    elif recipe.semantic_weights is not None and not meta:
+        start_semantic(codec, recipe.semantic_weights)
+    semantic = recipe.loss.semantic > 0
+    if recipe.model.semantic and not semantic:
+        # Engines wait for the gradient of all that is trained.
+        for part in (codec.semantic_proj, codec.semantic_decoder):
+            part.requires_grad_(False)
+    samples = max(round(recipe.data.clip_seconds * INPUT_RATE), discriminators.min_samples)
+    return XCodecTraining(codec, samples, semantic=semantic), discriminators

@@ -1,0 +1,103 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from xycodec.nn.dac import UpConv1d
+from xycodec.nn.deterministic.linear import product
+from xycodec.nn.deterministic.rows import add_product, convolved, padded, plain_inference, upsampled
+
+# Layers of real models, with stride and padding: of one channel, of many, of more taps than whole strides.
+LAYERS = [
+    (1, 64, 7, 1, 3),
+    (64, 128, 16, 8, 4),
+    (128, 256, 10, 5, 3),
+    (1024, 256, 3, 1, 1),
+    (768, 768, 3, 1, 1),
+    (256, 1024, 7, 1, 3),
+    (64, 1, 7, 1, 3),
+    (5, 3, 4, 3, 0),
+]
+
+
+def make(kind, *sizes, **settings):
+    torch.manual_seed(0)
+    return kind(*sizes, **settings).requires_grad_(False)
+
+
+def equal_for_threads(threads, compute):
+    threads(1)
+    one = compute()
+    for count in (2, 4):
+        threads(count)
+        assert torch.equal(compute(), one), count
+    return one
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("frames", [1, 2, 25, 150])
+def test_a_convolution_is_torchs_and_threads_do_not_matter(threads, layer, bias, frames):
+    inner, outer, taps, stride, padding = layer
+    conv = make(nn.Conv1d, inner, outer, taps, stride=stride, padding=padding, bias=bias)
+    x = torch.randn(max(1, (frames - 1) * stride + taps - 2 * padding + stride // 2), inner)
+    got = equal_for_threads(threads, lambda: convolved(conv, x))
+    expected = F.conv1d(x.t(), conv.weight.contiguous(), conv.bias, stride, padding).t()
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("inner", "outer", "stride"), [(1024, 512, 8), (512, 256, 5), (128, 64, 2), (6, 3, 3)])
+@pytest.mark.parametrize("frames", [1, 2, 7, 50])
+def test_a_transposed_convolution_is_torchs_and_threads_do_not_matter(threads, inner, outer, stride, frames):
+    conv = make(UpConv1d, inner, outer, stride)
+    x = torch.randn(frames, inner)
+    got = equal_for_threads(threads, lambda: upsampled(conv, x))
+    expected = F.conv_transpose1d(
+        x.t(), conv.weight.contiguous(), conv.bias, stride, conv.padding[0], conv.output_padding[0]
+    ).t()
+    assert got.shape == (stride * frames, outer)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_zeros_on_both_sides():
+    x = torch.randn(3, 2)
+    assert torch.equal(padded(x, 2, 1), torch.cat([torch.zeros(2, 2), x, torch.zeros(1, 2)]))
+    assert torch.equal(padded(x, 0, 0), x)
+
+
+def test_weights_keep_their_values_where_they_are_laid_out_anew():
+    conv = make(nn.Conv1d, 6, 4, 3, padding=1)
+    before, x = conv.weight.clone(), torch.randn(9, 6)
+    first = convolved(conv, x)
+    assert torch.equal(conv.weight, before)
+    assert torch.equal(conv.state_dict()["weight"], before)
+    assert torch.equal(convolved(conv, x), first)
+    # One that is still trained keeps its memory, which an optimizer's state goes with.
+    conv.requires_grad_(True)
+    conv.weight.data = before.clone()
+    place = conv.weight.data_ptr()
+    with torch.no_grad():
+        convolved(conv, x)
+    assert conv.weight.data_ptr() == place
+
+
+def test_sums_of_more_than_512_terms_are_the_linear_maps():
+    x, weight = torch.randn(16, 1024), torch.randn(1024, 8)
+    out = torch.ones(16, 8)
+    add_product(x, weight, out)
+    torch.testing.assert_close(out, 1 + product(x, weight.t()), atol=1e-4, rtol=1e-5)
+
+
+def test_not_where_something_learns_nor_in_another_precision():
+    conv, x = make(nn.Conv1d, 4, 5, 3), torch.randn(1, 4, 6)
+    assert plain_inference(conv, x)
+    assert not plain_inference(conv, x.requires_grad_())
+    assert not plain_inference(conv, x.detach().double())
+    assert not plain_inference(make(nn.Conv1d, 4, 5, 3).double(), x.detach())
+    assert not plain_inference(conv, torch.empty(1, 4, 6, device="meta"))
+    with torch.autocast("cpu"):
+        assert not plain_inference(conv, x.detach())
+    conv.requires_grad_(True)
+    assert not plain_inference(conv, x.detach())
+    with torch.no_grad():
+        assert plain_inference(conv, x)
