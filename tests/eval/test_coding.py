@@ -15,9 +15,9 @@ from xycodec.eval.coding import (
     codebook_counts,
     codebook_use,
     coded_clips,
-    fingerprint,
     uncoded,
 )  # fmt: skip
+from xycodec.models.base import fingerprint
 from xycodec.models.longform import decode_long, encode_long
 
 

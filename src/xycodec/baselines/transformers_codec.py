@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from xycodec.errors import CheckpointError, reason_of
 from xycodec.io.hub import fetch, is_path
+from xycodec.io.libraries import transformers_library
 from xycodec.models.base import Codec
 
 WINDOW_S = 60.0
@@ -106,15 +107,6 @@ def load_transformers_codec(source: str, n_q: int | None = None) -> Transformers
         raise CheckpointError(f"{source}: lacks the weights of {lacking[0]}: get a whole copy")
     name = source if folder != Path(source) else folder.resolve().name
     return TransformersCodec(model, name, n_q).requires_grad_(False).eval()
-
-
-def transformers_library() -> Any:
-    """The package `transformers`. Raises CheckpointError, which names the extra, where it is not installed."""
-    try:
-        import transformers
-    except ImportError:
-        raise CheckpointError("transformers is not installed: pip install 'xycodec[eval]'") from None
-    return transformers
 
 
 def _model_type(folder: Path, source: str) -> str:

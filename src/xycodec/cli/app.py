@@ -141,8 +141,8 @@ def roundtrip(
 ) -> None:
     """Encode and decode one file: codes, audio, a picture, and a table of what it cost."""
     from xycodec.eval.metrics.quality import plain
+    from xycodec.eval.roundtrip import roundtrip_file
     from xycodec.io.pictures import draw_roundtrip
-    from xycodec.models.files import roundtrip_file
 
     if source == "-":
         raise typer.BadParameter("a round trip reads its source twice: give a file, not -", param_hint="SOURCE")

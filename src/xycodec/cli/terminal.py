@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from xycodec.eval.asr_probe.run import ProbeProgress, ProbeResult
     from xycodec.eval.evaluate import Stage
     from xycodec.eval.results import Evaluation, Scores
+    from xycodec.eval.roundtrip import Comparison
     from xycodec.io.parallel import Job, Outcome, Work
-    from xycodec.models.files import Comparison
     from xycodec.train.plan import RunPlan
 
 

@@ -54,15 +54,6 @@ class CodecSpec:
         return (model, int(count)) if at and count.isdecimal() else (self.text, None)
 
 
-def fingerprint(codec: Codec) -> str:
-    """16 hexadecimal digits that differ where weights, their types, or the rules for lengths do."""
-    digest = hashlib.blake2b(f"{type(codec).__name__} {codec.model_id} {codec.reference}".encode(), digest_size=8)
-    for name, tensor in sorted(codec.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def coded_clips(folder: Path) -> dict[str, dict[str, Any]]:
     """The newest row of `coded.jsonl` of each clip."""
     return {row["clip"]: row for row in Journal(folder / CODED).rows()}

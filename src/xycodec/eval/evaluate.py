@@ -35,7 +35,6 @@ from xycodec.eval.coding import (
     codebook_counts,
     codebook_use,
     coded_clips,
-    fingerprint,
     uncoded,
 )
 from xycodec.eval.corpus import Item
@@ -45,6 +44,7 @@ from xycodec.eval.results import ORIGINAL, ClipResult, CodecResult, Evaluation, 
 from xycodec.io.audio import atomic_path, read_audio, write_audio
 from xycodec.io.journal import Journal
 from xycodec.io.parallel import Advance, Job, Work, run_jobs
+from xycodec.models.base import fingerprint
 
 Stage = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 """Told a stage's name and its clips; gives what is called after each of them."""

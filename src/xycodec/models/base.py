@@ -1,5 +1,6 @@
 """The interface every codec shares, and how a batch is computed so that codes depend on the clip alone."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -228,6 +229,15 @@ class Codec(nn.Module, ABC):
                 f"{max(counts)} frames are more than the model's window of {self.window_frames}: use decode_long"
             )
         return counts
+
+
+def fingerprint(codec: Codec) -> str:
+    """Return 16 hexadecimal digits that tell codecs apart: by class, name, weights, their types, and length rules."""
+    digest = hashlib.blake2b(f"{type(codec).__name__} {codec.model_id} {codec.reference}".encode(), digest_size=8)
+    for name, tensor in sorted(codec.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _check_lengths(lengths: Tensor | None, batch: int, longest: int) -> list[int]:

@@ -9,8 +9,6 @@ import torch
 from numpy.typing import NDArray
 
 from xycodec.errors import BitstreamError
-from xycodec.eval.metrics.quality import RATE, measure_quality
-from xycodec.eval.results import Scores
 from xycodec.io.audio import stream_audio, write_audio
 from xycodec.io.xyc import CodecFile
 from xycodec.models.base import Codec
@@ -42,16 +40,6 @@ class Transcoded:
     def speed(self) -> float:
         """Times faster than real time."""
         return self.seconds / self.wall_seconds
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A file encoded, decoded and compared with itself."""
-
-    encoded: Transcoded
-    decoded: Transcoded
-    quality: Scores
-    """Of the metrics in `xycodec.eval.metrics.quality.ROUNDTRIP`."""
 
 
 def encode_file(
@@ -117,23 +105,6 @@ def check_model(codec: Codec, file: CodecFile, name: str, any_model: bool) -> No
     wanted = (codec.codebook_size, codec.hop_length, codec.input_sample_rate)
     if (file.codebook_size, file.hop_length, file.sample_rate) != wanted or file.n_q > codec.n_q:
         raise BitstreamError(f"{name}: its codes do not have the shape of model {codec.model_id!r}")
-
-
-def roundtrip_file(
-    codec: Codec,
-    source: str,
-    code_file: str,
-    target: str,
-    *,
-    n_q: int | None = None,
-    overlap_s: float | None = None,
-    advance: Advance = lambda seconds: None,
-) -> Comparison:
-    """Encode `source` into `code_file`, decode that into `target`, and compare source and target."""
-    encoded = encode_file(codec, source, code_file, n_q=n_q, overlap_s=overlap_s, advance=advance)
-    file = CodecFile.read(code_file)
-    decoded = decode_file(codec, file, target, name=code_file, overlap_s=overlap_s, advance=advance)
-    return Comparison(encoded, decoded, measure_quality(stream_audio(target, RATE), stream_audio(source, RATE)))
 
 
 def _report(file: CodecFile, source: str, target: str, seconds: float, start: float) -> Transcoded:

@@ -16,9 +16,9 @@ from xycodec.eval.asr_probe.data import Features, Spoken, open_clips
 from xycodec.eval.asr_probe.model import Probe, alphabet_of, augmented
 from xycodec.eval.asr_probe.run import run_probe
 from xycodec.eval.asr_probe.training import ProbeConfig, ProbeTraining
-from xycodec.eval.coding import fingerprint
 from xycodec.eval.corpus import open_corpora
 from xycodec.io.audio import read_audio
+from xycodec.models.base import fingerprint
 from xycodec.models.longform import encode_long
 from xycodec.models.xy_tokenizer.ctc import Alphabet
 

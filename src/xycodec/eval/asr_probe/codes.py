@@ -16,10 +16,9 @@ from torch import Tensor
 from xycodec.data.clip import INPUT_RATE
 from xycodec.data.shards import member_of
 from xycodec.errors import AudioError, XycodecError
-from xycodec.eval.coding import fingerprint
 from xycodec.eval.corpus import Item
 from xycodec.io.audio import atomic_path, os_error_line
-from xycodec.models.base import Codec
+from xycodec.models.base import Codec, fingerprint
 from xycodec.models.longform import encode_long
 
 PART = 64  # clips of a file: so many are computed again at most where a run was killed

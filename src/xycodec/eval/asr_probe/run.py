@@ -21,8 +21,7 @@ from xycodec.errors import XycodecError
 from xycodec.eval.asr_probe.codes import write_whole
 from xycodec.eval.asr_probe.data import Clips, Features, open_clips
 from xycodec.eval.asr_probe.training import Point, ProbeConfig, ProbeTraining, Transcript, read_state
-from xycodec.eval.coding import fingerprint
-from xycodec.models.base import Codec
+from xycodec.models.base import Codec, fingerprint
 
 RESULT = "result.json"
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from xycodec.baselines.transformers_codec import transformers_library
+from xycodec.io.libraries import transformers_library
 from xycodec.nn.deterministic.linear import Linear, gelu
 from xycodec.nn.deterministic.rows import plain_inference
 from xycodec.nn.mel import LogMel

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from xycodec.baselines.transformers_codec import transformers_library
 from xycodec.checkpoints.load import load_codec
 from xycodec.checkpoints.whisper import FoundTower, find_whisper
 from xycodec.errors import CheckpointError, ConfigError, reason_of
 from xycodec.io.config import Config
 from xycodec.io.hub import fetch, is_path
+from xycodec.io.libraries import transformers_library
 from xycodec.models.registry import MODELS
 from xycodec.models.xcodec.config import SemanticTowerConfig
 from xycodec.models.xcodec.model import XCodec

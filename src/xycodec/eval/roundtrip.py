@@ -1,0 +1,37 @@
+"""A file encoded, decoded, and compared with itself."""
+
+from dataclasses import dataclass
+
+from xycodec.eval.metrics.quality import RATE, measure_quality
+from xycodec.eval.results import Scores
+from xycodec.io.audio import stream_audio
+from xycodec.io.xyc import CodecFile
+from xycodec.models.base import Codec
+from xycodec.models.files import Advance, Transcoded, decode_file, encode_file
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What encoding and decoding one file took, and how much of it was kept."""
+
+    encoded: Transcoded
+    decoded: Transcoded
+    quality: Scores
+    """Values of the metrics in `xycodec.eval.metrics.quality.ROUNDTRIP`."""
+
+
+def roundtrip_file(
+    codec: Codec,
+    source: str,
+    code_file: str,
+    target: str,
+    *,
+    n_q: int | None = None,
+    overlap_s: float | None = None,
+    advance: Advance = lambda seconds: None,
+) -> Comparison:
+    """Encode `source` into `code_file`, decode that into `target`, and compare source and target."""
+    encoded = encode_file(codec, source, code_file, n_q=n_q, overlap_s=overlap_s, advance=advance)
+    file = CodecFile.read(code_file)
+    decoded = decode_file(codec, file, target, name=code_file, overlap_s=overlap_s, advance=advance)
+    return Comparison(encoded, decoded, measure_quality(stream_audio(target, RATE), stream_audio(source, RATE)))
