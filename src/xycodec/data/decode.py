@@ -10,7 +10,8 @@ from lhotse.cut import Cut
 
 from xycodec.data.shards import member_of
 from xycodec.errors import AudioError
-from xycodec.io.audio import Samples, open_input
+from xycodec.io.audio import Samples
+from xycodec.io.files import open_input
 
 _SHORTFALL = 0.25  # s: durations in manifests of lossy files are off by a few of their frames
 
@@ -65,7 +66,7 @@ def _open(cut: MonoCut | MultiCut) -> Any:
     member, source = member_of(cut), cut.recording.sources[0]
     if member:
         return member.open()
-    return io.BytesIO(source.source) if source.type == "memory" else open_input(source.source)
+    return io.BytesIO(source.source) if source.type == "memory" else open_input(source.source, AudioError)
 
 
 def _by_lhotse(cut: Cut, start: float, seconds: float) -> tuple[Samples, int]:

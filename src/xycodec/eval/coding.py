@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from xycodec.errors import XycodecError
 from xycodec.eval.metrics.quality import RATE
 from xycodec.eval.results import CodebookUse
-from xycodec.io.audio import Samples, atomic_path, read_audio, write_audio
+from xycodec.io.audio import Samples, read_audio, write_audio
+from xycodec.io.files import atomic_path
 from xycodec.io.journal import Journal
 from xycodec.models.base import Codec
 from xycodec.models.longform import decode_long, encode_long

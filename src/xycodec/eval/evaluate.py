@@ -41,7 +41,8 @@ from xycodec.eval.corpus import Item
 from xycodec.eval.judges.base import Judge, Pair
 from xycodec.eval.metrics.quality import METERS, PROTOCOL, RATE, measure_quality, require_metrics
 from xycodec.eval.results import ORIGINAL, ClipResult, CodecResult, Evaluation, Scores
-from xycodec.io.audio import atomic_path, read_audio, write_audio
+from xycodec.io.audio import read_audio, write_audio
+from xycodec.io.files import atomic_path
 from xycodec.io.journal import Journal
 from xycodec.io.parallel import Advance, Job, Work, run_jobs
 from xycodec.models.base import fingerprint

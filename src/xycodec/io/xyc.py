@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xycodec.errors import BitstreamError
-from xycodec.io.audio import FilePath, atomic_path, open_input, os_error_line
+from xycodec.io.files import FilePath, atomic_path, open_input, os_error_line
 
 _MAGIC = b"XYC1"
 _PREFIX = struct.Struct("<4sI")

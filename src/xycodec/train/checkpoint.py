@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from xycodec.checkpoints.training import CHECKPOINT_FORMAT, CHECKPOINTS, read_checkpoint
 from xycodec.errors import CheckpointError
-from xycodec.io.audio import atomic_path
+from xycodec.io.files import atomic_path
 
 BEST = "best.pt"
 

@@ -12,7 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from xycodec.distributed import rank
-from xycodec.io.audio import atomic_path
+from xycodec.errors import XycodecError
+from xycodec.io.files import atomic_path
 
 METRICS = "metrics.jsonl"
 
@@ -131,7 +132,7 @@ def forget_from(metrics: Path, step: int) -> None:
     if not metrics.exists():
         return
     lines = metrics.read_text(encoding="utf-8").splitlines()
-    with atomic_path(metrics) as scratch:
+    with atomic_path(metrics, XycodecError) as scratch:
         scratch.write_text("".join(line + "\n" for line in lines if _step_of(line) <= step), encoding="utf-8")
 
 

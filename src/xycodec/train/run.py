@@ -15,7 +15,7 @@ from xycodec.data.sources import Cuts, open_once, open_source, open_sources
 from xycodec.data.stream import BatchStream, validation_batches
 from xycodec.data.survey import Survey, has_labels, has_text, survey
 from xycodec.errors import CheckpointError, ConfigError
-from xycodec.io.audio import os_error_line
+from xycodec.io.files import os_error_line
 from xycodec.train.checkpoint import RunState, checkpoints, load_state
 from xycodec.train.engine import Engine
 from xycodec.train.monitor import Monitor, forget_from, skipped_file

@@ -13,7 +13,8 @@ from math import isfinite
 from pathlib import Path
 
 from xycodec.errors import ConfigError, XycodecError
-from xycodec.io.audio import audio_extensions, open_input
+from xycodec.io.audio import audio_extensions
+from xycodec.io.files import open_input
 
 COLUMNS = "#file onset offset #phone prev-phone next-phone speaker"
 _SLACK_S = 0.1  # aligners round, and pad the end of a recording

@@ -25,7 +25,7 @@ from xycodec.eval.abx.distances import Features, block_distances
 from xycodec.eval.abx.frames import ItemFrames, encode_recordings
 from xycodec.eval.abx.items import LeftOut, Omissions, PhoneItem, find_audio, read_items, within_audio
 from xycodec.eval.abx.triples import Block, Mode, error_rate, plan_triples
-from xycodec.io.audio import os_error_line
+from xycodec.io.files import os_error_line
 from xycodec.models.base import Codec, fingerprint
 
 Kind = Literal["embeddings", "codes"]

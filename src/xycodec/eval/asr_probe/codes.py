@@ -17,7 +17,7 @@ from xycodec.data.clip import INPUT_RATE
 from xycodec.data.shards import member_of
 from xycodec.errors import AudioError, XycodecError
 from xycodec.eval.corpus import Item
-from xycodec.io.audio import atomic_path, os_error_line
+from xycodec.io.files import os_error_line, write_whole
 from xycodec.models.base import Codec, fingerprint
 from xycodec.models.longform import encode_long
 
@@ -111,14 +111,3 @@ def _write(folder: Path, codes: dict[str, Tensor]) -> None:
     # Named by its first clip, so that two runs that share a cache do not take the same name for unlike files.
     path = folder / f"{next(iter(codes))}.safetensors"
     write_whole(path, lambda scratch: scratch.write_bytes(save(codes)))
-
-
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` make a file that takes the name `path` once it is complete. Raises XycodecError if it cannot be."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path, XycodecError) as scratch:
-            write(scratch)
-    # torch and safetensors report a full disk in their own ways.
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise XycodecError(os_error_line(str(path), "written", error)) from error

@@ -18,9 +18,9 @@ import torch
 from xycodec.baselines.open import open_codec
 from xycodec.checkpoints.load import resolve_device
 from xycodec.errors import XycodecError
-from xycodec.eval.asr_probe.codes import write_whole
 from xycodec.eval.asr_probe.data import Clips, Features, open_clips
 from xycodec.eval.asr_probe.training import Point, ProbeConfig, ProbeTraining, Transcript, read_state
+from xycodec.io.files import write_whole
 from xycodec.models.base import Codec, fingerprint
 
 RESULT = "result.json"

@@ -19,12 +19,11 @@ from torch.nn.utils import clip_grad_norm_
 from torch.nn.utils.rnn import pad_sequence
 
 from xycodec.errors import XycodecError
-from xycodec.eval.asr_probe.codes import write_whole
 from xycodec.eval.asr_probe.data import Features, Spoken
 from xycodec.eval.asr_probe.model import Probe, alphabet_of, augmented
 from xycodec.eval.metrics.wer import character_errors, word_error_rate
-from xycodec.io.audio import os_error_line
 from xycodec.io.config import Config, Probability
+from xycodec.io.files import os_error_line, write_whole
 from xycodec.models.xy_tokenizer.ctc import BLANK, rows_needed
 
 STATE, BEST, LOG = "state.pt", "best.safetensors", "log.jsonl"

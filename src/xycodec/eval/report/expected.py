@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from xycodec.errors import ConfigError
 from xycodec.eval.coding import CodecSpec
-from xycodec.io.audio import os_error_line
+from xycodec.io.files import os_error_line
 
 
 @dataclass(frozen=True)
