@@ -44,9 +44,8 @@ from xycodec.models.xy_tokenizer.config import (
 )
 from xycodec.train.config import EngineConfig
 from xycodec.train.engine import Engine
-from xycodec.train.recipe import DiscriminatorsConfig, PosttrainRecipe, PretrainRecipe
-from xycodec.train.stages.posttrain import PosttrainStage
-from xycodec.train.stages.pretrain import PretrainStage
+from xycodec.train.stages.posttrain import DiscriminatorsConfig, PosttrainRecipe, PosttrainStage
+from xycodec.train.stages.pretrain import PretrainRecipe, PretrainStage
 
 # Seconds of audio per GPU second that the paper reports.
 TARGETS = {"pretrain": 136.7, "posttrain": 46.6}

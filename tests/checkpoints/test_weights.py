@@ -154,7 +154,7 @@ def checkpoint_of(stage, folder, step):
         name: network_state(network, lambda key, name=name: stage.kept(name, key))
         for name, network in stage.networks.items()
     }
-    state = RunState(stage.name, step, 0, 1, None, stage.codec_config(), {}, networks, {"model": {"huge": [0]}})
+    state = RunState(stage.name, step, 0, 1, None, stage.model_config(), {}, networks, {"model": {"huge": [0]}})
     return save_state(folder, state, keep=3, best=False)
 
 

@@ -136,7 +136,7 @@ def weights(tmp_path_factory):
 def test_the_decoder_learns_from_what_is_heard_in_its_audio(weights):
     loss = {"adversarial": 0, "feature": 0, "mel": 1, "log_mel": 3, "states": 2}
     stage = PosttrainStage(
-        posttraining(weights, loss=loss, hear_seconds=0.6, positions="random"),
+        posttraining(weights, loss=loss, segment_seconds=0.6, positions="random"),
         Engine(EngineConfig(device="cpu", precision="float32")),
     )
     frozen = {name: value.clone() for name, value in stage.codec.state_dict().items()}

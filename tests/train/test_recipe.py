@@ -7,8 +7,9 @@ import yaml
 
 from xycodec.errors import ConfigError
 from xycodec.models.xy_tokenizer.config import CONFIGS
-from xycodec.train.recipe import PosttrainRecipe, PretrainRecipe
 from xycodec.train.recipe_file import load_recipe, save_recipe
+from xycodec.train.stages.posttrain import PosttrainRecipe
+from xycodec.train.stages.pretrain import PretrainRecipe
 
 CONFIG_FOLDER = Path(__file__).parents[2] / "configs" / "xy_tokenizer"
 FILES = sorted(path.relative_to(CONFIG_FOLDER).as_posix() for path in CONFIG_FOLDER.rglob("*.yaml"))
@@ -189,7 +190,7 @@ def test_a_saved_recipe_says_all_and_loads_as_the_same(write):
         ("model.preset=[a]", "['a'] is not one of xy-tokenizer, "),
         ("model=7", "model: "),
         ("model.semantic_encoder=null", "given together or not at all"),
-        ("stage=finetune", "stage is 'finetune', must be one of pretrain, posttrain, recognise, vocoder, xcodec"),
+        ("stage=finetune", "stage is 'finetune', must be one of ctc, hubert, posttrain, pretrain, vocoder, xcodec"),
         ("stage=[pretrain]", "stage is ['pretrain'], must be one of"),
         ("stage=posttrain", "weights: Field required"),
         ("base=other.yaml", "base: unknown key"),
@@ -302,3 +303,18 @@ def test_an_ablation_differs_in_what_it_names(name, base, changes):
 def test_every_ablation_is_tested():
     tested = {case[0] for case in test_an_ablation_differs_in_what_it_names.pytestmark[0].args[1]}
     assert tested == {Path(name).stem for name in FILES if name.startswith("ablations/")}
+
+
+def test_names_that_keys_and_stages_once_had_are_still_read(write, tmp_path):
+    base = write("base.yaml", hear_seconds=0.5)
+    assert load_recipe(base).segment_seconds == 0.5
+    assert load_recipe(base, ("segment_seconds=0.25",)).segment_seconds == 0.25
+    later = write(text=f"base: {base}\nsegment_seconds: 0.75\n")
+    assert load_recipe(later).segment_seconds == 0.75
+    assert load_recipe(later, ("hear_seconds=1",)).segment_seconds == 1
+    assert "hear_seconds" not in save_recipe(load_recipe(base))
+    tower = {"d_model": 16, "layers": 1, "heads": 2, "ffn_dim": 24}
+    text = yaml.safe_dump({"stage": "recognise", "output": "a", "steps": 1, "data": {"train": ["c"]}, "tower": tower})
+    once = load_recipe(write(text=text))
+    assert once.stage == "ctc"
+    assert once == load_recipe(write(text=text.replace("recognise", "ctc")))

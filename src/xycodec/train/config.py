@@ -61,6 +61,8 @@ class CheckpointConfig(Config):
 class RunConfig(Config):
     """What every stage's recipe has."""
 
+    stage: str
+    """Name of the stage; each recipe narrows it to its own."""
     output: str
     """The run's folder."""
     seed: NonNegativeInt = 0
@@ -82,3 +84,9 @@ class RunConfig(Config):
         if self.ema is not None and self.engine.kind == "fsdp2":
             raise ValueError("ema: fsdp2 shards the weights that it averages: use ddp or single, or set ema to null")
         return self
+
+
+def require_a_loss(weights: Config) -> None:
+    """Raise ValueError where every weight of the losses is 0."""
+    if not any(weights.model_dump().values()):
+        raise ValueError("loss: every weight is 0: give at least one")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ class ValidationResult:
 
 
 def validate(
-    stage: Stage, engine: Engine, batches: Iterator[Batch], config: ValidationConfig
+    stage: Stage[Any], engine: Engine, batches: Iterator[Batch], config: ValidationConfig
 ) -> ValidationResult | None:
     """Means over all clips of all processes, whatever their batches; None if there are none.
 

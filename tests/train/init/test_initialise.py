@@ -37,7 +37,7 @@ def run(tmp_path_factory):
         seeded(number)
         stage.step([batch(clip(0), clip(1))], number)
         kept = {"model": network_state(stage.model, lambda key: stage.kept("model", key))}
-        save_state(folder, RunState("pretrain", number + 1, 0, 1, None, stage.codec_config(), {}, kept), 5, False)
+        save_state(folder, RunState("pretrain", number + 1, 0, 1, None, stage.model_config(), {}, kept), 5, False)
     return folder, stage
 
 

@@ -30,10 +30,18 @@ from xycodec.train.engine import Engine
 from xycodec.train.export import export_transformers, export_weights
 from xycodec.train.init.weights import start_towers
 from xycodec.train.plan import plan_run
-from xycodec.train.recipe import HubertOptimizerConfig, SpanMaskingConfig
 from xycodec.train.recipe_file import load_recipe
 from xycodec.train.run import train
-from xycodec.train.stages.hubert import HubertStage, LabelHead, Task, draw_spans, frames_within, measures
+from xycodec.train.stages.hubert import (
+    HubertOptimizerConfig,
+    HubertStage,
+    LabelHead,
+    SpanMaskingConfig,
+    Task,
+    draw_spans,
+    frames_within,
+    measures,
+)
 from xycodec.train.stages.xcodec import build as build_xcodec
 from xycodec.train.validate import validate
 

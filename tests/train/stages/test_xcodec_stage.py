@@ -22,10 +22,9 @@ from xycodec.train.config import ValidationConfig
 from xycodec.train.engine import Engine
 from xycodec.train.init.weights import find_checkpoint
 from xycodec.train.plan import plan_run
-from xycodec.train.recipe import XCodecOptimizerConfig
 from xycodec.train.recipe_file import load_recipe
 from xycodec.train.run import open_stage
-from xycodec.train.stages.xcodec import XCodecStage, build
+from xycodec.train.stages.xcodec import XCodecOptimizerConfig, XCodecStage, build
 from xycodec.train.validate import validate
 
 CONFIG_FOLDER = Path(__file__).parents[3] / "configs" / "xcodec"
@@ -72,7 +71,7 @@ def copy_of(module):
 
 def save(stage, folder):
     networks = {name: network_state(network, lambda _: True) for name, network in stage.networks.items()}
-    return save_state(folder, RunState(stage.name, 1, 0, 1, None, stage.codec_config(), {}, networks), 1, best=False)
+    return save_state(folder, RunState(stage.name, 1, 0, 1, None, stage.model_config(), {}, networks), 1, best=False)
 
 
 # ---- what moves ------------------------------------------------------------------------------------
