@@ -143,7 +143,7 @@ def test_what_is_there_is_not_done_again(codecs, corpus, tmp_path):
     folder = tmp_path / "run"
     judge = Loudness()
     first = run(codecs, corpus, folder, judges=[judge])
-    kept = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix in (".flac", ".npy", ".jsonl")}
+    kept = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix in (".flac", ".u2", ".jsonl")}
     judge.heard.clear()
     assert run(codecs, corpus, folder, judges=[judge]) == first
     assert run(codecs, corpus, folder, judges=[judge], processes=2) == first
