@@ -7,60 +7,20 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-from xycodec.errors import XycodecError
-
 if TYPE_CHECKING:
     from rich.console import Console
 
     from xycodec.eval.abx.run import AbxResult
     from xycodec.eval.asr_probe.run import ProbeProgress, ProbeResult
     from xycodec.eval.evaluate import Stage
-    from xycodec.eval.results import Evaluation, Scores
+    from xycodec.eval.results import Evaluation, Metric, Scores
     from xycodec.eval.roundtrip import Comparison
-    from xycodec.io.parallel import Job, Outcome, Work
+    from xycodec.io.parallel import Outcome
     from xycodec.train.plan import RunPlan
 
 
-def run_all(
-    plan: "list[Job]",
-    make_work: "Callable[..., Work]",
-    settings: dict[str, Any],
-    processes: int,
-    threads: int | None,
-    overwrite: bool,
-    quiet: bool,
-    as_json: bool,
-) -> None:
-    """Do all jobs that are not done yet, tell what became of each, and exit with 1 if any failed."""
-    import os
-
-    from xycodec.io import parallel as batch
-
-    todo, existing = batch.pending(plan, overwrite)
-    if len(plan) == 1 and existing:
-        raise XycodecError(f"{plan[0].target} exists already: pass --overwrite to replace it")
-    processes = min(processes, max(1, len(todo)))
-    # Side by side, processes share the cores; more threads than cores slow each other down.
-    settings["threads"] = max(1, (threads or os.cpu_count() or 1) // processes) if processes > 1 else threads
-    console = _console()
-    failed, seconds = 0, 0.0
-    with progress(console, len(todo), quiet or as_json) as (advance_file, advance_audio):
-        for outcome in batch.run_jobs(todo, make_work, settings, processes, advance_audio) if todo else ():
-            advance_file()
-            failed += outcome.error is not None
-            seconds += outcome.result.seconds if outcome.result else 0
-            _print_outcome(outcome, console, quiet or (len(plan) > 20), as_json)
-    if not quiet and len(plan) > 1:
-        summary = f"{len(todo) - failed} done, {seconds:,.1f} s of audio"
-        summary += f", {len(existing)} existed already (--overwrite replaces them)" if existing else ""
-        console.print(summary + (f", {failed} failed" if failed else ""), highlight=False)
-    if failed:
-        raise typer.Exit(1)
-
-
-def _print_outcome(outcome: "Outcome", console: "Console", quiet: bool, as_json: bool) -> None:
+def print_outcome(outcome: "Outcome", console: "Console", quiet: bool, as_json: bool) -> None:
+    """What became of one file, as a line or as JSON."""
     if outcome.error:
         print_error(outcome.error)
     if as_json:
@@ -74,7 +34,8 @@ def _print_outcome(outcome: "Outcome", console: "Console", quiet: bool, as_json:
         console.print(f"{text}, {made.speed:.1f} x real time", highlight=False, markup=False, soft_wrap=True)
 
 
-def _console() -> "Console":
+def error_console() -> "Console":
+    """A console on stderr."""
     from rich.console import Console
 
     return Console(stderr=True)
@@ -172,17 +133,10 @@ def print_table(title: str, columns: Sequence[tuple[str, str]], rows: Sequence[t
     Console().print(table)
 
 
-METRICS = {
-    "stoi": ("STOI", 3, "1 is equality"),
-    "pesq_wb": ("PESQ wide-band", 2, "4.64 is equality"),
-    "pesq_nb": ("PESQ narrow-band", 2, "4.55 is equality"),
-    "mel_distance": ("mel distance", 3, "0 is equality"),
-}
-"""What a round trip measures: heading, decimals and scale."""
-
-
 def print_comparison(result: "Comparison", picture: str) -> None:
     """The report of `xycodec roundtrip`."""
+    from xycodec.eval.results import METRICS, ROUNDTRIP
+
     one, two = result.encoded, result.decoded
     rows = [
         ("audio", f"{one.source} ({one.seconds:.2f} s)"),
@@ -190,26 +144,24 @@ def print_comparison(result: "Comparison", picture: str) -> None:
         ("codes", f"{one.target} ({one.bytes:,} bytes, {one.bitrate:,.0f} bit/s)"),
         ("decoded", two.target),
         ("picture", picture),
-        *((heading, _shown(result.quality, name)) for name, (heading, _, _) in METRICS.items()),
+        *((METRICS[name].title, _shown(result.quality, METRICS[name])) for name in ROUNDTRIP),
         ("encode", f"{one.speed:.1f} x real time"),
         ("decode", f"{two.speed:.1f} x real time"),
     ]
     print_table("round trip", [("", "left"), ("", "left")], rows)
 
 
-def _shown(quality: "Scores", name: str) -> str:
-    _, decimals, scale = METRICS[name]
-    if name in quality.missing:
-        return f"-- ({quality.missing[name]})"
-    return f"{quality.values[name]:.{decimals}f} ({scale})"
+def _shown(quality: "Scores", metric: "Metric") -> str:
+    if metric.name in quality.missing:
+        return f"-- ({quality.missing[metric.name]})"
+    return f"{quality.values[metric.name]:.{metric.digits}f} ({metric.equality} is equality)"
 
 
 def print_evaluation(result: "Evaluation", page: str) -> None:
     """The report of `xycodec evaluate`, in short: one row a codec, and what lacks."""
     from rich.console import Console
 
-    from xycodec.eval.results import METRICS as KNOWN
-    from xycodec.eval.results import pooled
+    from xycodec.eval.results import METRICS, pooled
 
     # Metrics down the side, there are more of them than codecs; and as many codecs at a time as a terminal is wide.
     per_table = max(1, (Console().width - 14) // 19)
@@ -219,8 +171,8 @@ def print_evaluation(result: "Evaluation", page: str) -> None:
         rows = [("bit/s", *rates)]
         for name in result.metrics:
             values = (pooled(codec.clips, name) for codec in codecs)
-            shown = ("--" if value is None else f"{value:.{KNOWN[name].digits}f}" for value in values)
-            rows.append((KNOWN[name].title, *shown))
+            shown = ("--" if value is None else f"{value:.{METRICS[name].digits}f}" for value in values)
+            rows.append((METRICS[name].title, *shown))
         columns = [("", "left"), *((_shortened(codec.title), "right") for codec in codecs)]
         print_table(f"{result.title}: {len(codecs[0].clips)} clips", columns, rows)
     told: set[str] = set()  # what cannot be read is so for every codec
@@ -232,7 +184,7 @@ def print_evaluation(result: "Evaluation", page: str) -> None:
         for name in result.metrics:
             lacking = [clip.scores.missing[name] for clip in codec.clips if name in clip.scores.missing]
             if lacking:
-                _note(f"{codec.title}: {KNOWN[name].title} lacks {len(lacking)} clips, the first: {lacking[0]}")
+                _note(f"{codec.title}: {METRICS[name].title} lacks {len(lacking)} clips, the first: {lacking[0]}")
     print(page)
 
 

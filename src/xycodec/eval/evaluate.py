@@ -5,7 +5,7 @@ A folder holds all of it, and whatever is there already is not done again:
     evaluation.json                   the clips, the choices, the versions
     original/audio/CLIP.flac          16 kHz mono, 16 bits
     CODEC/codec.json                  what was loaded
-    CODEC/{audio/CLIP.flac,codes/CLIP.npy,coded.jsonl}
+    CODEC/{audio/CLIP.flac,codes.u2,codes.jsonl}
     CODEC/scores.jsonl                scores of clips, as they come
 
 Scores are of the files, which anyone can score again.
@@ -253,8 +253,8 @@ def _score_signals(
 def _signal_scorer(metrics: tuple[str, ...]) -> Work:
     torch.set_num_threads(1)
 
-    def work(job: Job, advance: Advance) -> Scores:
-        return measure_quality([read_audio(job.target, RATE)], [read_audio(job.source, RATE)], metrics)
+    def work(source: str, target: str, advance: Advance) -> Scores:
+        return measure_quality([read_audio(target, RATE)], [read_audio(source, RATE)], metrics)
 
     return work
 

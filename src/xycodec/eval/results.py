@@ -21,6 +21,8 @@ class Metric:
     """After the point."""
     about: str
     """One sentence: what it is, its range, what equality has, how the clips become one number if not by their mean."""
+    equality: str = ""
+    """What equality has, where a round trip shows it."""
     pooling: Literal["mean", "root"] = "mean"
     """`root`: the clips' values are squares, and a table shows the root of their mean."""
 
@@ -29,18 +31,47 @@ METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
         Metric(
-            "stoi", "STOI", "higher", 3, "Short-time objective intelligibility (Taal 2011), to 1, which is equality."
+            "stoi",
+            "STOI",
+            "higher",
+            3,
+            "Short-time objective intelligibility (Taal 2011), to 1, which is equality.",
+            equality="1",
         ),
-        Metric("pesq_wb", "PESQ-WB", "higher", 2, "PESQ at 16 kHz (ITU-T P.862.2), 1.0 to 4.64, which is equality."),
-        Metric("pesq_nb", "PESQ-NB", "higher", 2, "PESQ at 8 kHz (ITU-T P.862.1), 1.0 to 4.55, which is equality."),
         Metric(
-            "mel_distance", "mel", "lower", 3, "Sum over 7 windows of the L1 distance of log10 mels; 0 is equality."
+            "pesq_wb",
+            "PESQ-WB",
+            "higher",
+            2,
+            "PESQ at 16 kHz (ITU-T P.862.2), 1.0 to 4.64, which is equality.",
+            equality="4.64",
+        ),
+        Metric(
+            "pesq_nb",
+            "PESQ-NB",
+            "higher",
+            2,
+            "PESQ at 8 kHz (ITU-T P.862.1), 1.0 to 4.55, which is equality.",
+            equality="4.55",
+        ),
+        Metric(
+            "mel_distance",
+            "mel",
+            "lower",
+            3,
+            "Sum over 7 windows of the L1 distance of log10 mels; 0 is equality.",
+            equality="0",
         ),
         Metric("dac_mel_distance", "DAC mel", "lower", 3, "Mel distance as DAC's evaluation computes it."),
         Metric("stft_distance", "STFT", "lower", 3, "Multi-resolution STFT distance as DAC's evaluation computes it."),
         Metric("si_sdr", "SI-SDR", "higher", 2, "Scale-invariant signal-to-distortion ratio (Le Roux 2019), dB."),
         Metric(
-            "f0_error", "F0 error", "lower", 1, "Root mean square error of pitch where both are voiced, cents.", "root"
+            "f0_error",
+            "F0 error",
+            "lower",
+            1,
+            "Root mean square error of pitch where both are voiced, cents.",
+            pooling="root",
         ),
         Metric("voicing_error", "voicing", "lower", 3, "Share of frames that are voiced in only one of the two."),
         Metric("similarity", "SIM", "higher", 3, "Cosine of the speaker embeddings of decoded and original, to 1."),
@@ -52,6 +83,10 @@ METRICS: dict[str, Metric] = {
         ),
     )
 }
+
+
+ROUNDTRIP = ("stoi", "pesq_wb", "pesq_nb", "mel_distance")
+"""What `xycodec roundtrip` shows."""
 
 
 @dataclass(frozen=True)

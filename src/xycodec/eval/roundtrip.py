@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from xycodec.eval.metrics.quality import RATE, measure_quality
 from xycodec.eval.results import Scores
 from xycodec.io.audio import stream_audio
+from xycodec.io.parallel import Advance
 from xycodec.io.xyc import CodecFile
 from xycodec.models.base import Codec
-from xycodec.models.files import Advance, Transcoded, decode_file, encode_file
+from xycodec.models.files import Transcoded, decode_file, encode_file
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Comparison:
     encoded: Transcoded
     decoded: Transcoded
     quality: Scores
-    """Values of the metrics in `xycodec.eval.metrics.quality.ROUNDTRIP`."""
+    """Values of the metrics in `xycodec.eval.results.ROUNDTRIP`."""
 
 
 def roundtrip_file(

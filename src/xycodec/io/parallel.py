@@ -100,7 +100,8 @@ def _check_targets(jobs: Sequence[Job]) -> None:
 
 Advance = Callable[[float], None]
 """Told the seconds of audio just done, as far as a caller can see them."""
-Work = Callable[[Job, Advance], Any]
+Work = Callable[..., Any]
+"""`work(source, target, advance=...)` makes one file from another and returns what it has to tell."""
 
 
 def run_jobs(
@@ -142,7 +143,7 @@ def _attempt(work: Work, job: Job, advance: Advance) -> Outcome:
     try:
         if job.target != "-":
             Path(job.target).parent.mkdir(parents=True, exist_ok=True)
-        return Outcome(job, work(job, advance))
+        return Outcome(job, work(job.source, job.target, advance=advance))
     except XycodecError as error:
         return Outcome(job, error=str(error))
     except BrokenPipeError:

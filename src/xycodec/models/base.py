@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from math import ceil, log2
 from typing import TypeVar
 
@@ -116,7 +117,7 @@ class Codec(nn.Module, ABC):
         counts = self._check_audio(audio, lengths)
         layers = self.check_layers(n_q)
         clips = [clip[:count] for clip, count in zip(audio, counts, strict=True)]
-        codes = self._compute(lambda group: self._encode(group, layers), clips)
+        codes = self._compute(partial(self._encode, n_q=layers), clips)
         frames = torch.tensor([item.shape[-1] for item in codes], dtype=torch.int64, device=self.device)
         return EncoderOutput(_pad(codes, (layers, 0), torch.int64, self.device), frames)
 

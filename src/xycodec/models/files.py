@@ -1,22 +1,17 @@
 """Files to codes, codes to files, and both in a row: what the command line does to one file."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from xycodec.errors import BitstreamError
 from xycodec.io.audio import stream_audio, write_audio
+from xycodec.io.parallel import Advance
 from xycodec.io.xyc import CodecFile
 from xycodec.models.base import Codec
-from xycodec.models.longform import decode_blocks, encode_long
-
-Samples = NDArray[np.float32]
-Advance = Callable[[float], None]
-"""Told the seconds of audio that have just been read or written."""
+from xycodec.models.longform import CountedBlocks, decode_blocks, encode_long
 
 
 @dataclass(frozen=True)
@@ -54,7 +49,7 @@ def encode_file(
     """Encode any audio file (or `-`, stdin) into a `.xyc` file (or `-`, stdout), in bounded memory."""
     start = time.perf_counter()
     rate = codec.input_sample_rate
-    counter = _Counter(stream_audio(source, rate), rate, advance)
+    counter = CountedBlocks(stream_audio(source, rate), rate, advance)
     codes = encode_long(codec, counter, overlap_s, n_q=n_q).numpy().astype(np.uint16)
     # The published rule drops a last partial frame, so such codes promise whole frames only.
     length = codes.shape[1] * codec.hop_length if codec.reference else counter.samples
@@ -91,7 +86,7 @@ def decode_file(
     codes = torch.from_numpy(file.codes.astype(np.int64))
     rate = codec.output_sample_rate
     blocks = (block.numpy() for block in decode_blocks(codec, codes, overlap_s, file.num_samples))
-    write_audio(target, _Counter(blocks, rate, advance), rate)
+    write_audio(target, CountedBlocks(blocks, rate, advance), rate)
     return _report(file, name, target, file.duration, start)
 
 
@@ -114,20 +109,7 @@ def _report(file: CodecFile, source: str, target: str, seconds: float, start: fl
         seconds=seconds,
         wall_seconds=time.perf_counter() - start,
         frames=file.frames,
-        bytes=len(file.to_bytes()),
+        bytes=file.num_bytes,
         bitrate=file.bitrate,
         model=file.model,
     )
-
-
-class _Counter(Iterable[Samples]):
-    """Pass blocks on, remember how many samples they held, and tell how many seconds."""
-
-    def __init__(self, blocks: Iterable[Samples], rate: int, advance: Advance) -> None:
-        self.blocks, self.rate, self.advance, self.samples = blocks, rate, advance, 0
-
-    def __iter__(self) -> Iterator[Samples]:
-        for block in self.blocks:
-            self.samples += len(block)
-            self.advance(len(block) / self.rate)
-            yield block

@@ -22,7 +22,7 @@ from xycodec.eval.metrics.distances import (
     stft_distance,
 )
 from xycodec.eval.metrics.pitch import CEILING_HZ, FLOOR_HZ, SHORTEST_S, STEP_S, PitchErrors, compare_pitch, pitch_track
-from xycodec.eval.results import Scores
+from xycodec.eval.results import ROUNDTRIP, Scores
 from xycodec.io.audio import Samples
 
 RATE = 16_000
@@ -49,9 +49,6 @@ PROTOCOL = {
     "left in; frames count alike over all pieces and clips.",
 }
 """Every choice in one sentence, as reports print it."""
-
-ROUNDTRIP = ("stoi", "pesq_wb", "pesq_nb", "mel_distance")
-"""What `xycodec roundtrip` shows."""
 
 
 def measure_quality(
