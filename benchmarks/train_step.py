@@ -29,7 +29,9 @@ import torch
 from torch import nn
 
 from speed import against, cpu_name, peak_memory, say, table
-from xycodec.checkpoints.load import random_codec, resolve_device, save_codec
+from xycodec.checkpoints.build import random_codec
+from xycodec.checkpoints.load import resolve_device
+from xycodec.checkpoints.save import save_codec
 from xycodec.cli import bench
 from xycodec.data.batch import BEGINNING, Batch
 from xycodec.data.config import DataConfig

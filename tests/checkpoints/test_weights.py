@@ -10,7 +10,9 @@ from tests.reference import randomise
 from tests.training import batch, clip, posttraining, pretraining, save_lm, seeded, tiny_model
 from typer.testing import CliRunner
 
-from xycodec.checkpoints.load import load_codec, random_codec, save_codec
+from xycodec.checkpoints.build import random_codec
+from xycodec.checkpoints.load import load_codec
+from xycodec.checkpoints.save import save_codec
 from xycodec.checkpoints.training import read_checkpoint
 from xycodec.checkpoints.weights import load_tensors, save_tensors
 from xycodec.cli.app import app

@@ -12,8 +12,9 @@ import soundfile as sf
 import torch
 
 from published_layout import tiny_config, write_published
-from xycodec.checkpoints.load import BUNDLED, load_codec, random_codec, save_codec
-from xycodec.cli import app as cli
+from xycodec.checkpoints.build import random_codec
+from xycodec.checkpoints.load import BUNDLED, load_codec
+from xycodec.checkpoints.save import save_codec
 from xycodec.eval.metrics.quality import measure_quality, plain
 from xycodec.io.audio import read_audio
 from xycodec.io.xyc import CodecFile

@@ -7,7 +7,7 @@ import soundfile as sf
 import torch
 from tests.reference import tiny_config
 
-from xycodec.checkpoints.load import random_codec
+from xycodec.checkpoints.build import random_codec
 from xycodec.eval.coding import (
     CodecSpec,
     adaptive_bits,

@@ -6,7 +6,9 @@ import pytest
 import soundfile as sf
 from tests.reference import tiny_config
 
-from xycodec.checkpoints.load import load_codec, random_codec, save_codec
+from xycodec.checkpoints.build import random_codec
+from xycodec.checkpoints.load import load_codec
+from xycodec.checkpoints.save import save_codec
 from xycodec.errors import XycodecError
 from xycodec.eval.corpus import open_corpora
 from xycodec.eval.evaluate import evaluate

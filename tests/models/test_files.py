@@ -7,7 +7,7 @@ import soundfile as sf
 import torch
 
 from published_layout import tiny_config
-from xycodec.checkpoints.load import random_codec
+from xycodec.checkpoints.build import random_codec
 from xycodec.errors import AudioError, BitstreamError, XycodecError
 from xycodec.eval.metrics.quality import measure_quality
 from xycodec.eval.roundtrip import roundtrip_file

@@ -3,7 +3,8 @@ import torch
 from tests.reference import tiny_config
 from tests.training import batch, clip, posttraining, pretraining, seeded, tiny_model
 
-from xycodec.checkpoints.load import random_codec, save_codec
+from xycodec.checkpoints.build import random_codec
+from xycodec.checkpoints.save import save_codec
 from xycodec.errors import ConfigError
 from xycodec.models.xy_tokenizer.model import RAISE, XYTokenizer
 from xycodec.train.config import EngineConfig

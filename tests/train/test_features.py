@@ -4,7 +4,9 @@ import pytest
 import torch
 from tests.training import batch, clip, pretraining, seeded, tiny_model
 
-from xycodec.checkpoints.load import load_codec, random_codec, save_codec
+from xycodec.checkpoints.build import random_codec
+from xycodec.checkpoints.load import load_codec
+from xycodec.checkpoints.save import save_codec
 from xycodec.errors import CheckpointError, ConfigError
 from xycodec.models.xy_tokenizer.config import VocosConfig
 from xycodec.train.config import EngineConfig

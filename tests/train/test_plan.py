@@ -13,7 +13,8 @@ from tests.reference import PUBLISHED_PARAMETERS
 from tests.training import save_lm
 from tests.training_runs import post_settings, settings, smallest_config, write_corpus, write_recipe, xycodec
 
-from xycodec.checkpoints.load import random_codec, save_codec
+from xycodec.checkpoints.build import random_codec
+from xycodec.checkpoints.save import save_codec
 from xycodec.cli import app as cli
 from xycodec.data.batch import BEGINNING
 from xycodec.data.sources import open_sources

@@ -31,7 +31,7 @@ from xycodec.errors import XycodecError
 from xycodec.models.registry import DEFAULT
 
 if TYPE_CHECKING:
-    from xycodec.checkpoints.load import OwnCodec
+    from xycodec.checkpoints.build import OwnCodec
     from xycodec.io.parallel import Advance, Work
 
 

@@ -26,7 +26,7 @@ def info(
 
 def models(as_json: AsJson = False) -> None:
     """List the models that have a name, and when bfloat16 pays."""
-    from xycodec.checkpoints.load import bfloat16_advice
+    from xycodec.cli.bench import bfloat16_advice
     from xycodec.models.presets import NAMED_CONFIGS
     from xycodec.models.registry import MODELS
 
@@ -70,7 +70,8 @@ def convert(
     """Write a codec in this package's own layout, which loads without copying."""
     import torch
 
-    from xycodec.checkpoints.load import load_codec, save_codec
+    from xycodec.checkpoints.load import load_codec
+    from xycodec.checkpoints.save import save_codec
     from xycodec.checkpoints.weights import MB
 
     codec = load_codec(source, device="cpu")
@@ -101,7 +102,8 @@ def bench(
 
     import torch
 
-    from xycodec.checkpoints.load import load_codec, random_codec, resolve_device
+    from xycodec.checkpoints.build import random_codec
+    from xycodec.checkpoints.load import load_codec, resolve_device
     from xycodec.cli.bench import LONGEST_MIXED_S, bf16_agreement, matmul_peak, measure, measure_batch
     from xycodec.models.presets import NAMED_CONFIGS
 

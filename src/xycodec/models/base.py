@@ -8,12 +8,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from math import ceil, log2
-from typing import TypeVar
+from os import PathLike
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from xycodec.errors import AudioError, XycodecError
+from xycodec.errors import AudioError, CheckpointError, XycodecError
 
 Item = TypeVar("Item")
 
@@ -32,6 +33,16 @@ class DecoderOutput:
 
     audio: Tensor
     lengths: Tensor
+
+
+_loaders: list[Callable[..., "Codec"]] = []
+LoaderT = TypeVar("LoaderT", bound=Callable[..., "Codec"])
+
+
+def register_loader(load: LoaderT) -> LoaderT:
+    """Decorator of the function that `Codec.from_pretrained` calls: models know nothing of files."""
+    _loaders[:] = [load]
+    return load
 
 
 class Codec(nn.Module, ABC):
@@ -66,6 +77,19 @@ class Codec(nn.Module, ABC):
         self.hop_length, self.window_frames = hop_length, window_frames
         self.reference = False
         self.share_batches = False
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | PathLike[str], **options: Any) -> Self:
+        """Load a codec of this class, as `xycodec.load_codec` does; `options` are its own.
+
+        Raises CheckpointError if nothing is found there, or a codec of another class.
+        """
+        if not _loaders:
+            raise CheckpointError("no loader of checkpoints is there: import Codec from xycodec, or load_codec")
+        codec = _loaders[0](name_or_path, **options)
+        if not isinstance(codec, cls):
+            raise CheckpointError(f"{name_or_path}: holds a codec of class {type(codec).__name__}, not {cls.__name__}")
+        return codec
 
     # ---- what follows from the numbers above --------------------------------------------------
 

@@ -13,7 +13,8 @@ import soundfile as sf
 import torch
 
 from published_layout import tiny_config
-from xycodec.checkpoints.load import random_codec, save_codec
+from xycodec.checkpoints.build import random_codec
+from xycodec.checkpoints.save import save_codec
 from xycodec.errors import ConfigError, XycodecError
 from xycodec.eval.abx.distances import Features, block_distances, frame_distances, item_frames
 from xycodec.eval.abx.dtw import dtw

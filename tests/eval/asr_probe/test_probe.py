@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from tests.published_xcodec import tiny_config as tiny_xcodec
 
 from published_layout import tiny_config
-from xycodec.checkpoints.load import random_codec
+from xycodec.checkpoints.build import random_codec
 from xycodec.errors import AudioError, ConfigError, XycodecError
 from xycodec.eval.asr_probe.codes import cached_codes
 from xycodec.eval.asr_probe.data import Features, Spoken, open_clips

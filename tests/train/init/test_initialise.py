@@ -3,7 +3,8 @@ import torch
 from tests.reference import TINY, randomise, spread_codebooks
 from tests.training import batch, clip, pretraining, save_lm, seeded, tiny_model
 
-from xycodec.checkpoints.load import load_codec, save_codec
+from xycodec.checkpoints.load import load_codec
+from xycodec.checkpoints.save import save_codec
 from xycodec.errors import CheckpointError
 from xycodec.models.xy_tokenizer.model import RAISE, XYTokenizer
 from xycodec.train.checkpoint import RunState, network_state, save_state

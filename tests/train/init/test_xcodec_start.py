@@ -7,7 +7,9 @@ from tests.published_xcodec import tiny_config
 from tests.training import recipe
 
 import reference
-from xycodec.checkpoints.load import load_codec, random_codec, save_codec
+from xycodec.checkpoints.build import random_codec
+from xycodec.checkpoints.load import load_codec
+from xycodec.checkpoints.save import save_codec
 from xycodec.errors import CheckpointError, ConfigError
 from xycodec.models.xy_tokenizer.model import XYTokenizer
 from xycodec.train.checkpoint import RunState, network_state, save_state

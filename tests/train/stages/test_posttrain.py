@@ -2,7 +2,9 @@ import pytest
 import torch
 from tests.training import NoLooking, batch, clip, posttraining, pretraining, seeded, tiny_model
 
-from xycodec.checkpoints.load import load_codec, random_codec, save_codec
+from xycodec.checkpoints.build import random_codec
+from xycodec.checkpoints.load import load_codec
+from xycodec.checkpoints.save import save_codec
 from xycodec.errors import ConfigError
 from xycodec.models.xy_tokenizer.config import VocosConfig
 from xycodec.nn.discriminators import Discriminators

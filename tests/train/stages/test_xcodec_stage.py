@@ -10,7 +10,9 @@ from tests.training import NoLooking, batch, clip, recipe, seeded, two_processes
 from tests.training_runs import assert_same_lines, lines_of, settings, write_corpus, write_recipe, xycodec
 from torch.nn import functional as F
 
-from xycodec.checkpoints.load import load_codec, random_codec, save_codec
+from xycodec.checkpoints.build import random_codec
+from xycodec.checkpoints.load import load_codec
+from xycodec.checkpoints.save import save_codec
 from xycodec.checkpoints.training import read_checkpoint
 from xycodec.distributed import all_reduce_, world_size
 from xycodec.errors import CheckpointError, ConfigError
