@@ -24,7 +24,8 @@ from xycodec.train.plan import _longest_batch, plan_run
 from xycodec.train.recipe_file import load_recipe
 from xycodec.train.run import open_stage
 
-FULL_DISCRIMINATORS = {"periods": 41_105_770, "scales": 29_618_821, "spectrograms": 472_330}  # spec section 9.1
+# docs/models/xy_tokenizer.md, Discriminators
+FULL_DISCRIMINATORS = {"periods": 41_105_770, "scales": 29_618_821, "spectrograms": 472_330}
 CONFIG_FOLDER = Path(__file__).parents[2] / "configs" / "xy_tokenizer"
 
 

@@ -66,7 +66,7 @@ class Codec2Mode:
     name: str
     """As its programs call it."""
     bits: int
-    """Of a frame, without what fills its last byte."""
+    """Bits of a frame, without the padding of its last byte."""
     hop_length: int
     """Samples of a frame."""
     delay: int = 160

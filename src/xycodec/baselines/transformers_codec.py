@@ -123,11 +123,11 @@ def _model_type(folder: Path, source: str) -> str:
 
 @dataclass(frozen=True)
 class Family:
-    """How one class of Transformers is called. Models take audio (1, 1, T) and codes (B, k, L)."""
+    """Calls of one codec class of Transformers. Models take audio (1, 1, T) and codes (B, k, L)."""
 
     model_class: str
     sample_rate: Callable[[Any], int]
-    """Of a configuration."""
+    """Input sample rate in Hz, from the model's configuration; the functions below take it too."""
     hop_length: Callable[[Any], int]
     codebooks: Callable[[Any], int]
     whole_frames: bool
@@ -193,4 +193,4 @@ FAMILIES = {
         embed=lambda model, codes: model.quantizer.decode(codes.transpose(0, 1)),
     ),
 }
-"""By `model_type` of the configuration."""
+"""Families of codecs by the `model_type` of their configuration."""

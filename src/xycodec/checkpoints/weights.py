@@ -48,7 +48,7 @@ def save_tensors(tensors: Mapping[str, Tensor], folder: Path, stem: str, part_by
 
 
 def load_tensors(folder: Path, stem: str) -> dict[str, Tensor]:
-    """What `save_tensors` wrote. A single file is mapped, not copied.
+    """Read the tensors that `save_tensors` wrote. A single file is mapped, not copied.
 
     Raises CheckpointError, one line that names the file, if one is missing or damaged.
     """

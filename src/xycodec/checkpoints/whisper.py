@@ -1,4 +1,7 @@
-"""Towers that others trained: the encoder of a Whisper checkpoint of Transformers (spec section 4.3)."""
+"""Towers that others trained: the encoder of a Whisper checkpoint of Transformers.
+
+See docs/models/xy_tokenizer.md, Transformer.
+"""
 
 import json
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""How fast a codec is on this machine: seconds, times real time, and share of the peak.
+"""Speed of a codec on this machine: seconds, times real time, and share of the peak.
 
 Machines are shared and noisy, so every time is the least of several, and what is compared is timed in turns.
 """
@@ -73,7 +73,7 @@ class BatchResult:
 
 @dataclass(frozen=True)
 class Agreement:
-    """What a lower precision changes and gains."""
+    """Codes of a lower precision compared with float32's, and its speed."""
 
     seconds: float
     """Length of each clip in seconds."""

@@ -19,14 +19,14 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")
 
 
 class Precision(StrEnum):
-    """What matrices are computed in."""
+    """Type that matrices are computed in."""
 
     float32 = "float32"
     bfloat16 = "bfloat16"
 
 
 class Storage(StrEnum):
-    """What weights are stored in."""
+    """Type that weights are stored in."""
 
     float32 = "float32"
     float16 = "float16"

@@ -1,4 +1,4 @@
-"""What the command line shows a person: progress, tables, errors; reports as JSON for a program."""
+"""Output for a person: progress, tables, errors; and reports as JSON for a program."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def print_outcome(outcome: "Outcome", console: "Console", quiet: bool, as_json: bool) -> None:
-    """What became of one file, as a line or as JSON."""
+    """Print the result of one file, as a line or as JSON."""
     if outcome.error:
         print_error(outcome.error)
     if as_json:

@@ -23,7 +23,7 @@ _OPTIONAL = ("text", "speaker", "language", "source", "licence")
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What became of a manifest: clips, their seconds, those with text, and (audio, reason) of those left out."""
+    """Report on an imported manifest: clips, their seconds, those with text, and (audio, reason) of those left out."""
 
     clips: int
     seconds: float

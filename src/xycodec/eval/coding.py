@@ -26,7 +26,7 @@ AUDIO = "audio"
 
 @dataclass(frozen=True)
 class CodecSpec:
-    """What to evaluate: `open_codec`'s name of a codec and, after an @, how many of its codebooks (`xy-mini@4`)."""
+    """A codec to evaluate: its name for `open_codec` and, after an @, the number of codebooks (`xy-mini@4`)."""
 
     text: str
 
@@ -54,7 +54,7 @@ class CodecSpec:
 
 
 def coded_clips(folder: Path) -> dict[str, dict[str, Any]]:
-    """What is known of each clip that was coded there: bits and seconds, or the error."""
+    """Rows of the clips that were coded there: bits and seconds, or the error."""
     return CodeStore(folder).newest
 
 

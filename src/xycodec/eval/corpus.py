@@ -1,4 +1,4 @@
-"""What an evaluation listens to: clips of manifests, folders and public corpora, and samples of them."""
+"""Clips of an evaluation: of manifests, folders and public corpora, and samples of them."""
 
 import io
 import random

@@ -141,7 +141,7 @@ def _rows(specs: Sequence[str]) -> list[_Row]:
 
 
 def _about(spec: CodecSpec, device: str) -> dict[str, Any]:
-    """What a codec is. Raises XycodecError if it cannot be loaded."""
+    """Describe a codec. Raises XycodecError if it cannot be loaded."""
     codec = open_codec(spec.model, device=device)
     codec.check_layers(spec.n_q)
     return {

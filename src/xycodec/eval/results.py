@@ -1,4 +1,4 @@
-"""What an evaluation finds: scores of clips, of codecs, and the metrics they are made of."""
+"""Results of an evaluation: scores of clips and of codecs, and the metrics they are made of."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -22,7 +22,7 @@ class Metric:
     about: str
     """One sentence: what it is, its range, what equality has, how the clips become one number if not by their mean."""
     equality: str = ""
-    """What equality has, where a round trip shows it."""
+    """Value for equal audio, where a round trip shows it."""
     pooling: Literal["mean", "root"] = "mean"
     """`root`: the clips' values are squares, and a table shows the root of their mean."""
 
@@ -86,21 +86,21 @@ METRICS: dict[str, Metric] = {
 
 
 ROUNDTRIP = ("stoi", "pesq_wb", "pesq_nb", "mel_distance")
-"""What `xycodec roundtrip` shows."""
+"""Metrics that `xycodec roundtrip` shows."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What metrics say of one clip."""
+    """Values of metrics for one clip."""
 
     values: dict[str, float] = field(default_factory=dict)
-    """By name of the metric; always finite."""
+    """Values by name of the metric; always finite."""
     missing: dict[str, str] = field(default_factory=dict)
     """Why a metric has no value, in words; a metric stands here or in `values`."""
     weights: dict[str, float] = field(default_factory=dict)
-    """How much a value counts where that is not 1: the words of a transcript, for `wer`."""
+    """Weights of values in a mean where they are not 1: the words of a transcript, for `wer`."""
     transcript: str | None = None
-    """What the recogniser heard."""
+    """Text that the recogniser heard."""
 
     def __or__(self, other: "Scores") -> "Scores":
         """Both together; `other` wins."""
@@ -122,10 +122,10 @@ class ClipResult:
     """The corpus or part of it that it belongs to."""
     speaker: str | None
     text: str | None
-    """What is said, where that is known."""
+    """Transcript, where it is known."""
     seconds: float
     bits: int | None = None
-    """That the codes take, without any container; None of the original."""
+    """Bits of the codes, without any container; None for the original."""
     encode_s: float | None = None
     """Wall time, as is `decode_s`."""
     decode_s: float | None = None
@@ -141,12 +141,12 @@ class ClipResult:
 
 @dataclass(frozen=True)
 class CodebookUse:
-    """How one codebook is used over all clips."""
+    """Use of one codebook over all clips."""
 
     used: float
     """Share of its codes that occur, 0 to 1."""
     entropy_bits: float
-    """Of the distribution of its codes: at most log2 of their number, 10 for 1024."""
+    """Entropy of the distribution of its codes: at most log2 of their number, 10 for 1024."""
 
 
 @dataclass(frozen=True)
@@ -158,13 +158,13 @@ class CodecResult:
     title: str
     """As tables show it."""
     model: str
-    """What was loaded: a name, folder or hub id, with its settings."""
+    """Name, folder or hub id that was loaded, with its settings."""
     bitrate: float | None
     """Bits a second of audio, measured over the clips; None of the original."""
     frame_rate: float | None
     """Code frames a second; None where it has none."""
     entropy_bitrate: float | None
-    """What an adaptive entropy coder would reach, bits a second."""
+    """Bits a second that an adaptive entropy coder would reach."""
     parameters: int | None
     codebooks: tuple[CodebookUse, ...]
     clips: tuple[ClipResult, ...]
@@ -199,7 +199,7 @@ class Evaluation:
     protocol: dict[str, str]
     """Every choice that the metrics leave open, in words."""
     versions: dict[str, str]
-    """Of the packages that computed it."""
+    """Versions of the packages that computed it."""
     machine: str
     """In words, since speeds depend on it."""
     metrics: tuple[str, ...]

@@ -13,7 +13,7 @@ from xycodec.models.files import Transcoded, decode_file, encode_file
 
 @dataclass(frozen=True)
 class Comparison:
-    """What encoding and decoding one file took, and how much of it was kept."""
+    """Cost of encoding and decoding one file, and the quality that was kept."""
 
     encoded: Transcoded
     decoded: Transcoded

@@ -23,7 +23,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job: a result, or one line that says why there is none."""
+    """Result of a job, or one line that says why there is none."""
 
     job: Job
     result: Any = None

@@ -235,7 +235,7 @@ class Codec(nn.Module, ABC):
         return counts
 
     def check_layers(self, n_q: int | None) -> int:
-        """How many layers `n_q` means: all for None. Raises XycodecError if the codec has not that many."""
+        """Number of layers that `n_q` asks for: all for None. Raises XycodecError if the codec has not that many."""
         if n_q is not None and not (type(n_q) is int and 1 <= n_q <= self.n_q):
             raise XycodecError(f"n_q must be an integer from 1 to {self.n_q}, got {n_q!r}")
         return n_q or self.n_q

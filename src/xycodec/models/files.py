@@ -16,7 +16,7 @@ from xycodec.models.longform import CountedBlocks, decode_blocks, encode_long
 
 @dataclass(frozen=True)
 class Transcoded:
-    """What became of one file."""
+    """Report on one file that was encoded or decoded."""
 
     source: str
     target: str

@@ -2,7 +2,8 @@
 
 By default windows overlap and each keeps its middle, so that every kept frame has context on both sides; the
 first keeps its beginning and the last its end, and the last always reaches back into its neighbour. A codec in
-`reference` mode follows the published rule: each window keeps its beginning only (spec section 6).
+`reference` mode follows the published rule: each window keeps its beginning only (see Long audio in
+docs/models/xy_tokenizer.md).
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -26,7 +27,7 @@ BATCH = 4
 
 @dataclass(frozen=True)
 class _Plan:
-    """How windows lie over a sequence, in code frames."""
+    """Positions of windows over a sequence, in code frames."""
 
     window: int
     step: int
@@ -175,7 +176,8 @@ class CountedBlocks(Generic[Block]):
     def __init__(
         self, blocks: Iterable[Block], rate: int = 1, advance: Callable[[float], None] = lambda seconds: None
     ) -> None:
-        self.blocks, self.rate, self.advance, self.samples = blocks, rate, advance, 0
+        self.blocks: Iterable[Block] = blocks
+        self.rate, self.advance, self.samples = rate, advance, 0
 
     def __iter__(self) -> Iterator[Block]:
         for block in self.blocks:

@@ -137,7 +137,7 @@ class _Work:
                 yield with_targets(cut, self.store.path, row["first"], shape, self.codec.frame_rate, of)
 
     def report(self) -> TargetsReport:
-        """What became of the cuts."""
+        """Report on the cuts: with labels, and left out."""
         seconds = [row["seconds"] for row in self.store.log if "frames" in row]
         left_out = tuple(row["left_out"] for row in self.store.log if "left_out" in row)
         return TargetsReport(len(seconds), sum(seconds), self.made, left_out)

@@ -47,7 +47,7 @@ class RunState:
     recogniser: dict[str, Any] | None = None
     """The recogniser's configuration, if the run trains one."""
     self_supervised: dict[str, Any] | None = None
-    """That of the self-supervised model, if the run trains one."""
+    """The self-supervised model's configuration, if the run trains one."""
 
 
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)

@@ -9,14 +9,14 @@ from xycodec.io.config import Config, Decay, Probability
 
 
 class OptimizerConfig(Config):
-    """AdamW under a schedule with warm-up (spec section 8)."""
+    """AdamW under a schedule with warm-up (docs/models/xy_tokenizer.md, Pre-training)."""
 
     lr: PositiveFloat = 1e-4
     betas: tuple[Decay, Decay] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.01
     schedule: Literal["cosine", "inverse_sqrt"] = "cosine"
-    """How the rate falls after warm-up: as half a cosine to `final_lr`, or with the root of the step's number."""
+    """Decay of the learning rate after warm-up: half a cosine down to `final_lr`, or one over the root of the step."""
     warmup_steps: NonNegativeInt = 2000
     final_lr: Probability = 0.1
     """Share of `lr` that is left at the last step of a cosine."""
@@ -25,7 +25,7 @@ class OptimizerConfig(Config):
 
 
 class EngineConfig(Config):
-    """How a step is computed, on how many processes (`torchrun` starts them)."""
+    """Device, precision and parallelism of a training step (`torchrun` starts several processes)."""
 
     kind: Literal["auto", "single", "ddp", "fsdp2"] = "auto"
     """`auto`: DDP where there are several processes. `fsdp2` shards gradients and optimizer (ZeRO-2)."""
@@ -59,7 +59,7 @@ class CheckpointConfig(Config):
 
 
 class RunConfig(Config):
-    """What every stage's recipe has."""
+    """Settings that every stage's recipe has."""
 
     stage: str
     """Name of the stage; each recipe narrows it to its own."""

@@ -1,4 +1,4 @@
-"""What a run shows and keeps: metrics as JSON lines, TensorBoard, a line of progress."""
+"""Logs of a run: metrics as JSON lines, TensorBoard, a line of progress."""
 
 import json
 import math
@@ -63,7 +63,7 @@ class Monitor:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def progress(self, step: int, values: Mapping[str, float]) -> None:
-        """What the last steps were like: on TensorBoard, and in the bar or, where no one watches, as a line."""
+        """Report the last steps to TensorBoard, and to the bar or, without a terminal, as a line."""
         for key, value in values.items():
             self._board.add_scalar(f"train/{key}", value, step)
         shown = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
@@ -72,7 +72,7 @@ class Monitor:
             self.say(f"step {step}: {shown}")
 
     def histogram(self, step: int, counts: Tensor) -> None:
-        """How often each code of every layer was used (n_q, K)."""
+        """Write a histogram of the uses (n_q, K) of every code, layer by layer."""
         for layer, uses in enumerate(counts.float().cpu().numpy()):
             # A histogram of code numbers, each as often as it was used.
             edges = np.arange(len(uses) + 1) - 0.5
@@ -106,7 +106,7 @@ class Monitor:
         self._board.add_figure(f"{name}/spectrograms", figure, step, close=False)
 
     def text(self, step: int, pairs: Sequence[tuple[str, str]]) -> None:
-        """What was said and what the language model heard."""
+        """Write pairs of transcript and recognised text."""
         table = "\n".join(f"    said:  {said}\n    heard: {heard}\n" for said, heard in pairs)
         self._board.add_text("transcripts", table, step)
 
@@ -144,7 +144,7 @@ def _step_of(line: str) -> float:
 
 
 def _brief(values: Mapping[str, float]) -> str:
-    """What fits beside a bar in 80 columns: losses, times real time, share of the codes in use."""
+    """Losses, times real time and share of codes in use, short enough to stand beside a bar in 80 columns."""
     forms = {
         "loss": "loss {:.3g}",
         "mel": "mel {:.3g}",

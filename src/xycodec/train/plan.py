@@ -1,4 +1,4 @@
-"""What a run would be, before anything starts: sizes, memory, steps per epoch."""
+"""The plan of a run, before anything starts: sizes, memory, steps per epoch."""
 
 from dataclasses import dataclass
 from math import ceil
@@ -30,7 +30,7 @@ class Part:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What `xycodec train --dry-run` prints."""
+    """The report of `xycodec train --dry-run`."""
 
     stage: str
     parts: tuple[Part, ...]

@@ -29,7 +29,7 @@ SURVEYED = 100_000  # clips: all of a large corpus take longer than the other pr
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended."""
+    """The end of a run: its last step, and whether it has done all of them."""
 
     step: int
     finished: bool
@@ -167,7 +167,7 @@ class _Corpus:
 
 
 def remarks(recipe: RunConfig, output_sample_rate: int, most: int | None = SURVEYED) -> Iterator[str]:
-    """What a person should know of the data before the first step, a line each, from the first `most` clips.
+    """Remarks on the data for a person before the first step, a line each, from the first `most` clips.
 
     Raises ConfigError if the stage can learn nothing from them.
     """

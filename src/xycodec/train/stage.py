@@ -1,4 +1,4 @@
-"""What the trainer asks of a stage, the table of stages, and how losses of uneven batches become one loss."""
+"""The interface of a training stage, the table of stages, and one loss out of those of uneven batches."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ from xycodec.train.optimize import Updater
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one step tells. Every tensor stays on the device, so that nothing waits for it."""
+    """Losses, gradient norms and code counts of one step, on the device, so that nothing waits for them."""
 
     values: dict[str, Tensor]
     """Scalars whose average over processes is the value: losses, accuracies."""
@@ -36,7 +36,7 @@ class StepReport:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one validation batch tells; it adds up over batches and processes."""
+    """Measures of one validation batch; they add up over batches and processes."""
 
     means: dict[str, Mean]
     counts: Tensor | None = None
@@ -60,11 +60,11 @@ class Networks:
 
 @dataclass(frozen=True)
 class Needs:
-    """What every clip of a stage must have; others would be lost time."""
+    """A condition on clips: those that do not meet it cannot be learned from, and are passed over."""
 
     holds: Callable[[Cut], bool]
     lacking: str
-    """What no clip has, and what to do about it, in words."""
+    """The rest of the message "no clip has ...", with what to do about it."""
 
 
 RecipeT = TypeVar("RecipeT", bound=RunConfig)
@@ -78,7 +78,7 @@ class Stage(ABC, Generic[RecipeT]):
     """
 
     name: ClassVar[str]
-    """What a recipe's `stage` says."""
+    """Value of a recipe's `stage`."""
     once: ClassVar[tuple[str, ...]] = ()
     """Earlier names, which recipes and checkpoints may still have."""
     recipe_class: ClassVar[type[RunConfig]]
@@ -87,7 +87,7 @@ class Stage(ABC, Generic[RecipeT]):
     trains: ClassVar[str] = "codec"
     """Field of a checkpoint that holds `model_config`: `codec`, `recogniser` or `self_supervised`."""
     needs: ClassVar[Needs | None] = None
-    """What a clip must have to be read at all; None: nothing."""
+    """Condition on the clips that are read; None: all are."""
 
     networks: dict[str, nn.Module]
     """As the engine wrapped them. `model` holds the codec as `codec`, a recogniser as `recogniser`, or a HuBERT as
@@ -121,7 +121,7 @@ class Stage(ABC, Generic[RecipeT]):
 
     @classmethod
     def remarks(cls, recipe: RecipeT, found: Survey) -> Iterator[str]:
-        """What a person should know of the data before the first step, a line each. Raises ConfigError."""
+        """Yield remarks on the data for a person before the first step, a line each. Raises ConfigError."""
         yield from ()
 
     # ---- the run -------------------------------------------------------------------------------

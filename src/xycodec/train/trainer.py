@@ -298,7 +298,7 @@ class Trainer:
 
 
 class _Window:
-    """What happened since the last line of progress."""
+    """Sums over the steps since the last line of progress."""
 
     def __init__(self) -> None:
         self._began = time.perf_counter()

@@ -19,7 +19,7 @@ from xycodec.train.stage import Stage
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """What a validation found, over all processes; clips and transcripts are this process's."""
+    """Result of a validation over all processes; clips and transcripts are this process's."""
 
     values: dict[str, float]
     counts: Tensor | None

@@ -62,7 +62,7 @@ class ItemFrames:
 
     def __init__(self, items: Sequence[PhoneItem], recordings: Mapping[str, Encoded], rate: float, repeat: int) -> None:
         self.of_items: list[NDArray[np.int64]] = [np.empty(0, np.int64)] * len(items)
-        """Of each item, numbers of rows of the features."""
+        """Rows of the features that belong to each item."""
         self._codes: list[Codes] = []
         self._kept: list[NDArray[np.int64]] = []
         self._rows = 0

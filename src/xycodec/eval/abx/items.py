@@ -42,7 +42,7 @@ class LeftOut:
     reason: str
     items: int
     places: tuple[str, ...]
-    """What to look at: lines of the item file, or recordings."""
+    """Places to look at: lines of the item file, or recordings."""
 
 
 class Omissions:

@@ -46,29 +46,29 @@ class AbxScore:
 
 @dataclass(frozen=True)
 class AbxCounts:
-    """What the errors of a mode are means of."""
+    """Numbers of triples, distances and items behind the errors of a mode."""
 
     mode: Mode
     triples: int
     cells: int
     """Context, speakers and pair of phones; triples are averaged in them first."""
     items: int
-    """That are in a triple; the others have no partner, or were not drawn."""
+    """Items that are in a triple; the others have no partner, or were not drawn."""
     lonely: tuple[str, ...]
     """Speakers who are in no triple."""
 
 
 @dataclass(frozen=True)
 class AbxResult:
-    """What `run_abx` found."""
+    """Result of `run_abx`."""
 
     model: str
     item_file: str
     items: int
-    """That could be used."""
+    """Items that could be used."""
     left_out: tuple[LeftOut, ...]
     branch: str | None
-    """Whose output `embeddings` are; None: the quantizer's."""
+    """Branch that the `embeddings` are the output of; None: the quantizer."""
     frame_rate: float
     """Steps a second that were compared: the codec's rate times the repetition."""
     seed: int
@@ -79,7 +79,7 @@ class AbxResult:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What is missing, a line each."""
+        """Remarks on what is missing, a line each."""
         lines = [f"items left out ({one.items:,}): {one.reason}: {_some(one.places)}" for one in self.left_out]
         needs = {
             "within": "a speaker who says a phone twice and another phone in the same context",

@@ -53,7 +53,7 @@ def cached_codes(
 
 
 def _key(item: Item) -> str:
-    """What tells a clip's audio from all others; its text may change."""
+    """Key of a clip's audio, which no other audio has; its text may change."""
     if isinstance(item.cut, AudioError):
         raise item.cut
     place: dict[str, Any] = item.cut.to_dict() | {"supervisions": None}

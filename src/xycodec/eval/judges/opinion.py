@@ -1,4 +1,4 @@
-"""What listeners would say of decoded audio, as models predict it, on the scale from 1 to 5."""
+"""Predicted opinion of listeners on decoded audio, on the scale from 1 to 5."""
 
 import warnings
 from abc import abstractmethod
@@ -115,7 +115,7 @@ class Utmos(Opinion):
         )
 
     def rate(self, audio: Samples) -> float:
-        """Of whole clips at their level."""
+        """Rate a whole clip at its own level."""
         scores = [self._model.score(torch.from_numpy(piece).to(self._place)).item() for piece in pieces(audio)]
         return float(np.mean(scores))
 
@@ -135,4 +135,4 @@ def _require_whole(library: Any, weights: Path) -> None:
 
 
 OPINIONS: dict[str, Callable[[str], Opinion]] = {"dnsmos": Dnsmos, "utmos": Utmos}
-"""By metric; each takes a device."""
+"""Classes of judges by the metric they score; each takes a device."""

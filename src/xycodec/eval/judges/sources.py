@@ -44,7 +44,7 @@ def locate(name: str) -> Source:
 
 
 def load_part(source: Source, loader: str, what: str, **options: Any) -> Any:
-    """What the class `loader` of Transformers makes of the source. Raises CheckpointError, which names `what`."""
+    """Load the source with the class `loader` of Transformers. Raises CheckpointError, which names `what`."""
     library = need("transformers")
     library.utils.logging.disable_progress_bar()
     try:

@@ -1,4 +1,4 @@
-"""How near a decoding is to its original, with every choice that the metrics leave open (`PROTOCOL`)."""
+"""Signal metrics of a decoding against its original, with every choice that they leave open (`PROTOCOL`)."""
 
 import warnings
 from collections.abc import Callable, Iterable
@@ -254,4 +254,4 @@ METERS: dict[str, Callable[[], _Meter]] = {
     "f0_error": partial(_Pitch, lambda errors: (errors.square_cents, errors.voiced)),
     "voicing_error": partial(_Pitch, lambda errors: (errors.flipped, errors.frames)),
 }
-"""What `measure_quality` can measure: makers of what adds up over the pieces of a clip."""
+"""Makers of the meters of `measure_quality`, by metric; a meter adds up over the pieces of a clip."""

@@ -18,7 +18,7 @@ class ExpectedTable:
 
     source: str
     values: dict[str, dict[str, float]]
-    """By name of the codec in the evaluation, then by metric."""
+    """Values by name of the codec in the evaluation, then by metric."""
 
 
 def read_expected(path: Path, codecs: Sequence[str], metrics: Sequence[str]) -> ExpectedTable:

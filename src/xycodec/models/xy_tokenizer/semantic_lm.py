@@ -1,8 +1,8 @@
 """The semantic branch of pre-training: a causal language model that reads the codec's features and transcribes them.
 
-A sequence is [speech][prompt][transcript][end of text], and the loss is on the transcript and its end alone (spec
-section 8.1). Padding stands at the end of a sequence, where a causal model never looks: no attention mask is needed,
-and any causal model of Transformers will do.
+A sequence is [speech][prompt][transcript][end of text], and the loss is on the transcript and its end alone (see
+Language model in docs/models/xy_tokenizer.md). Padding stands at the end of a
+sequence, where a causal model never looks: no attention mask is needed, and any causal model of Transformers will do.
 """
 
 import inspect
@@ -26,7 +26,7 @@ _IGNORED = -100
 
 @dataclass(frozen=True)
 class Tokens:
-    """What a batch is to be transcribed as; all of it lies on the CPU."""
+    """Target tokens of a batch; all of it lies on the CPU."""
 
     ids: Tensor
     """(B, N) int64, N >= 1: transcripts and their ends, each followed by zeros."""
@@ -145,7 +145,7 @@ class SemanticLM(nn.Module):
 
     @torch.no_grad()
     def transcribe(self, features: Tensor, frames: Sequence[int], max_new_tokens: int) -> list[str]:
-        """What the model hears in features (B, L, input_dim), greedily; empty for an item without frames.
+        """Transcribe features (B, L, input_dim) greedily; empty for an item without frames.
 
         Call it in eval mode: dropout of a trainable model would make it random.
         """

@@ -1,4 +1,4 @@
-"""What an X-Codec starts from: another one, or for its frozen half whatever model that was trained as."""
+"""Starting weights of an X-Codec: another one's, or for its frozen half those of the model it was trained as."""
 
 import json
 from pathlib import Path
@@ -89,7 +89,7 @@ def _find_tower(source: str) -> FoundTower:
         size, frozen = config.semantic, cast(SemanticTower, loaded.semantic_model)
         return FoundTower(source, size, size.n_mels, size.positions, frozen.tower.state_dict)
     raise CheckpointError(
-        f"{source}: holds no tower: name a Whisper, a run of stage recognise, or a codec with a semantic tower"
+        f"{source}: holds no tower: name a Whisper, a run of stage ctc, or a codec with a semantic tower"
     )
 
 

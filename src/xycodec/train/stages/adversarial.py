@@ -26,7 +26,7 @@ Matching = Callable[[Sequence[DiscriminatorOutput], Sequence[DiscriminatorOutput
 
 
 class AdversarialRecipe(RunConfig):
-    """What recipes of a generator against discriminators have in common."""
+    """Settings that recipes of a generator against discriminators share."""
 
     weights: str | None
     keep_discriminators: bool = True

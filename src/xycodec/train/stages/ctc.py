@@ -54,7 +54,7 @@ class CtcRecipe(RunConfig):
     window_frames: PositiveInt = 375
     """Code frames of 80 ms, as many as the codec's window has."""
     characters: Annotated[str, Field(min_length=1)] | None = None
-    """What may be said, in lower case, the space with it; null: what the training texts hold. Others are left out."""
+    """Output characters in lower case, with the space; null: those of the training texts. Others are left out."""
     masking: MaskingConfig = MaskingConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
 
@@ -75,7 +75,7 @@ def normalised(text: str | None) -> str:
 
 @dataclass(frozen=True)
 class Targets:
-    """What a batch is to be recognised as; all of it lies on the CPU."""
+    """Target characters of a batch; all of it lies on the CPU."""
 
     columns: Tensor
     """(B, N) int64, N >= 1: characters of each item, followed by zeros."""
@@ -218,7 +218,7 @@ class CtcStage(Stage[CtcRecipe]):
         return Measured(means, words=words, texts=tuple(heard) if transcribe else ())
 
     def loss(self, values: Mapping[str, float]) -> float:
-        """What training lessens."""
+        """The CTC loss a character."""
         return values["loss"]
 
     def model_config(self) -> dict[str, Any]:

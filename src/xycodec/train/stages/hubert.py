@@ -1,4 +1,6 @@
-"""A HuBERT learns to guess the labels of frames it cannot see, so that an X-Codec can read it (X-Codec's spec, 7.2).
+"""A HuBERT learns to guess the labels of frames it cannot see, so that an X-Codec can read it.
+
+See docs/models/x_codec.md, HuBERT.
 
 Labels are codes of another codec (`data targets`), where HuBERT's authors clustered features (Hsu 2021).
 """
@@ -37,27 +39,27 @@ VALIDATION = "validation"  # in the place of a step's number: the same frames ar
 
 
 class SpanMaskingConfig(Config):
-    """Which frames of 20 ms are hidden from a HuBERT that is to guess their labels."""
+    """Span masking: the frames of 20 ms that are hidden in training."""
 
     share: Annotated[float, Field(gt=0, le=1)] = 0.08
-    """So many of a clip's frames, and one at least, begin a span; spans may overlap."""
+    """Share of a clip's frames that begin a span, one at least; spans may overlap."""
     frames: PositiveInt = 10
-    """Of a span."""
+    """Length of a span in frames."""
 
 
 class HubertLoss(Config):
     """Weights of the losses; 0 leaves one out."""
 
     masked: NonNegativeFloat = 1.0
-    """Of labels of hidden frames."""
+    """Weight of the cross-entropy on hidden frames."""
     unmasked: NonNegativeFloat = 0.0
-    """Of labels of the other frames."""
+    """Weight of the cross-entropy on the other frames."""
     features: NonNegativeFloat = 10.0
     """Mean square of what the convolutions give."""
 
 
 class HubertOptimizerConfig(OptimizerConfig):
-    """X-Codec's paper's rate and schedule (X-Codec's spec, section 7.2); the rest is HuBERT's."""
+    """X-Codec's paper's rate and schedule (docs/models/x_codec.md, HuBERT); the rest is HuBERT's."""
 
     lr: PositiveFloat = 3e-4
     betas: tuple[Decay, Decay] = (0.9, 0.98)
@@ -68,19 +70,19 @@ class HubertOptimizerConfig(OptimizerConfig):
 
 
 class HubertRecipe(RunConfig):
-    """A HuBERT learns to guess codes of hidden frames, for X-Codec to read (HuBERT's paper; X-Codec's spec, 7.2)."""
+    """A HuBERT learns to guess codes of hidden frames, for X-Codec to read (docs/models/x_codec.md, HuBERT)."""
 
     stage: Literal["hubert"]
     model: SelfSupervisedConfig = SelfSupervisedConfig()
     codebook_size: PositiveInt = 1024
-    """How many labels a layer has, as `xycodec data targets` told."""
+    """Labels of a layer, as `xycodec data targets` printed."""
     codebooks: PositiveInt = 1
-    """So many layers of labels are learned, the first ones."""
+    """Number of label layers to learn, the first ones."""
     masking: SpanMaskingConfig = SpanMaskingConfig()
     dropout: Probability = 0.1
-    """Of what the transformer reads, of its attention and of what its layers add."""
+    """Dropout of the transformer's input, its attention, and its layers' outputs."""
     layer_drop: Probability = 0.05
-    """How often a layer is left out."""
+    """Probability that a layer is skipped."""
     feature_gradient: Probability = 0.1
     """Share of the gradient that reaches the convolutions."""
     label_dim: PositiveInt = 256
@@ -148,7 +150,7 @@ def draw_spans(config: SpanMaskingConfig, frames: int, generator: Generator) -> 
 
 
 class Task(NamedTuple):
-    """What is to be guessed in a batch. All are (B, L) bool, but for the labels."""
+    """Labels and masks of a batch. All are (B, L) bool, but for the labels."""
 
     labels: Tensor
     """(B, L, codebooks) int64; where there is no label, any."""
@@ -187,7 +189,7 @@ def measures(logits: Tensor, features: Tensor, task: Task) -> dict[str, Mean]:
 
 
 class LabelHead(nn.Module):
-    """How alike a frame is to each label: cosines in a space of its own, over a temperature."""
+    """Scaled cosine similarity of each frame to each label's embedding, in a projected space."""
 
     def __init__(self, d_model: int, recipe: HubertRecipe) -> None:
         super().__init__()
@@ -290,7 +292,7 @@ class HubertStage(Stage[HubertRecipe]):
             yield f"without labels: {found.clips - found.with_labels:,} clips, which are passed over"
 
     def task(self, batch: Batch, step: int | str) -> Task:
-        """What is hidden of each clip follows from the run's seed, the step and the clip's id alone."""
+        """Draw a batch's masks: the run's seed, the step and a clip's id alone decide them."""
         frames = self.plain.frames
         hidden = torch.zeros(len(batch.ids), frames, dtype=torch.bool)
         inside = torch.zeros_like(hidden)

@@ -1,4 +1,7 @@
-"""Y-shaped post-training: encoder and quantizer frozen, the decoder against discriminators (spec section 9)."""
+"""Y-shaped post-training: encoder and quantizer frozen, the decoder against discriminators.
+
+See docs/models/xy_tokenizer.md, Post-training.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,7 +56,7 @@ class PosttrainingLoss(Config):
 
 
 class DiscriminatorsConfig(Config):
-    """Which families of discriminators there are, and how wide (spec section 9.1)."""
+    """Families of discriminators, and their width (docs/models/xy_tokenizer.md, "Discriminators")."""
 
     period: bool = True
     scale: bool = True
@@ -154,7 +157,7 @@ class PostTraining(nn.Module):
         return heard, quantized.counts, {name: (mean.total.clone(), mean.count) for name, mean in losses.items()}
 
     def _state_distance(self, audio: Tensor, target: Tensor, lengths: Tensor, first: int) -> Mean:
-        """How unlike the decoded audio sounds to the semantic tower."""
+        """Distance of the semantic tower's states for decoded and for true audio."""
         row = 2 * self.codec.mel.hop_length
         counts = (-(-lengths // row)).tolist()
         mask = frame_mask(counts, audio.shape[1] // row)

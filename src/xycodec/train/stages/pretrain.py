@@ -1,4 +1,7 @@
-"""X-shaped pre-training: one quantizer, read by the acoustic decoder and by a language model (spec section 8)."""
+"""X-shaped pre-training: one quantizer, read by the acoustic decoder and by a language model.
+
+See docs/models/xy_tokenizer.md, Pre-training.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from math import ceil
@@ -74,7 +77,7 @@ class PretrainRecipe(RunConfig):
     random. With `start: linear`, which fills the acoustic tower, it is the semantic one's alone."""
     freeze_semantic: bool = True
     start: Literal["plain", "linear"] = "plain"
-    """How what starts at random does: as torch would, or as a linear codec fitted to the data (not in the paper)."""
+    """Initialization of parts without weights: torch's own, or a linear codec fitted to the data (not in the paper)."""
     weights: str | None = None
     """A run, checkpoint or codec whose weights to start from, instead of `towers`."""
     vocos: str | None = None
@@ -83,8 +86,8 @@ class PretrainRecipe(RunConfig):
     """Audio is made of so much of each clip, from a random place, for the mel loss; null: of all of it. Most of a
     step's time goes into audio, so that more clips are seen."""
     mel_reaches: Literal["all", "vocoder"] = "all"
-    """What learns from the mel loss. Through a vocoder that is still learning, other parts get noise from it, and
-    learn better from `loss.features` alone."""
+    """Parts that get the mel loss's gradient. Through a vocoder that is still learning, other parts get noise from
+    it, and learn better from `loss.features` alone."""
     positions: Literal["first", "random"] = "first"
     """Where a batch's clips stand in the window: at its beginning, or anywhere, so that clips shorter than the window
     teach all of its positions."""
@@ -112,12 +115,12 @@ class PretrainRecipe(RunConfig):
 
 
 class Pass(NamedTuple):
-    """What the model gives for a batch. Plain tuples, because FSDP looks for tensors in them. Losses have gradients."""
+    """Result of a forward pass. Plain tuples, because FSDP looks for tensors in them. Losses have gradients."""
 
     losses: dict[str, tuple[Tensor, Tensor]]
     """Total and count of each loss's `Mean`."""
     accuracy: tuple[Tensor, Tensor] | None
-    """Of the language model's next token."""
+    """Total and count of the language model's next-token accuracy."""
     counts: Tensor
     """(n_q, codebook_size) uses of every code."""
     audio: Tensor

@@ -1,4 +1,7 @@
-"""X-Codec's training: one generator against discriminators, and a frozen model's features to keep (its spec, 7)."""
+"""X-Codec's training: one generator against discriminators, and a frozen model's features to keep.
+
+See docs/models/x_codec.md, Training.
+"""
 
 from collections.abc import Mapping
 from math import ceil
@@ -44,9 +47,9 @@ class XCodecLoss(Config):
     stft: NonNegativeFloat = 1.0
     subband_stft: NonNegativeFloat = 1.0
     mel: NonNegativeFloat = 0.0
-    """Of log-mels; the published code has a weight of 45 where it is on."""
+    """Weight of the log-mel distance; the published code has 45 where it is on."""
     waveform: NonNegativeFloat = 0.0
-    """Of samples ([choice]: not in the paper): a short run finds the voice by it, which else comes late."""
+    """Weight of the distance of samples (not in the paper): a short run finds the voice sooner by it."""
     commitment: NonNegativeFloat = 1.0
     semantic: NonNegativeFloat = 100.0
 
@@ -58,14 +61,14 @@ class XCodecLoss(Config):
 
 
 class FrequencyDiscriminatorConfig(Config):
-    """How wide X-Codec's discriminator is (X-Codec's spec, section 7.1)."""
+    """Width of X-Codec's discriminator (docs/models/x_codec.md, "Discriminators")."""
 
     channels: Annotated[int, Field(ge=8, multiple_of=8)] = 512
     """A multiple of 8; 512 gives the published size."""
 
 
 class XCodecOptimizerConfig(OptimizerConfig):
-    """As published, but for the schedule (X-Codec's spec, section 7)."""
+    """As published, but for the schedule (docs/models/x_codec.md, Training)."""
 
     lr: PositiveFloat = 2e-4
     betas: tuple[Decay, Decay] = (0.8, 0.99)
@@ -77,22 +80,25 @@ class XCodecOptimizerConfig(OptimizerConfig):
 
 
 class XCodecRecipe(AdversarialRecipe):
-    """X-Codec, or its acoustic baseline, against discriminators from the first step (X-Codec's spec, section 7)."""
+    """X-Codec, or its acoustic baseline, against discriminators from the first step.
+
+    See docs/models/x_codec.md, Training.
+    """
 
     stage: Literal["xcodec"]
     model: XCodecConfig
     semantic_weights: str | None = "facebook/hubert-base-ls960"
-    """Whose self-supervised model the frozen semantic one is: a HuBERT or WavLM of Transformers, a hub id or a folder;
+    """Source of the frozen semantic model's weights: a HuBERT or WavLM of Transformers, a hub id or a folder;
     or an X-Codec, its run or a checkpoint of it. null: at random; a model without a semantic one has to have null."""
     weights: str | None = None
     """A run, checkpoint or codec whose weights to start from, all of them: `semantic_weights` is not read then."""
     n_q: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 2, 3, 4, 8)
     """Each step runs so many of the codebooks, one of these numbers at random, the same on all processes."""
     start: Literal["plain", "scaled"] = "plain"
-    """How the acoustic half starts: as torch would (published), or with convolutions that keep the size of what they
-    read ([choice]). Biases drown speech in the plain one, which takes a short run too long to undo."""
+    """Initialization of the acoustic half: torch's own (published), or convolutions that keep the variance of what they
+    read (ours). Biases drown speech in the plain one, which takes a short run too long to undo."""
     quantize_from: NonNegativeInt = 0
-    """Before that step latents pass the quantizer by ([choice], published: 0), so that codebooks start from latents
+    """Before that step latents pass the quantizer by (ours; published: 0), so that codebooks start from latents
     that mean something."""
     discriminators: FrequencyDiscriminatorConfig = FrequencyDiscriminatorConfig()
     loss: XCodecLoss = XCodecLoss()
@@ -114,7 +120,7 @@ class XCodecRecipe(AdversarialRecipe):
 
 
 class Pass(NamedTuple):
-    """What the generator gives for a batch. Audio and losses have gradients."""
+    """Result of the generator's forward pass. Audio and losses have gradients."""
 
     heard: Heard
     counts: Tensor
@@ -200,7 +206,7 @@ class XCodecStage(AdversarialStage[XCodecRecipe, XCodec]):
         return {"weights": None, "semantic_weights": None}
 
     def codebooks_of(self, step: int) -> int:
-        """How many codebooks run in a step: the run's seed and the step alone decide it, on every process."""
+        """Number of codebooks that run in a step, drawn from the run's seed and the step alone."""
         return int(np.random.default_rng([self.seed, step]).choice(self.n_q))
 
     def _generate(self, batch: Batch, step: int) -> tuple[Heard, Tensor, dict[str, Mean]]:
