@@ -101,7 +101,7 @@ SIZES = {
         CONFIGS["xy-tokenizer"], _qwen(896, 24, 14, 4864, 151_936), LanguageModelConfig().adapter, 32,
         clips={"pretrain": 4, "posttrain": 16}, seconds={"pretrain": 30, "posttrain": 5}, peak=8192,
     ),
-    # The codec of configs/xy_tokenizer/debug.yaml.
+    # The codec of src/xycodec/configs/xy_tokenizer/debug.yaml.
     "small": Size(
         CONFIGS["xy-random"], _qwen(128, 4, 4, 512, 1000), TowerConfig(d_model=128, layers=2, heads=4, ffn_dim=256), 8,
         clips={"pretrain": 4, "posttrain": 4}, seconds={"pretrain": 5, "posttrain": 2}, peak=2048,

@@ -15,7 +15,7 @@ work=exp/x-mini
 DATA_ONLY=1 runs/train_xy_mini.sh "$speech"
 
 for recipe in recognise first second baseline_first baseline_second; do
-  stage configs/xcodec/x_mini/$recipe.yaml "$@"
+  stage xcodec/x_mini/$recipe.yaml "$@"
 done
 mkdir -p $work/release
 for pair in second:x-mini baseline-second:x-mini-baseline; do

@@ -29,7 +29,7 @@ done
 [ -d $work/lm ] || xycodec data lm $work/packed-train/cuts.jsonl.gz $work/lm --hidden 256 --layers 3
 
 for recipe in recognise vocoder joint again posttrain; do
-  stage configs/xy_tokenizer/xy_mini/$recipe.yaml "$@"
+  stage xy_tokenizer/xy_mini/$recipe.yaml "$@"
 done
 [ -d $work/release-training ] || xycodec export $work/posttrain $work/release-training --part-mb 15
 xycodec convert $work/posttrain $work/release --store float16 --part-mb 15 --overwrite

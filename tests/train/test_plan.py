@@ -4,7 +4,6 @@ import itertools
 import os
 import sys
 from multiprocessing.util import Finalize
-from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
 
 import pytest
@@ -21,12 +20,12 @@ from xycodec.data.sources import open_sources
 from xycodec.data.stream import BatchStream
 from xycodec.train.engine import Engine
 from xycodec.train.plan import _longest_batch, plan_run
-from xycodec.train.recipe_file import load_recipe
+from xycodec.train.recipe_file import BUNDLED, load_recipe
 from xycodec.train.run import open_stage
 
 # docs/models/xy_tokenizer.md, Discriminators
 FULL_DISCRIMINATORS = {"periods": 41_105_770, "scales": 29_618_821, "spectrograms": 472_330}
-CONFIG_FOLDER = Path(__file__).parents[2] / "configs" / "xy_tokenizer"
+CONFIG_FOLDER = BUNDLED / "xy_tokenizer"
 
 
 @pytest.fixture(scope="module")

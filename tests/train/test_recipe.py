@@ -1,4 +1,4 @@
-"""Recipes: what is read, what is refused and in what words, and what the files in configs/ say."""
+"""Recipes: what is read, what is refused and in what words, and what the bundled files say."""
 
 from pathlib import Path
 
@@ -7,11 +7,11 @@ import yaml
 
 from xycodec.errors import ConfigError
 from xycodec.models.xy_tokenizer.config import CONFIGS
-from xycodec.train.recipe_file import load_recipe, save_recipe
+from xycodec.train.recipe_file import BUNDLED, load_recipe, save_recipe
 from xycodec.train.stages.posttrain import PosttrainRecipe
 from xycodec.train.stages.pretrain import PretrainRecipe
 
-CONFIG_FOLDER = Path(__file__).parents[2] / "configs" / "xy_tokenizer"
+CONFIG_FOLDER = BUNDLED / "xy_tokenizer"
 FILES = sorted(path.relative_to(CONFIG_FOLDER).as_posix() for path in CONFIG_FOLDER.rglob("*.yaml"))
 ABSENT = "absent"
 SMALLEST = {
@@ -235,7 +235,7 @@ def test_bases_in_a_circle(write, length):
     assert "leads back to itself" in refusal(write("recipe.yaml", text="base: 0.yaml\n"))
 
 
-# configs/
+# src/xycodec/configs/
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -318,3 +318,14 @@ def test_names_that_keys_and_stages_once_had_are_still_read(write, tmp_path):
     once = load_recipe(write(text=text))
     assert once.stage == "ctc"
     assert once == load_recipe(write(text=text.replace("recognise", "ctc")))
+
+
+def test_a_bundled_recipe_is_found_by_its_name(tmp_path, monkeypatch, write):
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("xy_tokenizer/debug.yaml") == load_recipe(CONFIG_FOLDER / "debug.yaml")
+    mine = write(text="base: xy_tokenizer/debug.yaml\nsteps: 7\n")
+    assert differing(load_recipe(mine), load_recipe("xy_tokenizer/debug.yaml")) == {"steps": 7}
+    # A file of that path comes first.
+    write("xy_tokenizer/debug.yaml", steps=9)
+    assert load_recipe("xy_tokenizer/debug.yaml").steps == 9
+    assert "nothing.yaml: cannot be read" in refusal("nothing.yaml")

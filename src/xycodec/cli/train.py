@@ -11,7 +11,7 @@ from xycodec.cli.terminal import print_plan
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="A recipe in YAML (see configs/).")],
+    config: Annotated[Path, typer.Argument(help="A YAML file, or a bundled recipe: xy_tokenizer/pretrain.yaml.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="steps=1000 data.workers=2 ...")
     ] = None,

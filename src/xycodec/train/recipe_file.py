@@ -11,6 +11,8 @@ from xycodec.io.config import Config, parse_config
 from xycodec.train.config import RunConfig
 from xycodec.train.stages import all_stages
 
+BUNDLED = Path(__file__).parents[1] / "configs"
+"""Recipes that come with the package, named by their paths in here: `xy_tokenizer/pretrain.yaml`."""
 RENAMED = {"hear_seconds": "segment_seconds"}
 """Keys of recipes by the names they once had, which are still read."""
 
@@ -18,11 +20,12 @@ RENAMED = {"hear_seconds": "segment_seconds"}
 def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> RunConfig:
     """Read a YAML recipe, apply `key.key=value` overrides, and validate the whole.
 
-    `base: FILE` (relative to the recipe) takes everything from another recipe first; mappings are merged, all
-    else is replaced. `model.preset: NAME` does the same from a published configuration. Raises ConfigError,
-    one line, on a missing file, a wrong type or an unknown key, for which it names the nearest known one.
+    `path` is a file, or the name of a recipe in `BUNDLED`. `base: FILE` (relative to the recipe, or in `BUNDLED`) takes
+    everything from another recipe first; mappings are merged, all else is replaced. `model.preset: NAME` does the same
+    from a published configuration. Raises ConfigError, one line, on a missing file, a wrong type or an unknown key, for
+    which it names the nearest known one.
     """
-    data = _read(Path(path))
+    data = _read(_found(Path(path)))
     for text in overrides:
         data = _merge(data, _renamed(_override(text)))
     return parse_recipe(data, str(path))
@@ -49,6 +52,12 @@ def save_recipe(recipe: RunConfig) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def _found(path: Path, name: str | None = None) -> Path:
+    """The file, or the bundled recipe of its name where there is no such file."""
+    bundled = BUNDLED / (name or path)
+    return bundled if not path.exists() and bundled.is_file() else path
+
+
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -63,7 +72,7 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     base = data.pop("base", None)
     if base is None:
         return data
-    place = (path.parent / str(base)).resolve()
+    place = _found(path.parent / str(base), str(base)).resolve()
     if place in (path.resolve(), *seen):
         raise ConfigError(f"{path}: base {base} leads back to itself")
     return _merge(_read(place, (*seen, path.resolve())), data)

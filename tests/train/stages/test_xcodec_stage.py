@@ -1,7 +1,5 @@
 """X-Codec's training: what moves, what stays, what a step draws, where it starts, and that it learns."""
 
-from pathlib import Path
-
 import pytest
 import torch
 import transformers
@@ -24,12 +22,12 @@ from xycodec.train.config import ValidationConfig
 from xycodec.train.engine import Engine
 from xycodec.train.init.weights import find_checkpoint
 from xycodec.train.plan import plan_run
-from xycodec.train.recipe_file import load_recipe
+from xycodec.train.recipe_file import BUNDLED, load_recipe
 from xycodec.train.run import open_stage
 from xycodec.train.stages.xcodec import XCodecOptimizerConfig, XCodecStage, build
 from xycodec.train.validate import validate
 
-CONFIG_FOLDER = Path(__file__).parents[3] / "configs" / "xcodec"
+CONFIG_FOLDER = BUNDLED / "xcodec"
 SECONDS = 0.64
 CLIPS = (clip(0, SECONDS), clip(1, 0.5), clip(2, SECONDS))
 QUICK = CodebooksConfig(codebook_size=16, decay=0.5, kmeans_iterations=3)
