@@ -102,7 +102,7 @@ def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 def _with_preset(data: dict[str, Any], presets: Mapping[str, Config], where: str) -> dict[str, Any]:
     model = data.get("model")
-    if not isinstance(model, dict) or "preset" not in model:
+    if not presets or not isinstance(model, dict) or "preset" not in model:
         return data
     own = {key: value for key, value in model.items() if key != "preset"}
     if not isinstance(model["preset"], str) or model["preset"] not in presets:
