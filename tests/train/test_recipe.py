@@ -11,7 +11,7 @@ from xycodec.train.recipe import PosttrainRecipe, PretrainRecipe
 from xycodec.train.recipe_file import load_recipe, save_recipe
 
 CONFIG_FOLDER = Path(__file__).parents[2] / "configs" / "xy_tokenizer"
-FILES = sorted(path.relative_to(CONFIG_FOLDER).as_posix() for path in CONFIG_FOLDER.rglob("*.yaml"))
+FILES = sorted(path.relative_to(CONFIG_FOLDER).as_posix() for path in CONFIG_FOLDER.rglob("[!_]*.yaml"))
 ABSENT = "absent"
 SMALLEST = {
     "stage": "pretrain",
