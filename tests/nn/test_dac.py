@@ -150,7 +150,8 @@ def test_what_learns_computes_the_same(part):
     learning = part(x)
     assert learning.requires_grad
     with torch.no_grad():
-        torch.testing.assert_close(part(x), learning, atol=1e-5, rtol=1e-5)
+        # Activations reach 44 here, and each of twenty convolutions rounds at the seventh digit of that.
+        torch.testing.assert_close(part(x), learning, atol=1e-4, rtol=1e-5)
 
 
 def test_the_gradient_of_snake():
