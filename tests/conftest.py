@@ -2,8 +2,14 @@ import sys
 
 import pytest
 import torch
+from tests.exactness import not_claimed
 
 from xycodec import cli
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("exact") and (reason := not_claimed()):
+        pytest.skip(reason)
 
 
 @pytest.fixture(autouse=True)

@@ -128,6 +128,7 @@ def test_a_channel_of_alpha_zero_passes_unchanged():
 # threads, and what learns
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("size", [{"width": 64, "output_dim": 256}, {"width": 1024, "input_dim": 256}])
 @pytest.mark.parametrize("frames", [1, 3, 11])
 def test_threads_and_other_items_do_not_matter(threads, size, frames):
