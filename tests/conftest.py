@@ -7,6 +7,11 @@ from tests.exactness import not_claimed
 from xycodec import cli
 
 
+def pytest_collection_modifyitems(items):
+    """Training first: its tests are the slowest, and what is left for the end should be short."""
+    items.sort(key=lambda item: (not item.get_closest_marker("long"), item.path.parent.name != "train"))
+
+
 def pytest_runtest_setup(item):
     if item.get_closest_marker("exact") and (reason := not_claimed()):
         pytest.skip(reason)
