@@ -34,11 +34,13 @@ from xycodec.models.xcodec.model import XCodec
 from xycodec.models.xy_tokenizer import convert
 from xycodec.models.xy_tokenizer.config import XYTokenizerConfig
 from xycodec.models.xy_tokenizer.model import XYTokenizer
+from xycodec.nn.quantize import smoothed_counts
 
 FORMAT_VERSION = 1
 CONFIG_FILE, WEIGHTS_STEM = "config.json", "model"
 WEIGHTS_FILE = f"{WEIGHTS_STEM}.safetensors"
 BUNDLED = Path(__file__).parents[1] / "assets"  # folders of the models that come with the package
+_CODEBOOK, _COUNTS, _SUMS = (f"quantizer.{name}" for name in ("codebook", "cluster_size", "embed_avg"))
 _SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors", ".yaml", ".json")
 
 OwnCodec = XYTokenizer | XCodec
@@ -153,8 +155,9 @@ def save_codec(
 ) -> Path:
     """Write `config.json` and `model.safetensors` into a new folder, whole or not at all.
 
-    `dtype` is what floating-point weights are stored in; they run in float32 again once loaded. The codec must
-    be folded (as `load_codec` returns it). `overwrite` replaces a folder that holds a codec. `part_bytes` makes
+    `dtype` is what floating-point weights are stored in; they run in float32 again once loaded. In a lower precision
+    the codebooks' running sums, which only training reads, are left out and follow from counts again. The codec must be
+    folded (as `load_codec` returns it). `overwrite` replaces a folder that holds a codec. `part_bytes` makes
     files of at most so many bytes of the weights, model-00001-of-0000N.safetensors. Raises CheckpointError if the
     folder exists or cannot be made.
     """
@@ -162,6 +165,8 @@ def save_codec(
     if any(parametrize.is_parametrized(module) for module in codec.modules()):
         raise CheckpointError(f"{target}: fold the codec's weight norm before saving it (fold_weight_norm)")
     state = {key: stored(key, tensor, dtype) for key, tensor in codec.state_dict().items()}
+    if dtype != torch.float32:
+        del state[_SUMS]
     settings = {"format_version": FORMAT_VERSION, **codec.config.model_dump(mode="json")}
     with new_folder(target, CheckpointError, replace=overwrite and (target / CONFIG_FILE).is_file()) as made:
         (made / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
@@ -311,6 +316,8 @@ def _assemble(config: CodecConfig, state: dict[str, Tensor], name: str) -> OwnCo
         codec = _build(config)
     codec.fold_weight_norm()
     expected = codec.state_dict()
+    if _SUMS not in state and {_CODEBOOK, _COUNTS} <= state.keys():
+        state[_SUMS] = state[_CODEBOOK].float() * smoothed_counts(state[_COUNTS].float())[..., None]
     missing, surplus = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing or surplus:
         key, verb = (missing[0], "lacks") if missing else (surplus[0], "has the unknown")
