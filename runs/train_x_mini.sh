@@ -13,6 +13,9 @@ source runs/stages.sh
 export PATH="$PWD/.venv/bin:$PATH" HF_HUB_OFFLINE=1
 work=exp/x-mini
 DATA_ONLY=1 runs/train_xy_mini.sh "$speech"
+synthetic=exp/xy-mini/synthetic
+[ -f $synthetic/cuts.jsonl.gz ] || xycodec data synthesise $synthetic --hours 2.5
+[ -d exp/xy-mini/packed-synthetic ] || xycodec data pack $synthetic/cuts.jsonl.gz exp/xy-mini/packed-synthetic
 
 for recipe in recognise first second baseline_first baseline_second; do
   stage xcodec/x_mini/$recipe.yaml "$@"

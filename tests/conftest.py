@@ -2,8 +2,19 @@ import sys
 
 import pytest
 import torch
+from tests.exactness import not_claimed
 
 from xycodec.cli import app as cli
+
+
+def pytest_collection_modifyitems(items):
+    """Training first: its tests are the slowest, and what is left for the end should be short."""
+    items.sort(key=lambda item: (not item.get_closest_marker("long"), item.path.parent.name != "train"))
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("exact") and (reason := not_claimed()):
+        pytest.skip(reason)
 
 
 @pytest.fixture(autouse=True)

@@ -142,7 +142,7 @@ class Running:
         )
         self.process.start()
 
-    def wait_for(self, ready, seconds=60):
+    def wait_for(self, ready, seconds=200):
         """Until `ready()` is true, which it must become while the process runs."""
         end = time.monotonic() + seconds
         while not ready():

@@ -161,6 +161,7 @@ def test_fewer_codebooks_are_the_first_ones(kind, folders, codecs):
         load_transformers_codec(str(folders / kind), 1).decode(codes)
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("workers", [1, 3])
 def test_items_of_a_batch_are_those_alone(kind, workers, codecs, threads):
     codec = codecs[kind]

@@ -21,6 +21,7 @@ from xycodec.errors import CheckpointError
 from xycodec.models.presets import NAMED_CONFIGS
 from xycodec.models.registry import MODELS
 from xycodec.models.xy_tokenizer.config import CONFIGS
+from xycodec.nn.quantize import smoothed_counts
 
 
 @pytest.fixture(scope="module")
@@ -443,22 +444,27 @@ def test_a_config_yaml_that_does_not_fit_its_checkpoint(codec, published):
 
 
 HUB_PROGRAM = """
-import json, sys, time
+import json, socket, sys
 from xycodec import load_codec
 from xycodec.errors import CheckpointError
-report = {}
+
+def refuse(*address, **options):
+    asked.append(repr(address))
+    raise OSError("nothing is asked when offline")
+
+report, asked = {}, []
+socket.getaddrinfo = socket.socket.connect = refuse
 for name in sys.argv[1:]:
-    start = time.perf_counter()
     try:
         report[name] = load_codec(name, device="cpu").config.model_dump(mode="json")
     except CheckpointError as error:
         report[name] = str(error)
-    report[name] = [report[name], time.perf_counter() - start]
-print(json.dumps(report))
+print(json.dumps([report, asked]))
 """
 
 
 def test_a_hub_repository_comes_from_the_cache_when_offline(codec, tmp_path):
+    """And nobody is asked, so that nobody is waited for."""
     repository = tmp_path / "home" / "hub" / "models--someone--codec"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("0" * 40)
@@ -473,16 +479,15 @@ def test_a_hub_repository_comes_from_the_cache_when_offline(codec, tmp_path):
         text=True,
         check=True,
     )
-    report = json.loads(ran.stdout)
-    config = report["someone/codec"][0]
+    report, asked = json.loads(ran.stdout)
+    assert asked == []
+    config = report["someone/codec"]
     assert {**config, "model_id": "tiny"} == codec.config.model_dump(mode="json")
     for name, named in {
         "someone/missing": "someone/missing", "xy-tokenizer": "fdugyt/XY_Tokenizer", "not a/repo id": "not a/repo id",
     }.items():  # fmt: skip
-        message, seconds = report[name]
-        assert message.startswith(f"{named}: ")
-        assert "\n" not in message
-        assert seconds < 5
+        assert report[name].startswith(f"{named}: ")
+        assert "\n" not in report[name]
 
 
 # saving
@@ -496,17 +501,22 @@ def test_float32_round_trip(codec, tmp_path):
 
 def test_float16_halves_the_file_and_rounds_once(codec, ours, tmp_path):
     codec = copy.deepcopy(codec)
-    codec.quantizer.embed_avg[0, 0, 0] = 1e6
+    codec.quantizer.cluster_size[0, 0] = 1e6
     half = save_codec(codec, tmp_path / "half", dtype=torch.float16)
     sizes = [(folder / "model.safetensors").stat().st_size for folder in (half, ours)]
     assert sizes[0] < 0.62 * sizes[1]
     loaded = load_codec(half, device="cpu")
     assert loaded.state_dict()["quantizer.inited"].dtype == torch.bool
     for key, value in codec.state_dict().items():
-        # The sums exceed what half precision holds.
-        exact = key.endswith("embed_avg") or not value.is_floating_point()
+        if key == "quantizer.embed_avg":
+            continue
+        # A count exceeds what half precision holds.
+        exact = key.endswith("cluster_size") or not value.is_floating_point()
         rounded = value if exact else value.half().to(value.dtype)
         assert torch.equal(loaded.state_dict()[key], rounded), key
+    # The sums are not stored, and belong to codebook and counts as after a step of training.
+    codebook, sums, counts = (getattr(loaded.quantizer, name) for name in ("codebook", "embed_avg", "cluster_size"))
+    torch.testing.assert_close(sums / smoothed_counts(counts)[..., None], codebook, rtol=1e-6, atol=0)
     assert_same(load_codec(save_codec(loaded, tmp_path / "again", dtype=torch.float16), device="cpu"), loaded)
 
 

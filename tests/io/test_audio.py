@@ -164,14 +164,14 @@ def test_a_header_that_claims_a_hundred_hertz_stays_bounded(tmp_path):
     path = save(tmp_path / "a.wav", noise(1000, 100), 100)
     total, peak = streamed(path, block_s=1)
     assert total == 16_000_000
-    assert peak < 4e6
+    assert peak < 4 * total / 16  # a second at a time, of 1000
 
 
 def test_many_channels_stay_bounded(tmp_path):
     path = save(tmp_path / "a.wav", np.zeros((10_000, 1000), np.int16), 16000)
     total, peak = streamed(path, block_s=1)
     assert total == 10_000
-    assert peak < 4e6
+    assert peak < path.stat().st_size / 5
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path):
@@ -186,9 +186,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
         assert total == 2 * frames
         return memory
 
-    short, long = peak(2), peak(20)
-    assert long < 16e6
-    assert long < 1.1 * short
+    assert peak(20) < 1.1 * peak(2)
 
 
 # sources

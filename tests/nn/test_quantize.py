@@ -372,11 +372,13 @@ def test_a_few_vectors_a_step_do_not_kill_the_codebook():
     quantizer = as_identity(make_ready(count=2 / 16, input_dim=4, n_q=1, codebook_size=16))
     spread = quantizer.codebook[0].mul_(10).clone()
     quantizer.embed_avg[0] = spread * quantizer.cluster_size[0][:, None]
+    excess = float(quantizer.cluster_size.sum()) - 2
     for step in range(200):
         start = 2 * step % 16
         quantizer(spread[None, start : start + 2])
     torch.testing.assert_close(quantizer.codebook[0], spread, atol=0.1, rtol=0)
-    assert quantizer.cluster_size.sum() == pytest.approx(2, rel=0.1)
+    # Of what the counts exceed two in the beginning, a hundredth goes with every step. A replaced code would add some.
+    assert float(quantizer.cluster_size.sum()) == pytest.approx(2 + excess * 0.99**200, rel=1e-3)
 
 
 def test_replacements_are_spread_over_the_batch():
@@ -437,7 +439,8 @@ def test_empty_clusters_keep_their_mean(monkeypatch):
     x[2] = x[5] = 50.0  # two equal means, far away: the second never wins
     quantizer = first_step(monkeypatch, x, 1, n_q=1)
     assert float(quantizer.cluster_size[0, 5]) == 1
-    torch.testing.assert_close(quantizer.codebook[0, 5], x[5], atol=1e-3, rtol=0)
+    # Smoothing moves a count, and so its code, by a hundred-thousandth.
+    torch.testing.assert_close(quantizer.codebook[0, 5], x[5], atol=0, rtol=5e-5)
 
 
 def test_k_means_starts_from_different_rows_of_the_batch():

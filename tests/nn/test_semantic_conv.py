@@ -61,6 +61,7 @@ def test_what_learns_computes_the_same(part):
     torch.testing.assert_close(learning.detach(), frozen, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("part", [SemanticEncoder, SemanticDecoder])
 @pytest.mark.parametrize("frames", [1, 25, 150])
 def test_neither_threads_nor_neighbours_matter(threads, part, frames):

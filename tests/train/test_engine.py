@@ -18,6 +18,9 @@ from xycodec.train.run import open_stage
 from xycodec.train.validate import validate
 
 CPU = EngineConfig(device="cpu", precision="float32")
+# With the usual eps Adam makes whole steps of gradients that are nothing but rounding, and within three steps other
+# sums' rounding has become a difference of a ten-thousandth. With this one weights still move by a thousandth a step.
+STEADY = {"lr": 1e-3, "warmup_steps": 0, "eps": 0.1}
 
 # ---- two processes and one -------------------------------------------------------------------------
 
@@ -56,14 +59,19 @@ RECIPES = {
 }
 SHARDED = [name for name in RECIPES if "posttrain" not in name and name != "averaged"]
 TRIALS = [("ddp", name) for name in RECIPES] + [("fsdp2", name) for name in SHARDED]
+# Every plan of batches and either kind of engine; the other trials are long ones.
+QUICK = [("ddp", name) for name in ("listened to", "averaged", "without text", "accumulated", "posttrain")]
+QUICK += [("ddp", "posttrain accumulated"), ("fsdp2", "listened to")]
+LONG = [trial for trial in TRIALS if trial not in QUICK]
 
 
 def recipe_of(name, folder, kind):
     plan, changes = RECIPES[name]
     engine = {**changes.get("engine", {}), "kind": kind}
+    changes = {**changes, "engine": engine, "optimizer": STEADY}
     if plan.startswith("posttrain"):
-        return posttraining(folder / "codec", **{**changes, "engine": engine})
-    return pretraining(folder / "lm", **{**changes, "engine": engine})
+        return posttraining(folder / "codec", **changes, discriminator_optimizer=STEADY)
+    return pretraining(folder / "lm", **changes)
 
 
 def share(pair, rank):
@@ -93,11 +101,8 @@ def learn(name, folder, kind, rank=None):
 VALIDATION = [WHOLE[:1], MUTE + WHOLE[2:3], WHOLE[1:2]]
 
 
-def work(rank, folder):
-    results = {}
-    for kind, name in TRIALS:
-        results[kind, name] = learn(name, folder, kind, rank)
-    return results
+def work(rank, folder, trials):
+    return {(kind, name): learn(name, folder, kind, rank) for kind, name in trials}
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +115,17 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def processes(folder):
-    return two_processes(partial(work, folder=folder), folder)
+    """What two processes compute of a trial, by rank; they start once for all quick trials, and once for the long."""
+    made = {}
+
+    def results(kind, name):
+        if (kind, name) not in made:
+            trials = QUICK if (kind, name) in QUICK else LONG
+            both = two_processes(partial(work, folder=folder, trials=trials), folder)
+            made.update({trial: tuple(one[trial] for one in both) for trial in trials})
+        return made[kind, name]
+
+    return results
 
 
 @pytest.fixture(scope="module")
@@ -120,11 +135,13 @@ def alone(folder):
     return lambda name: made.setdefault(name, learn(name, folder, "single"))
 
 
-@pytest.mark.parametrize(("kind", "name"), TRIALS)
+@pytest.mark.parametrize(("kind", "name"), [*QUICK, *(pytest.param(*trial, marks=pytest.mark.long) for trial in LONG)])
 def test_two_processes_equal_one(processes, alone, kind, name):
-    first, second = (result[kind, name] for result in processes)
+    first, second = processes(kind, name)
     expected = alone(name)
-    for key, rounding in (("values", 2e-6), ("norms", 1e-5)):
+    # A value is a sum in another order. A norm is of a gradient that holds the signs of L1 distances, of which rounding
+    # may turn one over: that alone makes 3e-5.
+    for key, rounding in (("values", 2e-6), ("norms", 1e-4)):
         for step, whole in enumerate(expected[key]):
             assert first[key][step] == second[key][step]
             assert first[key][step] == pytest.approx(whole, rel=rounding), (key, step)
@@ -138,7 +155,7 @@ def test_two_processes_equal_one(processes, alone, kind, name):
 
 @pytest.mark.parametrize(("kind", "name"), [("ddp", "listened to"), ("fsdp2", "listened to"), ("ddp", "posttrain")])
 def test_validation_of_uneven_shares_equals_one_process(processes, alone, kind, name):
-    results = [result[kind, name]["measured"] for result in processes]
+    results = [result["measured"] for result in processes(kind, name)]
     values, counts, ids, transcripts = alone(name)["measured"]
     for got, used, _, _ in results:
         assert got == pytest.approx(values, rel=1e-5)

@@ -77,6 +77,7 @@ def metrics(run, kind):
     return [line for line in lines if line["kind"] == kind]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_both_stages_learn_eight_clips(tmp_path):
     texts = write_corpus(tmp_path)

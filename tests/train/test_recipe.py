@@ -12,7 +12,7 @@ from xycodec.train.stages.posttrain import PosttrainRecipe
 from xycodec.train.stages.pretrain import PretrainRecipe
 
 CONFIG_FOLDER = BUNDLED / "xy_tokenizer"
-FILES = sorted(path.relative_to(CONFIG_FOLDER).as_posix() for path in CONFIG_FOLDER.rglob("*.yaml"))
+FILES = sorted(path.relative_to(CONFIG_FOLDER).as_posix() for path in CONFIG_FOLDER.rglob("[!_]*.yaml"))
 ABSENT = "absent"
 SMALLEST = {
     "stage": "pretrain",

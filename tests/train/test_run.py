@@ -71,7 +71,7 @@ def assert_equal_runs(run, whole):
                 torch.testing.assert_close(ours["networks"][network][key], value, msg=f"{name}: {key}")
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_killed_at_several_moments(tmp_path, corpus, whole, workers):
     run = tmp_path / "run"
     changes = settings(corpus, run, data={"workers": workers})
@@ -160,10 +160,26 @@ def both(folder, recipe, *more):
     assert second.out == ""
 
 
-def test_two_processes_under_torchrun(tmp_path, corpus):
-    run = tmp_path / "run"
+def paired(folder, corpus):
+    """A recipe of a run in two processes, and where the run goes."""
     changes = {"optimizer": CONSTANT, "checkpoint": {"every": 1000}, "validation": {"every": 1000}}
-    recipe = write_recipe(tmp_path / "run.yaml", settings(corpus, run, **changes))
+    return write_recipe(folder / "run.yaml", settings(corpus, folder / "run", **changes)), folder / "run"
+
+
+def test_two_processes_go_on_as_two(tmp_path, corpus):
+    recipe, run = paired(tmp_path, corpus)
+    both(tmp_path, recipe, "steps=2")
+    both(tmp_path, recipe, "--resume", "steps=4")
+    both(tmp_path, recipe, f"output={tmp_path}/unbroken", "steps=4")
+    assert_same_lines(lines_of(run), lines_of(tmp_path / "unbroken"))
+    # One process takes the same clips in other batches.
+    assert xycodec(tmp_path, "train", recipe, f"output={tmp_path}/one", "steps=1").code == 0
+    assert abs(lines_of(tmp_path / "one")[0]["loss"] - lines_of(run)[0]["loss"]) > 1e-3
+
+
+@pytest.mark.long
+def test_torchrun_is_told_to_stop(tmp_path, corpus):
+    recipe, run = paired(tmp_path, corpus)
     torchrun = subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
          "-m", "xycodec", "train", str(recipe), "steps=1000"],
@@ -184,6 +200,3 @@ def test_two_processes_under_torchrun(tmp_path, corpus):
     both(tmp_path, recipe, "--resume", steps)
     both(tmp_path, recipe, f"output={tmp_path}/unbroken", steps)
     assert_same_lines(lines_of(run), lines_of(tmp_path / "unbroken"))
-    # One process takes the same clips in other batches.
-    assert xycodec(tmp_path, "train", recipe, f"output={tmp_path}/one", "steps=1").code == 0
-    assert abs(lines_of(tmp_path / "one")[0]["loss"] - lines_of(run)[0]["loss"]) > 1e-3

@@ -11,8 +11,10 @@ from xycodec.models.xcodec.config import XCodecConfig
 from xycodec.models.xcodec.model import XCodec
 from xycodec.models.xy_tokenizer.config import XYTokenizerConfig
 from xycodec.models.xy_tokenizer.model import XYTokenizer
+from xycodec.nn.quantize import smoothed_counts
 
 OwnCodec = XYTokenizer | XCodec
+CODEBOOK, COUNTS, SUMS = (f"quantizer.{name}" for name in ("codebook", "cluster_size", "embed_avg"))
 
 
 def build_codec(config: CodecConfig) -> OwnCodec:
@@ -29,6 +31,8 @@ def assemble(config: CodecConfig, state: dict[str, Tensor], name: str) -> OwnCod
         codec = build_codec(config)
     codec.fold_weight_norm()
     expected = codec.state_dict()
+    if SUMS not in state and {CODEBOOK, COUNTS} <= state.keys():
+        state[SUMS] = state[CODEBOOK].float() * smoothed_counts(state[COUNTS].float())[..., None]
     missing, surplus = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing or surplus:
         key, verb = (missing[0], "lacks") if missing else (surplus[0], "has the unknown")

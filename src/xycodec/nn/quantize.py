@@ -226,9 +226,7 @@ class ResidualVectorQuantizer(nn.Module):
         codebook, embed_avg, cluster_size = self._first(len(inputs))
         cluster_size.lerp_(counts, rate)
         embed_avg.lerp_(sums, rate[..., None])
-        total = cluster_size.sum(dim=1, keepdim=True)
-        smoothed = (cluster_size + EPSILON) / (total + self.codebook_size * EPSILON) * total
-        moved = embed_avg / smoothed.clamp_min(EPSILON)[..., None]
+        moved = embed_avg / smoothed_counts(cluster_size)[..., None]
         codebook.copy_(torch.where(seen[..., None], moved, codebook))
         self._replace(fresh, seen)
 
@@ -308,6 +306,12 @@ class ResidualVectorQuantizer(nn.Module):
         mine = (index >= 0) & (index < rows)
         local = index.clamp(0, rows - 1)[..., None].expand(-1, -1, vectors.shape[2])
         return vectors.gather(1, local) * mine[..., None]
+
+
+def smoothed_counts(cluster_size: Tensor) -> Tensor:
+    """Counts (n_q, K) after Laplace smoothing: codebook = embed_avg / smoothed counts."""
+    total = cluster_size.sum(dim=1, keepdim=True)
+    return ((cluster_size + EPSILON) / (total + cluster_size.shape[1] * EPSILON) * total).clamp_min(EPSILON)
 
 
 def _maps(input_dim: int, codebook_dim: int | None) -> tuple[Any, Any]:

@@ -62,6 +62,7 @@ def test_it_is_frozen_and_in_eval_mode(tower):
     assert not any(part.training for part in tower.train().modules())
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_codec_with_one_computes_every_clip_as_if_alone(codec, threads, count):
     threads(count)

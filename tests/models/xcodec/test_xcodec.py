@@ -140,6 +140,7 @@ def test_decoding_gives_whole_frames_and_the_long_way_the_clip(codec):
         assert len(decode_long(codec, codes, num_samples=samples)) == samples
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_batch_equals_single_clips_and_ignores_what_lies_past_them(codec, threads, count):
     threads(count)

@@ -57,6 +57,7 @@ def test_a_batch_gives_what_its_clips_give_alone():
     assert together.shape == (4, 100, 5)
 
 
+@pytest.mark.exact
 @torch.no_grad()
 @pytest.mark.parametrize("seconds", [0.8, 1.28, 2.0])
 def test_the_tower_hears_what_a_codec_s_hears(seconds):

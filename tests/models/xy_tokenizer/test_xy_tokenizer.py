@@ -132,6 +132,7 @@ def test_codes_of_these_models_differ_from_frame_to_frame(exact):
 LENGTHS = (5000, 1, 20_479, 0, 20_480, 1279, 1280, 9001, 641, 5000)
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_batch_equals_single(codec, threads, count):
     threads(count)
@@ -146,6 +147,7 @@ def test_batch_equals_single(codec, threads, count):
         assert (codes[:, frames:] == 0).all()
 
 
+@pytest.mark.exact
 def test_order_does_not_matter(codec):
     clips = clips_of(*LENGTHS)
     audio, lengths = batch_of(clips)
@@ -155,6 +157,7 @@ def test_order_does_not_matter(codec):
     assert torch.equal(out.lengths[order], other.lengths)
 
 
+@pytest.mark.exact
 def test_what_lies_past_the_end_does_not_matter(codec):
     clips = clips_of(5000, 3000)
     codes = codec.encode(*batch_of(clips)).codes
@@ -164,6 +167,7 @@ def test_what_lies_past_the_end_does_not_matter(codec):
     assert torch.equal(codec.encode(longer, torch.tensor([5000, 3000])).codes, codes)
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_decoded_batch_equals_single(exact, threads, count):
     threads(count)
@@ -180,6 +184,7 @@ def test_decoded_batch_equals_single(exact, threads, count):
         assert frames == 0 or alone.audio.abs().max() > 1e-3
 
 
+@pytest.mark.exact
 def test_thread_count_does_not_matter(exact, threads):
     audio, lengths = batch_of(clips_of(30_000, 5000, 12_345))
     results = []
@@ -203,6 +208,7 @@ def test_threads_that_start_later_keep_their_number_of_threads(exact, threads):
     assert later() == 2
 
 
+@pytest.mark.exact
 def test_autocast_around_a_call_does_not_tell_a_batch_from_its_clips(exact, threads):
     threads(2)
     audio, lengths = batch_of(clips_of(*[40_000] * 4))
@@ -400,6 +406,7 @@ def test_mask_is_none_where_nothing_is_padded(exact):
         assert exact.encode_latents(torch.zeros(2, 3000), [3000, 2560])[1] is not None
 
 
+@pytest.mark.exact
 def test_shared_codes_agree(codec):
     audio, lengths = batch_of(clips_of(*LENGTHS), garbage=0.9)
     expected = codec.encode(audio, lengths)
@@ -598,6 +605,7 @@ def test_decode_takes_a_whole_window(exact):
     assert exact.decode(whole(1, 1, 50)).audio.shape == (1, WINDOW)
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("samples", [1, 1281, 5200, 9000, 31_000])
 @pytest.mark.parametrize("reference", [False, True])
 def test_thread_count_changes_not_a_bit_of_the_latents(threads, reference, samples):

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 from xycodec.nn.deterministic.linear import Linear, convolve, product
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 7, 11, 17, 27, 50])
 def test_a_row_depends_on_neither_rows_nor_threads(threads, rows):
     x, weight, bias = torch.randn(64, 96), torch.randn(48, 96), torch.randn(48)
@@ -16,6 +17,7 @@ def test_a_row_depends_on_neither_rows_nor_threads(threads, rows):
 
 
 # Sums and rows of real models: threads divide long sums, sums of some lengths, and few rows.
+@pytest.mark.exact
 @pytest.mark.parametrize(
     ("terms", "columns"),
     [(201, 80), (240, 768), (384, 128), (400, 642), (512, 642), (768, 768), (2304, 768), (3072, 512), (4096, 512)],

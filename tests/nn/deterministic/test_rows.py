@@ -18,6 +18,9 @@ LAYERS = [
     (64, 1, 7, 1, 3),
     (5, 3, 4, 3, 0),
 ]
+FRAMES = (1, 2, 25, 150)
+TRANSPOSED = [(1024, 512, 8), (512, 256, 5), (128, 64, 2), (6, 3, 3)]  # channels in and out, stride
+FEW = (1, 2, 7, 50)
 
 
 def make(kind, *sizes, **settings):
@@ -25,38 +28,58 @@ def make(kind, *sizes, **settings):
     return kind(*sizes, **settings).requires_grad_(False)
 
 
-def equal_for_threads(threads, compute):
-    threads(1)
-    one = compute()
-    for count in (2, 4):
-        threads(count)
-        assert torch.equal(compute(), one), count
-    return one
+def convolution(layer, frames, **settings):
+    """A layer and so many frames' rows for it."""
+    inner, outer, taps, stride, padding = layer
+    conv = make(nn.Conv1d, inner, outer, taps, stride=stride, padding=padding, **settings)
+    return conv, torch.randn(max(1, (frames - 1) * stride + taps - 2 * padding + stride // 2), inner)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("frames", [1, 2, 25, 150])
-def test_a_convolution_is_torchs_and_threads_do_not_matter(threads, layer, bias, frames):
-    inner, outer, taps, stride, padding = layer
-    conv = make(nn.Conv1d, inner, outer, taps, stride=stride, padding=padding, bias=bias)
-    x = torch.randn(max(1, (frames - 1) * stride + taps - 2 * padding + stride // 2), inner)
-    got = equal_for_threads(threads, lambda: convolved(conv, x))
-    expected = F.conv1d(x.t(), conv.weight.contiguous(), conv.bias, stride, padding).t()
-    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+@pytest.mark.parametrize("frames", FRAMES)
+def test_a_convolution_is_torchs(layer, bias, frames):
+    conv, x = convolution(layer, frames, bias=bias)
+    expected = F.conv1d(x.t(), conv.weight.contiguous(), conv.bias, conv.stride, conv.padding).t()
+    torch.testing.assert_close(convolved(conv, x), expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("inner", "outer", "stride"), [(1024, 512, 8), (512, 256, 5), (128, 64, 2), (6, 3, 3)])
-@pytest.mark.parametrize("frames", [1, 2, 7, 50])
-def test_a_transposed_convolution_is_torchs_and_threads_do_not_matter(threads, inner, outer, stride, frames):
+@pytest.mark.parametrize(("inner", "outer", "stride"), TRANSPOSED)
+@pytest.mark.parametrize("frames", FEW)
+def test_a_transposed_convolution_is_torchs(inner, outer, stride, frames):
     conv = make(UpConv1d, inner, outer, stride)
     x = torch.randn(frames, inner)
-    got = equal_for_threads(threads, lambda: upsampled(conv, x))
+    got = upsampled(conv, x)
     expected = F.conv_transpose1d(
         x.t(), conv.weight.contiguous(), conv.bias, stride, conv.padding[0], conv.output_padding[0]
     ).t()
     assert got.shape == (stride * frames, outer)
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+def assert_threads_do_not_matter(threads, compute):
+    threads(1)
+    one = compute()
+    for count in (2, 4):
+        threads(count)
+        assert torch.equal(compute(), one), count
+
+
+@pytest.mark.exact
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("frames", FRAMES)
+def test_threads_do_not_matter_to_a_convolution(threads, layer, bias, frames):
+    conv, x = convolution(layer, frames, bias=bias)
+    assert_threads_do_not_matter(threads, lambda: convolved(conv, x))
+
+
+@pytest.mark.exact
+@pytest.mark.parametrize(("inner", "outer", "stride"), TRANSPOSED)
+@pytest.mark.parametrize("frames", FEW)
+def test_threads_do_not_matter_to_a_transposed_convolution(threads, inner, outer, stride, frames):
+    conv, x = make(UpConv1d, inner, outer, stride), torch.randn(frames, inner)
+    assert_threads_do_not_matter(threads, lambda: upsampled(conv, x))
 
 
 def test_zeros_on_both_sides():

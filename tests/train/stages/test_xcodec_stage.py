@@ -221,6 +221,7 @@ def test_commitment_is_the_mean_over_the_layers_that_ran():
 # ---- batches ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.exact
 def test_a_clip_gives_the_same_in_any_batch():
     stage = stage_of()
     run(stage, 1)

@@ -1,0 +1,22 @@
+"""Where claims of equal bits hold, which tests marked `exact` make.
+
+They say that a result has the same bits in another batch, beside other padding or with another number of threads.
+`xycodec.nn.deterministic.linear` got that out of two libraries by measurement: MKL's products and oneDNN's
+convolutions, as they are in torch's wheels for x86 processors. Whether another BLAS (OpenBLAS, Apple's Accelerate,
+Arm's libraries) keeps its sums in order nobody has measured, so nothing is claimed of it.
+"""
+
+import platform
+
+import torch
+
+
+def not_claimed() -> str | None:
+    """Why no equality of bits is claimed here, or None where it is: of this build of torch, not of any result."""
+    machine = platform.machine()
+    if machine.lower() not in ("x86_64", "amd64"):
+        return f"equal bits are claimed on x86 processors, this one is {machine}"
+    for name, library in (("MKL", torch.backends.mkl), ("oneDNN", torch.backends.mkldnn)):
+        if not library.is_available():
+            return f"equal bits are claimed of products by {name}, which this torch is built without"
+    return None
