@@ -74,7 +74,7 @@ def random_codec(config: CodecConfig, seed: int = 0) -> OwnCodec:
 
 
 def _latents(codec: OwnCodec) -> tuple[Tensor | float, Tensor | float]:
-    """About where an untrained codec's latents lie at the codebooks: mean and standard deviation."""
+    """Approximate mean and standard deviation of an untrained codec's latents at the codebooks."""
     if isinstance(codec, XYTokenizer):
         # A map of unit-variance latents with torch's default weights has variance 1/3 in every channel.
         return 0.0, (1 / 3) ** 0.5

@@ -1,4 +1,4 @@
-"""From a name, folder, file or hub id to a codec that is ready to use."""
+"""Loading a codec from a name, folder, file or hub id."""
 
 import json
 import zipfile

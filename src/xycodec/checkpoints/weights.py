@@ -67,7 +67,7 @@ def load_tensors(folder: Path, stem: str) -> dict[str, Tensor]:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file, mapped, not copied. Raises CheckpointError."""
+    """Read all tensors of a file, mapped, not copied. Raises CheckpointError."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:

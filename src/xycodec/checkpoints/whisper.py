@@ -110,7 +110,7 @@ def _encoder_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def _folder(source: str, *wanted: str) -> Path:
-    """Where the `wanted` files lie: `source` itself, or the hub's snapshot of it."""
+    """Folder of the `wanted` files: `source` itself, or the hub's snapshot of it."""
     if Path(source).is_dir():
         return Path(source)
     if is_path(source):

@@ -42,7 +42,7 @@ def decode(cut: Cut, start: float, seconds: float) -> tuple[Samples, int]:
 
 
 def _read(cut: MonoCut | MultiCut, start: float, seconds: float) -> tuple[Samples, int]:
-    """All channels of the file, (T, channels)."""
+    """Decode all channels of the file, (T, channels)."""
     try:
         with _open(cut) as file, sf.SoundFile(file) as sound:
             rate = int(sound.samplerate)

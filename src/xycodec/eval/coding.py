@@ -59,7 +59,7 @@ def coded_clips(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def uncoded(clips: Iterable[str], folder: Path) -> list[str]:
-    """Those that have no codes there; what failed is tried once more."""
+    """Clips without codes there; one that failed is tried once more."""
     coded = coded_clips(folder)
     return [clip for clip in clips if "bits" not in coded.get(clip, {})]
 

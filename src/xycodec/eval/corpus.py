@@ -38,7 +38,7 @@ class Item:
     text: str | None
     seconds: float
     cut: Cut | AudioError
-    """Where it is, or why it cannot be had."""
+    """The clip in its corpus, or why it cannot be had."""
 
     def load(self) -> Samples:
         """The whole clip, mono at 16 kHz (n,). Raises AudioError if it cannot be read or is not finite."""

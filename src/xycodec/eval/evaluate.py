@@ -48,7 +48,7 @@ from xycodec.io.parallel import Advance, Job, Work, run_jobs
 from xycodec.models.base import fingerprint
 
 Stage = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
-"""Told a stage's name and its clips; gives what is called after each of them."""
+"""Context manager of a stage's progress: takes its name and number of clips, gives a function to call after each."""
 SETTINGS = "evaluation.json"
 JUDGED_AT_ONCE = 8  # clips in a batch of a model
 _PACKAGES = ("xycodec", "torch", "transformers", "numpy", "soxr", "pesq", "pystoi", "praat-parselmouth", "jiwer")
@@ -327,7 +327,7 @@ def _gathered(
 
 
 def _only(scores: Scores, names: Sequence[str]) -> Scores:
-    """Without metrics of earlier calls that were not asked for now."""
+    """Drop metrics of earlier calls that were not asked for now."""
     return replace(
         scores,
         values={name: value for name, value in scores.values.items() if name in names},

@@ -15,7 +15,7 @@ class Metric:
 
     name: str
     title: str
-    """As a table's head."""
+    """Heading in tables."""
     better: Literal["higher", "lower"]
     digits: int
     """After the point."""
@@ -103,7 +103,7 @@ class Scores:
     """Text that the recogniser heard."""
 
     def __or__(self, other: "Scores") -> "Scores":
-        """Both together; `other` wins."""
+        """Merge two scores; `other` wins."""
         return Scores(
             self.values | other.values,
             {name: why for name, why in (self.missing | other.missing).items() if name not in other.values},
@@ -156,7 +156,7 @@ class CodecResult:
     name: str
     """Its folder in the evaluation, unique."""
     title: str
-    """As tables show it."""
+    """Title in tables."""
     model: str
     """Name, folder or hub id that was loaded, with its settings."""
     bitrate: float | None
@@ -201,7 +201,7 @@ class Evaluation:
     versions: dict[str, str]
     """Versions of the packages that computed it."""
     machine: str
-    """In words, since speeds depend on it."""
+    """Description of the machine, since speeds depend on it."""
     metrics: tuple[str, ...]
     """Names of those that were asked for."""
     codecs: tuple[CodecResult, ...]

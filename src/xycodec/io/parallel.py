@@ -99,7 +99,7 @@ def _check_targets(jobs: Sequence[Job]) -> None:
 
 
 Advance = Callable[[float], None]
-"""Told the seconds of audio just done, as far as a caller can see them."""
+"""Callback for progress, told the seconds of audio just done."""
 Work = Callable[..., Any]
 """`work(source, target, advance=...)` makes one file from another and returns what it has to tell."""
 

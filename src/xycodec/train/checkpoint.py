@@ -27,7 +27,7 @@ BEST = "best.pt"
 
 @dataclass
 class RunState:
-    """Where a run stands after `step` steps. It holds all that decides how the run goes on.
+    """State of a run after `step` steps. It holds all that decides how the run goes on.
 
     Random numbers need no state: every step draws from the run's seed, its own number and the process's.
     """

@@ -39,7 +39,7 @@ class EngineConfig(Config):
 
 
 class ValidationConfig(Config):
-    """When and on how much of `data.valid` a run is measured."""
+    """Interval and extent of validation on `data.valid`."""
 
     every: PositiveInt = 5000
     """Steps."""
@@ -52,7 +52,7 @@ class ValidationConfig(Config):
 
 
 class CheckpointConfig(Config):
-    """When the whole state is saved, and how many are kept beside the best."""
+    """Interval at which the whole state is saved, and how many checkpoints are kept beside the best."""
 
     every: PositiveInt = 1000
     keep: PositiveInt = 2

@@ -112,7 +112,7 @@ class Monitor:
 
 
 def skipped_file(run: Path) -> Path:
-    """Where this process lists clips that could not be used; others have their own."""
+    """Path of this process's list of clips that could not be used; other processes have their own."""
     return run / ("skipped.jsonl" if rank() == 0 else f"skipped_rank{rank()}.jsonl")
 
 

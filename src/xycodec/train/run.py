@@ -1,4 +1,4 @@
-"""From a recipe to a run: everything is opened and checked before the first step."""
+"""Starting a run from a recipe: everything is opened and checked before the first step."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

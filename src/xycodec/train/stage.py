@@ -90,8 +90,8 @@ class Stage(ABC, Generic[RecipeT]):
     """Condition on the clips that are read; None: all are."""
 
     networks: dict[str, nn.Module]
-    """As the engine wrapped them. `model` holds the codec as `codec`, a recogniser as `recogniser`, or a HuBERT as
-    `hubert`; `ema` holds the codec's average, if there is one."""
+    """Networks as the engine wrapped them. `model` holds the codec as `codec`, a recogniser as `recogniser`, or a
+    HuBERT as `hubert`; `ema` holds the codec's average, if there is one."""
     updaters: dict[str, Updater]
     output_sample_rate: int
 

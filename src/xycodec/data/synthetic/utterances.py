@@ -57,7 +57,7 @@ _SHARES = {
 
 @dataclass(frozen=True)
 class Utterance:
-    """Who says what and how: `rate` is a factor on the voice's own speed, `pitch` semitones from its own."""
+    """One utterance: `rate` is a factor on the voice's own speed, `pitch` semitones from its own."""
 
     index: int
     voice: Voice

@@ -263,7 +263,7 @@ class ProbeTraining:
 
 
 def read_state(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """Where the run in a folder stands, or None. Raises XycodecError if it has not all of `settings`, or is damaged."""
+    """State of the run in a folder, or None. Raises XycodecError if it has not all of `settings`, or is damaged."""
     path = folder / STATE
     if not path.exists():
         return None

@@ -28,11 +28,11 @@ class Opinion(Judge):
     shortest = RATE // 4
 
     def refusal(self, pair: Pair) -> str | None:
-        """As of any judge; nobody has an opinion of silence."""
+        """Tell why a pair cannot be judged; silence gets no opinion."""
         return super().refusal(pair) or (None if pair.decoded.any() else "decoded to silence")
 
     def judge(self, pairs: Sequence[Pair]) -> list[Scores]:
-        """About 1 to 5; the models do not bound it."""
+        """Score each pair from about 1 to 5; the models do not bound it."""
         return [Scores({self.names[0]: self.rate(pair.decoded)}) for pair in pairs]
 
     @abstractmethod
@@ -66,7 +66,7 @@ class Dnsmos(Opinion):
         )
 
     def rate(self, audio: Samples) -> float:
-        """As its authors compute it."""
+        """Compute the score as its authors do."""
         while len(audio) < self._WINDOW:
             audio = np.concatenate([audio, audio])
         # Their count of windows, which leaves the last one out where it would fit by less than a second.

@@ -32,10 +32,10 @@ class Transcriber(Protocol):
     normaliser: str
     """The one of `NORMALISERS` that its spelling goes with."""
     spellings: Mapping[str, str]
-    """For Whisper's normaliser."""
+    """Spelling variants for Whisper's normaliser."""
 
     def __call__(self, clips: Sequence[Samples]) -> list[str]:
-        """At most `rows` clips (n,) at 16 kHz, of any length -> the text of each, whatever the others are."""
+        """Transcribe at most `rows` clips (n,) at 16 kHz, of any length; no text depends on the other clips."""
 
 
 class Recognition(Judge):
@@ -64,7 +64,7 @@ class Recognition(Judge):
         return f"{self._transcriber.about}; texts compared: {spelt}; spaces are characters"
 
     def refusal(self, pair: Pair) -> str | None:
-        """As of any judge. A transcript without words has no rate: it could count insertions only."""
+        """Tell why a pair cannot be judged: a transcript without words has no rate: it could count insertions only."""
         if pair.text is None:
             return "no transcript"
         return super().refusal(pair) or (None if self._normaliser(pair.text) else "no words in the transcript")
@@ -117,7 +117,7 @@ class Ctc:
         )
 
     def __call__(self, clips: Sequence[Samples]) -> list[str]:
-        """As `Transcriber`."""
+        """Transcribe clips (see `Transcriber`)."""
         return [" ".join(filter(None, map(self._spell, pieces(clip)))) for clip in clips]
 
     @torch.inference_mode()
@@ -157,7 +157,7 @@ class Whisper:
         )
 
     def __call__(self, clips: Sequence[Samples]) -> list[str]:
-        """As `Transcriber`."""
+        """Transcribe clips (see `Transcriber`)."""
         window = self._features.n_samples
         short = [clip for clip in clips if len(clip) <= window]
         heard = iter(self._hear(short) if short else [])

@@ -22,7 +22,7 @@ class Source:
     """A model of Transformers on disk."""
 
     name: str
-    """As it was asked for: a hub id or a folder."""
+    """Name that was asked for: a hub id or a folder."""
     folder: Path
     revision: str | None
     """The hub's commit; None of a folder."""

@@ -83,7 +83,7 @@ def require_metrics(names: Iterable[str]) -> None:
 
 
 def plain(scores: Scores) -> dict[str, Any]:
-    """As one row of JSON: each metric by its name, None where it is missing, and `missing`, which says why."""
+    """Scores as one row of JSON: each metric by its name, None where it is missing, and `missing`, which says why."""
     return {**scores.values, **dict.fromkeys(scores.missing), "missing": scores.missing}
 
 

@@ -27,9 +27,9 @@ class Estimate:
     """A metric over clips."""
 
     value: float
-    """As `pooled` gives it."""
+    """Value over all clips, as `pooled` gives it."""
     low: float | None
-    """With `high`: where 95 % of the resamples lie; None of a single clip or speaker."""
+    """Bounds, with `high`, of 95 % of the resamples; None for a single clip or speaker."""
     high: float | None
     clips: int
     """Clips that have the metric."""

@@ -89,7 +89,7 @@ class Tables:
     expected: tuple[Expected, ...]
     expected_source: str
     published: tuple[PublishedPoint, ...]
-    """Those that have one of the metrics."""
+    """Published points that have one of the metrics."""
     protocol: dict[str, str]
     versions: dict[str, str]
     machine: str

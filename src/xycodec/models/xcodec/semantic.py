@@ -68,7 +68,7 @@ def transformers_model(
 
 
 class FrozenModel(nn.Module):
-    """Without a gradient, and in eval mode whatever the rest of a model is in.
+    """A model that computes without a gradient, and in eval mode whatever the rest is in.
 
     The published training left the model in train mode, where dropout, layer drop and masking corrupt the features.
     """

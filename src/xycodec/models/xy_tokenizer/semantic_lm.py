@@ -36,7 +36,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class LMOutput:
-    """Both are means over target tokens; `accuracy` has no gradient."""
+    """Loss and accuracy of a batch, means over target tokens; `accuracy` has no gradient."""
 
     loss: Mean
     accuracy: Mean
@@ -86,7 +86,7 @@ class SemanticLM(nn.Module):
         self.train()
 
     def train(self, mode: bool = True) -> "SemanticLM":
-        """As of any module, but a frozen `lm` stays in eval mode: it has no use for dropout."""
+        """Set the training mode, but for a frozen `lm`, which stays in eval mode: it has no use for dropout."""
         super().train(mode)
         self.lm.train(mode and self.trainable)
         return self

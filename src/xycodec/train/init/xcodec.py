@@ -94,7 +94,7 @@ def _find_tower(source: str) -> FoundTower:
 
 
 def _transformers_folder(source: str) -> Path | None:
-    """Where a model of Transformers lies, its configuration at least; None if `source` is something else."""
+    """Folder of a model of Transformers, its configuration at least; None if `source` is something else."""
     folder = Path(source)
     if source in MODELS or folder.exists():
         return folder if _kind(folder) in KINDS else None

@@ -163,7 +163,7 @@ def adopt_discriminators(discriminators: nn.Module, state: dict[str, Tensor], so
 
 
 def _scaled(mean: Mean, share: float) -> Mean:
-    """As if `share` of everything had been there."""
+    """Scale a mean as if only `share` of everything had been there."""
     return Mean(mean.total * share, mean.count * share)
 
 

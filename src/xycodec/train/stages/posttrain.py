@@ -80,7 +80,7 @@ class PosttrainRecipe(AdversarialRecipe):
     segment_seconds: PositiveFloat | None = None
     """Discriminators and mel loss hear so much of each clip, from a random place; null: all of it."""
     positions: Literal["first", "random"] = "first"
-    """Where a batch's clips stand in the window, as in pre-training."""
+    """Positions of a batch's clips in the window, as in pre-training."""
     loss: PosttrainingLoss = PosttrainingLoss()
     optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5)
     discriminator_optimizer: OptimizerConfig = OptimizerConfig(lr=1e-4)
@@ -118,7 +118,7 @@ class PostTraining(nn.Module):
         return [part for name in FROZEN if (part := getattr(self.codec, name)) is not None]
 
     def train(self, mode: bool = True) -> "PostTraining":
-        """As of any module, but what is frozen stays in eval mode: the codebooks must not move."""
+        """Set the training mode, but for frozen parts, which stay in eval mode: the codebooks must not move."""
         super().train(mode)
         for part in self._frozen():
             part.eval()

@@ -89,8 +89,8 @@ class PretrainRecipe(RunConfig):
     """Parts that get the mel loss's gradient. Through a vocoder that is still learning, other parts get noise from
     it, and learn better from `loss.features` alone."""
     positions: Literal["first", "random"] = "first"
-    """Where a batch's clips stand in the window: at its beginning, or anywhere, so that clips shorter than the window
-    teach all of its positions."""
+    """Positions of a batch's clips in the window: its beginning, or a random place, so that clips shorter than the
+    window teach all of its positions."""
     lm: LanguageModelConfig | None = LanguageModelConfig()
     loss: PretrainingLoss = PretrainingLoss()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -226,7 +226,7 @@ class PretrainStage(Stage[PretrainRecipe]):
 
     @classmethod
     def resumed(cls, recipe: PretrainRecipe, checkpoint: Path, state: RunState) -> dict[str, Any]:
-        """Nothing starts from anywhere else."""
+        """A run that goes on starts from nothing else."""
         return {"weights": None, "towers": None, "vocos": None, "start": "plain"}
 
     @classmethod
@@ -286,7 +286,7 @@ class PretrainStage(Stage[PretrainRecipe]):
         return self.recipe.model.model_dump(mode="json")
 
     def kept(self, network: str, key: str) -> bool:
-        """All but a frozen language model, which comes from its source again."""
+        """Leave out a frozen language model, which comes from its source again."""
         frozen = self.semantic_lm is not None and not self.semantic_lm.trainable
         return not (frozen and key.startswith("semantic_lm.lm."))
 

@@ -68,7 +68,7 @@ class FrequencyDiscriminatorConfig(Config):
 
 
 class XCodecOptimizerConfig(OptimizerConfig):
-    """As published, but for the schedule (docs/models/x_codec.md, Training)."""
+    """AdamW as published, but for the schedule (docs/models/x_codec.md, Training)."""
 
     lr: PositiveFloat = 2e-4
     betas: tuple[Decay, Decay] = (0.8, 0.99)
@@ -126,7 +126,7 @@ class Pass(NamedTuple):
     counts: Tensor
     """(n_q, codebook_size) uses of every code."""
     losses: dict[str, Mean]
-    """Those that need more than the audio: of the quantizer and, if there is one, of the semantic branch."""
+    """Losses that need more than the audio: the quantizer's and, if there is one, the semantic branch's."""
 
 
 class XCodecTraining(nn.Module):
@@ -202,7 +202,7 @@ class XCodecStage(AdversarialStage[XCodecRecipe, XCodec]):
 
     @classmethod
     def resumed(cls, recipe: XCodecRecipe, checkpoint: Path, state: RunState) -> dict[str, Any]:
-        """Nothing starts from anywhere else."""
+        """A run that goes on starts from nothing else."""
         return {"weights": None, "semantic_weights": None}
 
     def codebooks_of(self, step: int) -> int:
@@ -218,7 +218,7 @@ class XCodecStage(AdversarialStage[XCodecRecipe, XCodec]):
 
     @torch.no_grad()
     def measure(self, batch: Batch, *, transcribe: bool) -> Measured:
-        """All losses but the discriminators', with all codebooks, or with none as long as they hold nothing."""
+        """Measure all losses but the discriminators', with all codebooks, or with none as long as they hold nothing."""
         self.measured.eval()
         quantize = bool(self.codec.quantizer.inited.all())
         with self.engine.autocast():
