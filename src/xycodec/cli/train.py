@@ -23,11 +23,11 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a codec. Several processes: torchrun --nproc-per-node 8 -m xycodec train CONFIG."""
+    require_extra("train", "lhotse", "transformers", "tensorboard", "jiwer")
     import torch
 
     from xycodec.train.recipe_file import load_recipe
 
-    require_extra("train", "lhotse", "transformers", "tensorboard", "jiwer")
     recipe = load_recipe(config, tuple(overrides or ()))
     if threads:
         torch.set_num_threads(threads)
