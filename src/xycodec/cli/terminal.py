@@ -233,6 +233,9 @@ def print_evaluation(result: "Evaluation", page: str) -> None:
             lacking = [clip.scores.missing[name] for clip in codec.clips if name in clip.scores.missing]
             if lacking:
                 _note(f"{codec.title}: {KNOWN[name].title} lacks {len(lacking)} clips, the first: {lacking[0]}")
+    own = {clip.clip for codec in result.codecs for clip in codec.clips if clip.scores.reference is not None}
+    if own:
+        _note(f"WER and CER: {len(own)} clips have no text, their reference is what was heard in the original")
     print(page)
 
 

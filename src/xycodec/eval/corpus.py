@@ -17,7 +17,7 @@ import soxr
 from lhotse import CutSet
 from lhotse.cut import Cut
 
-from xycodec.data.clip import INPUT_RATE, require_sound
+from xycodec.data.clip import INPUT_RATE, language_of, require_sound
 from xycodec.data.config import SourceConfig
 from xycodec.data.decode import decode
 from xycodec.data.manifest import SUFFIXES, is_ours, read_cuts, read_rows, row_cut
@@ -39,6 +39,8 @@ class Item:
     seconds: float
     cut: Cut | AudioError
     """Where it is, or why it cannot be had."""
+    language: str | None = None
+    """As the corpus names it: a code or a name."""
 
     def load(self) -> Samples:
         """The whole clip, mono at 16 kHz (n,). Raises AudioError if it cannot be read or is not finite."""
@@ -118,7 +120,15 @@ def _row_item(row: dict[str, Any], manifest: Path) -> Item:
     except AudioError as error:
         folder = PurePosixPath(row["audio"]).parent
         source = folder.as_posix() if folder.name else _bare(manifest.name)
-        return Item(_safe(row["audio"]), source, row.get("speaker"), row.get("text"), row.get("duration", 0.0), error)
+        return Item(
+            clip=_safe(row["audio"]),
+            source=source,
+            speaker=row.get("speaker"),
+            text=row.get("text"),
+            seconds=row.get("duration", 0.0),
+            cut=error,
+            language=row.get("language"),
+        )
 
 
 def _item(cut: Cut, corpus: str) -> Item:
@@ -132,6 +142,7 @@ def _item(cut: Cut, corpus: str) -> Item:
         text=" ".join((words.text or "").strip() for words in said) or None,
         seconds=cut.duration,
         cut=cut,
+        language=language_of(cut),
     )
 
 

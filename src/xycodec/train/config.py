@@ -48,7 +48,9 @@ class ValidationConfig(Config):
     listen: NonNegativeInt = 4
     """Clips whose audio and spectrograms go to TensorBoard."""
     transcribe: NonNegativeInt = 32
-    """Clips the language model transcribes for its word error rate."""
+    """Clips the language model transcribes for its word error rate, and `recogniser` for that of the decoded audio."""
+    recogniser: str | None = None
+    """Hub id or folder of a Whisper or CTC model that hears the decoded audio; not the one that teaches. null: none."""
 
 
 class CheckpointConfig(Config):
@@ -76,6 +78,12 @@ class RunConfig(Config):
     checkpoint: CheckpointConfig = CheckpointConfig()
     log_every: PositiveInt = 10
     """Steps between two lines of progress and TensorBoard scalars; `metrics.jsonl` has every step."""
+
+    @model_validator(mode="after")
+    def _heard_clips(self) -> "RunConfig":
+        if self.validation.recogniser is not None and not self.data.valid:
+            raise ValueError("validation.recogniser: there is nothing to hear: name clips in data.valid")
+        return self
 
     @model_validator(mode="after")
     def _whole_weights(self) -> "RunConfig":

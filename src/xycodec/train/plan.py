@@ -192,6 +192,7 @@ def _longest_batch(recipe: Recipe, output_sample_rate: int) -> Batch:
         target=target,
         target_lengths=(target.shape[1],) * clips,
         texts=("",) * clips,
+        languages=(None,) * clips,
         skipped=(),
         position=Position(0, 0),
     )

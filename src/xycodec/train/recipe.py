@@ -248,9 +248,15 @@ class RecogniseRecipe(RunConfig):
 
     @model_validator(mode="after")
     def _no_average(self) -> "RecogniseRecipe":
+        _refuse_listening(self)
         if self.ema is not None:
             raise ValueError("ema: only a codec's weights are averaged: leave it out")
         return self
+
+
+def _refuse_listening(recipe: RunConfig) -> None:
+    if recipe.validation.recogniser is not None:
+        raise ValueError("validation.recogniser: this stage decodes no audio: leave it out")
 
 
 class SpanMaskingConfig(Config):
@@ -315,6 +321,7 @@ class HubertRecipe(RunConfig):
             raise ValueError("data.augment.speed: it would move the audio away from its labels: set it to 0")
         if self.ema is not None:
             raise ValueError("ema: only a codec's weights are averaged: leave it out")
+        _refuse_listening(self)
         if self.engine.kind == "fsdp2":
             raise ValueError("engine.kind: HuBERT's layers are Transformers', which are not sharded: use ddp or single")
         if self.engine.compile:

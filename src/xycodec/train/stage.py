@@ -49,6 +49,8 @@ class Stage(ABC):
     `hubert`; `ema` holds the codec's average, if there is one."""
     updaters: dict[str, Updater]
     output_sample_rate: int
+    words_name = "wer"
+    """What `Measured.words` are called."""
 
     @abstractmethod
     def step(self, batches: Sequence[Batch], step: int) -> StepReport:

@@ -51,6 +51,8 @@ class ListenClip:
     source: str
     speaker: str | None
     text: str | None
+    reference: str | None
+    """What the recogniser heard in the original, where it stands for the text."""
     seconds: float
     shown_s: float
     players: tuple[Player, ...]
@@ -96,6 +98,7 @@ def _listen_clip(
         source=clip.source,
         speaker=clip.speaker,
         text=clip.text,
+        reference=next((one.scores.reference for one in results.values() if one.scores.reference is not None), None),
         seconds=clip.seconds,
         shown_s=min(clip.seconds, SHOWN_S),
         players=_players(results, sounds),

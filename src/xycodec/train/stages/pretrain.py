@@ -116,6 +116,7 @@ class PretrainStage(Stage):
     """Pre-training as the trainer sees it."""
 
     name = "pretrain"
+    words_name = "asr_wer"  # of the language model, which listens to the codec; the other is of the decoded audio
 
     def __init__(self, recipe: PretrainRecipe, engine: Engine) -> None:
         self.recipe, self.engine = recipe, engine
