@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from xycodec.data.batch import Batch, Position
 from xycodec.data.clip import INPUT_RATE
 from xycodec.data.stream import BatchStream
-from xycodec.models.xy_tokenizer.semantic_lm import Tokens
+from xycodec.models.xy_tokenizer.semantic_branch import Tokens
 from xycodec.nn.discriminators import Discriminators
 from xycodec.nn.frequency_discriminator import MultiFrequencyDiscriminator
 from xycodec.train.engine import Engine, prepare_blocks
