@@ -8,6 +8,7 @@ import os
 import sys
 from dataclasses import asdict
 from enum import StrEnum
+from functools import cache, partial
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -88,7 +89,10 @@ def encode(
         "quiet": quiet or as_json,
     }  # fmt: skip
     plan = batch.plan_jobs(inputs, output, ".xyc", audio_extensions())
-    run_all(plan, _encoder, settings, jobs, threads, overwrite, quiet, as_json)
+    untold = _untold(overlap=overlap, reference=reference, dtype=dtype)
+    run_all(
+        plan, _encoder, settings, jobs, threads, overwrite, quiet, as_json, untold, partial(_other_codes, model, n_q)
+    )
 
 
 @app.command()
@@ -121,7 +125,8 @@ def decode(
         "dtype": dtype, "quiet": quiet or as_json,
     }  # fmt: skip
     plan = batch.plan_jobs(inputs, output, "." + suffix.lstrip("."), frozenset({".xyc"}))
-    run_all(plan, _decoder, settings, jobs, threads, overwrite, quiet, as_json)
+    untold = _untold(overlap=overlap, reference=reference, dtype=dtype, model=model if any_model else None)
+    run_all(plan, _decoder, settings, jobs, threads, overwrite, quiet, as_json, untold, _older_audio)
 
 
 @app.command()
@@ -144,8 +149,8 @@ def roundtrip(
     from xycodec.io.pictures import draw_roundtrip
     from xycodec.models.files import roundtrip_file
 
-    if source == "-":
-        raise typer.BadParameter("a round trip reads its source twice: give a file, not -", param_hint="SOURCE")
+    if source == "-" or (os.path.exists(source) and not os.path.isfile(source) and not os.path.isdir(source)):
+        raise typer.BadParameter(f"a round trip reads its source twice: give a file, not {source}", param_hint="SOURCE")
     stem = Path(source).stem
     codes, audio, picture = (output / f"{stem}{end}" for end in (".xyc", ".decoded.wav", ".png"))
     for made in (codes, audio, picture):
@@ -354,6 +359,50 @@ def _parse_lengths(seconds: str) -> list[float]:
         ) from None
 
 
+# ---- whether a result that exists is what would be made ----------------------------------------
+
+
+def _untold(dtype: Precision, **settings: Any) -> dict[str, Any]:
+    """Settings that neither codes nor audio tell, but for the defaults."""
+    found = {key: value for key, value in settings.items() if value not in (None, False)}
+    return found if dtype is Precision.float32 else found | {"dtype": dtype.value}
+
+
+def _other_codes(model: str, n_q: int | None, job: "Job") -> str | None:
+    """Why the codes at a job's target are not those that it would make; None if they are, as far as they tell."""
+    from xycodec.errors import BitstreamError
+    from xycodec.io.xyc import CodecFile
+
+    try:
+        file = CodecFile.read(job.target)
+    except BitstreamError as error:
+        return f"exists already and holds no codes ({error})"
+    model_id, layers = _codes_of(model)
+    if (file.model, file.n_q) == (model_id, n_q or layers):
+        return None
+    was, now = f"{file.n_q} codebooks of {file.model}", f"{n_q or layers} of {model_id}"
+    return f"made with other settings (then {was}, now {now})"
+
+
+@cache
+def _codes_of(model: str) -> tuple[str, int]:
+    """A model's id and number of codebooks."""
+    from xycodec.checkpoints.load import load_codec
+    from xycodec.models.presets import NAMED_CONFIGS
+
+    if model in NAMED_CONFIGS:
+        return model, NAMED_CONFIGS[model].quantizer.n_q
+    codec = load_codec(model, device="cpu")
+    return codec.model_id, codec.n_q
+
+
+def _older_audio(job: "Job") -> str | None:
+    """Why the audio at a job's target is not of its codes; None if nothing tells so."""
+    if job.source != "-" and os.path.getmtime(job.source) > os.path.getmtime(job.target):
+        return f"older than {job.source}"
+    return None
+
+
 # ---- what a job does, in this process or another -----------------------------------------------
 
 
@@ -406,20 +455,53 @@ def _load(model: str, device: str, dtype: Precision, reference: bool, threads: i
 
 
 def _describe(path: str) -> dict[str, Any]:
+    """What a file, folder or name is, by its content where it is a file."""
+    suffix = Path(path).suffix.lower()
+    if path == "-":
+        return _describe_file(sys.stdin.buffer, path, suffix)
+    if os.path.exists(path) and not os.path.isdir(path) and suffix not in _CHECKPOINT_SUFFIXES:
+        from xycodec.io.audio import open_input
+
+        with open_input(path) as file:
+            return _describe_file(file, path, suffix)
+    return _describe_model(path)
+
+
+_CHECKPOINT_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors", ".yaml", ".json")
+_LOOKS = {
+    b"PK\3\4": "a zip archive", b"\x1f\x8b": "compressed by gzip", b"%PDF": "a PDF", b"\x89PNG": "a picture",
+    b"\xff\xd8\xff": "a picture", b"{": "JSON",
+}  # fmt: skip
+
+
+def _describe_file(file: Any, path: str, suffix: str) -> dict[str, Any]:
+    from xycodec.errors import AudioError
     from xycodec.io.audio import audio_extensions, audio_info
     from xycodec.io.xyc import CodecFile
 
-    suffix = Path(path).suffix.lower()
-    if path == "-" or suffix == ".xyc":
-        file = CodecFile.read(path)
+    head = file.peek(512)
+    if head.startswith(b"XYC") or suffix == ".xyc":
+        codes = CodecFile.read(path) if path == "-" or os.path.isfile(path) else CodecFile.from_bytes(file.read(), path)
         return {
-            "kind": "codes", "model": file.model, "seconds": round(file.duration, 3), "frames": file.frames,
-            "codebooks": f"{file.n_q} x {file.codebook_size}", "bitrate": round(file.bitrate, 1),
-            "sample_rate": file.sample_rate, "output_sample_rate": file.output_sample_rate,
-            "num_samples": file.num_samples, "bytes": len(file.to_bytes()),
+            "kind": "codes", "model": codes.model, "seconds": round(codes.duration, 3), "frames": codes.frames,
+            "codebooks": f"{codes.n_q} x {codes.codebook_size}", "bitrate": round(codes.bitrate, 1),
+            "sample_rate": codes.sample_rate, "output_sample_rate": codes.output_sample_rate,
+            "num_samples": codes.num_samples, "bytes": len(codes.to_bytes()),
         }  # fmt: skip
-    if suffix in audio_extensions():
-        return {"kind": "audio", **asdict(audio_info(path))}
+    try:
+        # What is no file, such as a pipe, is read once.
+        return {"kind": "audio", **asdict(audio_info(path if path == "-" or os.path.isfile(path) else file))}
+    except AudioError:
+        if path == "-" or suffix in audio_extensions():
+            raise
+    looks = next((name for magic, name in _LOOKS.items() if head.startswith(magic)), None)
+    if looks is None:
+        is_text = head.isascii() and not any(byte < 9 for byte in head)
+        looks = "a tar archive" if head[257:262] == b"ustar" else "text" if is_text else "of no kind known here"
+    raise XycodecError(f"{path}: it is {looks}, not codes, audio or a model")
+
+
+def _describe_model(path: str) -> dict[str, Any]:
     from xycodec.checkpoints.load import load_codec
 
     codec = load_codec(path, device="cpu")

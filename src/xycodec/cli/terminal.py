@@ -32,8 +32,14 @@ def run_all(
     overwrite: bool,
     quiet: bool,
     as_json: bool,
+    untold: dict[str, Any],
+    differs: "Callable[[Job], str | None]",
 ) -> None:
-    """Do all jobs that are not done yet, tell what became of each, and exit with 1 if any failed."""
+    """Do all jobs that are not done yet, tell what became of each, and exit with 1 if any failed.
+
+    `untold` are the settings, other than the defaults, that a result does not tell; they are noted beside it. A result
+    that exists passes for done if the same settings are noted of it and `differs` finds no other difference.
+    """
     import os
 
     from xycodec.io import parallel as batch
@@ -41,6 +47,11 @@ def run_all(
     todo, existing = batch.pending(plan, overwrite)
     if len(plan) == 1 and existing:
         raise XycodecError(f"{plan[0].target} exists already: pass --overwrite to replace it")
+    others = [(job, reason) for job in existing if (reason := _made_otherwise(job, untold, differs))]
+    for job, reason in others[:_MOST_TOLD]:
+        print_error(f"{job.target}: {reason}: pass --overwrite to replace it, or choose another output")
+    if len(others) > _MOST_TOLD:
+        print_error(f"{len(others) - _MOST_TOLD} more were made with other settings")
     processes = min(processes, max(1, len(todo)))
     # Side by side, processes share the cores; more threads than cores slow each other down.
     settings["threads"] = max(1, (threads or os.cpu_count() or 1) // processes) if processes > 1 else threads
@@ -50,14 +61,33 @@ def run_all(
         for outcome in batch.run_jobs(todo, make_work, settings, processes, advance_audio) if todo else ():
             advance_file()
             failed += outcome.error is not None
-            seconds += outcome.result.seconds if outcome.result else 0
+            if outcome.result:
+                seconds += outcome.result.seconds
+                batch.note_settings(outcome.job.target, untold)
+                for remark in outcome.result.remarks:
+                    _note(remark)
             _print_outcome(outcome, console, quiet or (len(plan) > 20), as_json)
     if not quiet and len(plan) > 1:
         summary = f"{len(todo) - failed} done, {seconds:,.1f} s of audio"
-        summary += f", {len(existing)} existed already (--overwrite replaces them)" if existing else ""
+        same = len(existing) - len(others)
+        summary += f", {same} existed already (--overwrite replaces them)" if same else ""
+        summary += f", {len(others)} were made with other settings" if others else ""
         console.print(summary + (f", {failed} failed" if failed else ""), highlight=False)
-    if failed:
+    if failed or others:
         raise typer.Exit(1)
+
+
+_MOST_TOLD = 5  # results of other settings that are named
+
+
+def _made_otherwise(job: "Job", untold: dict[str, Any], differs: "Callable[[Job], str | None]") -> str | None:
+    from xycodec.io.parallel import settings_of
+
+    noted = settings_of(job.target)
+    if noted != untold:
+        was, now = (", ".join(f"{key} {value}" for key, value in one.items()) or "none" for one in (noted, untold))
+        return f"made with other settings (then {was}, now {now})"
+    return differs(job)
 
 
 def _print_outcome(outcome: "Outcome", console: "Console", quiet: bool, as_json: bool) -> None:
@@ -184,6 +214,8 @@ METRICS = {
 def print_comparison(result: "Comparison", picture: str) -> None:
     """The report of `xycodec roundtrip`."""
     one, two = result.encoded, result.decoded
+    for remark in one.remarks:
+        _note(remark)
     rows = [
         ("audio", f"{one.source} ({one.seconds:.2f} s)"),
         ("model", one.model),

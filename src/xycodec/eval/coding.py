@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from xycodec.errors import XycodecError
 from xycodec.eval.metrics.quality import RATE
 from xycodec.eval.results import CodebookUse
-from xycodec.io.audio import Samples, atomic_path, read_audio, write_audio
+from xycodec.io.audio import Samples, atomic_path, ignore, read_audio, write_audio
 from xycodec.io.journal import Journal
 from xycodec.models.base import Codec
 from xycodec.models.longform import decode_long, encode_long
@@ -89,7 +89,7 @@ def code_clips(
 
 
 def _coded(codec: Codec, n_q: int | None, clip: str, originals: Path, folder: Path) -> dict[str, Any]:
-    audio = read_audio(originals / f"{clip}.flac", codec.input_sample_rate)
+    audio = read_audio(originals / f"{clip}.flac", codec.input_sample_rate, tell=ignore)
     try:
         start = time.perf_counter()
         codes = encode_long(codec, audio, n_q=n_q)

@@ -6,9 +6,10 @@ import re
 import shutil
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,7 +24,7 @@ from xycodec.data.decode import decode
 from xycodec.data.manifest import SUFFIXES, is_ours, read_cuts, read_rows, row_cut
 from xycodec.data.sources import open_source
 from xycodec.errors import AudioError, ConfigError, XycodecError
-from xycodec.io.audio import Samples, audio_extensions
+from xycodec.io.audio import Samples, audio_extensions, audio_files
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,11 @@ def _items(spec: str) -> Iterator[Item]:
             yield from (_item(cut, _bare(path.name)) for cut in read_cuts(path))
     elif files := _audio_files(path):
         folder_of = path if path.is_dir() else path.parent
-        yield from (
-            _row_item({"audio": file.relative_to(folder_of).as_posix()}, folder_of / path.stem) for file in files
-        )
+        sharing = Counter(file.with_suffix("") for file in files)
+        for file in files:
+            item = _row_item({"audio": file.relative_to(folder_of).as_posix()}, folder_of / path.stem)
+            # a.wav beside a.mp3
+            yield replace(item, clip=item.clip + file.suffix) if sharing[file.with_suffix("")] > 1 else item
     elif not path.exists() and not spec.endswith(".tar"):
         known = ", ".join(f"{known}:PART:FOLDER" for known in CORPORA)
         raise ConfigError(f"{spec}: there is no such file or folder: give a manifest, a folder of audio, or {known}")
@@ -109,8 +112,9 @@ def _audio_files(path: Path) -> list[Path]:
     """A file of audio, or those below a folder that is not one of Lhotse's."""
     if path.is_dir() and any(path.glob("cuts.*")):
         return []
-    found = sorted(path.rglob("*")) if path.is_dir() else [path]
-    return [file for file in found if file.suffix.lower() in audio_extensions() and file.is_file()]
+    if path.is_dir():
+        return audio_files(path)
+    return [path] if path.suffix.lower() in audio_extensions() and path.is_file() else []
 
 
 def _row_item(row: dict[str, Any], manifest: Path) -> Item:

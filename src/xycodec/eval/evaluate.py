@@ -42,7 +42,7 @@ from xycodec.eval.corpus import Item
 from xycodec.eval.judges.base import Judge, Pair
 from xycodec.eval.metrics.quality import METERS, PROTOCOL, RATE, measure_quality, require_metrics
 from xycodec.eval.results import ORIGINAL, ClipResult, CodecResult, Evaluation, Scores
-from xycodec.io.audio import atomic_path, read_audio, write_audio
+from xycodec.io.audio import atomic_path, ignore, read_audio, write_audio
 from xycodec.io.journal import Journal
 from xycodec.io.parallel import Advance, Job, Work, run_jobs
 
@@ -253,7 +253,8 @@ def _signal_scorer(metrics: tuple[str, ...]) -> Work:
     torch.set_num_threads(1)
 
     def work(job: Job, advance: Advance) -> Scores:
-        return measure_quality([read_audio(job.target, RATE)], [read_audio(job.source, RATE)], metrics)
+        decoded, original = (read_audio(path, RATE, tell=ignore) for path in (job.target, job.source))
+        return measure_quality([decoded], [original], metrics)
 
     return work
 
@@ -276,7 +277,9 @@ def _score_by(judge: Judge, row: _Row, items: Sequence[Item], clips: Sequence[st
 
 
 def _pair(folder: Path, codec: str, item: Item, heard: str | None) -> Pair:
-    decoded, original = (read_audio(folder / name / AUDIO / f"{item.clip}.flac", RATE) for name in (codec, ORIGINAL))
+    decoded, original = (
+        read_audio(folder / name / AUDIO / f"{item.clip}.flac", RATE, tell=ignore) for name in (codec, ORIGINAL)
+    )
     return Pair(decoded, original, item.text, item.language, heard)
 
 

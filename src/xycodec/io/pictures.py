@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from xycodec.io.audio import atomic_path, stream_audio
+from xycodec.io.audio import atomic_path, ignore, stream_audio
 from xycodec.io.xyc import CodecFile
 from xycodec.nn.mel import mel_filterbank
 
@@ -26,7 +26,7 @@ def draw_roundtrip(source: str, code_file: str, decoded: str, target: str | Path
     """Write a PNG of 1200 x 800 with both log-mel spectrograms and the code map, of the first 30 s, to `target`."""
     codes = CodecFile.read(code_file)
     rate = codes.sample_rate
-    before, after = (next(islice(stream_audio(name, rate, SHOWN_S), 1)) for name in (source, decoded))
+    before, after = (next(islice(stream_audio(name, rate, SHOWN_S, tell=ignore), 1)) for name in (source, decoded))
     seconds = len(before) / rate
 
     figure = Figure(figsize=(12, 8), layout="constrained")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from xycodec.errors import BitstreamError
 from xycodec.eval.metrics.quality import RATE, measure_quality
 from xycodec.eval.results import Scores
-from xycodec.io.audio import stream_audio, write_audio
+from xycodec.io.audio import ignore, stream_audio, write_audio
 from xycodec.io.xyc import CodecFile
 from xycodec.models.base import Codec
 from xycodec.models.longform import decode_blocks, encode_long
@@ -37,6 +37,8 @@ class Transcoded:
     bitrate: float
     """Bits a second of the codes."""
     model: str
+    remarks: tuple[str, ...] = ()
+    """What is odd about the audio that was read: its level, or what had to be left out."""
 
     @property
     def speed(self) -> float:
@@ -66,7 +68,8 @@ def encode_file(
     """Encode any audio file (or `-`, stdin) into a `.xyc` file (or `-`, stdout), in bounded memory."""
     start = time.perf_counter()
     rate = codec.input_sample_rate
-    counter = _Counter(stream_audio(source, rate), rate, advance)
+    remarks: list[str] = []
+    counter = _Counter(stream_audio(source, rate, tell=remarks.append), rate, advance)
     codes = encode_long(codec, counter, overlap_s, n_q=n_q).numpy().astype(np.uint16)
     # The published rule drops a last partial frame, so such codes promise whole frames only.
     length = codes.shape[1] * codec.hop_length if codec.reference else counter.samples
@@ -80,7 +83,7 @@ def encode_file(
         num_samples=length,
     )
     file.write(target)
-    return _report(file, source, target, counter.samples / rate, start)
+    return _report(file, source, target, counter.samples / rate, start, remarks)
 
 
 def decode_file(
@@ -133,10 +136,16 @@ def roundtrip_file(
     encoded = encode_file(codec, source, code_file, n_q=n_q, overlap_s=overlap_s, advance=advance)
     file = CodecFile.read(code_file)
     decoded = decode_file(codec, file, target, name=code_file, overlap_s=overlap_s, advance=advance)
-    return Comparison(encoded, decoded, measure_quality(stream_audio(target, RATE), stream_audio(source, RATE)))
+
+    def again(path: str) -> Iterator[Samples]:
+        return stream_audio(path, RATE, tell=ignore)
+
+    return Comparison(encoded, decoded, measure_quality(again(target), again(source)))
 
 
-def _report(file: CodecFile, source: str, target: str, seconds: float, start: float) -> Transcoded:
+def _report(
+    file: CodecFile, source: str, target: str, seconds: float, start: float, remarks: Iterable[str] = ()
+) -> Transcoded:
     return Transcoded(
         source=source,
         target=target,
@@ -146,6 +155,7 @@ def _report(file: CodecFile, source: str, target: str, seconds: float, start: fl
         bytes=len(file.to_bytes()),
         bitrate=file.bitrate,
         model=file.model,
+        remarks=tuple(remarks),
     )
 
 

@@ -23,8 +23,9 @@ from xycodec.data.sources import Cuts
 from xycodec.data.targets import can_hold_targets, with_targets
 from xycodec.errors import AudioError, ConfigError
 from xycodec.eval.coding import fingerprint
-from xycodec.io.audio import Samples, atomic_path, os_error_line, resampled
+from xycodec.io.audio import Samples, atomic_path, os_error_line
 from xycodec.io.journal import Journal
+from xycodec.io.reader import resampled
 from xycodec.models.base import Codec
 from xycodec.models.longform import encode_long
 

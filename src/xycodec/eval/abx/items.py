@@ -13,7 +13,7 @@ from math import isfinite
 from pathlib import Path
 
 from xycodec.errors import ConfigError, XycodecError
-from xycodec.io.audio import audio_extensions, open_input
+from xycodec.io.audio import audio_files, open_input
 
 COLUMNS = "#file onset offset #phone prev-phone next-phone speaker"
 _SLACK_S = 0.1  # aligners round, and pad the end of a recording
@@ -114,8 +114,8 @@ def find_audio(
         raise XycodecError(f"{folder}: not a folder: give the one that holds the recordings")
     wanted = {item.file for item in items}
     found: defaultdict[str, list[Path]] = defaultdict(list)
-    for path in sorted(folder.rglob("*")):
-        if path.stem in wanted and path.suffix.lower() in audio_extensions() and path.is_file():
+    for path in audio_files(folder):
+        if path.stem in wanted:
             found[path.stem].append(path)
     if not found:
         example = items[0].file

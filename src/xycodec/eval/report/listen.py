@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from xycodec.errors import AudioError
 from xycodec.eval.metrics.quality import RATE
 from xycodec.eval.results import METRICS, ORIGINAL, ClipResult, CodecResult, Evaluation
-from xycodec.io.audio import stream_audio
+from xycodec.io.audio import ignore, stream_audio
 
 SHOWN_S = 10.0
 _RANGE_DB = 80
@@ -134,7 +134,7 @@ def _read(folder: Path | None, codec: str, clip: str) -> Samples | str | None:
     if not path.is_file():
         return None
     try:
-        return next(stream_audio(path, RATE, SHOWN_S))
+        return next(stream_audio(path, RATE, SHOWN_S, tell=ignore))
     except AudioError as error:
         return str(error)
 
