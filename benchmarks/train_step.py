@@ -164,6 +164,7 @@ def synthetic_batch(clips: int, seconds: float, output_sample_rate: int) -> Batc
         target=target,
         target_lengths=(target.shape[1],) * clips,
         texts=("e" * max(1, round(LETTERS_PER_SECOND * seconds)),) * clips,
+        languages=(None,) * clips,
         skipped=(),
         position=BEGINNING,
     )

@@ -18,6 +18,8 @@ SHOWN = (
     "discriminator",
     "codes_used",
     "wer",
+    "wer_capped",
+    "asr_wer",
 )
 
 

@@ -77,7 +77,7 @@ SPECIAL = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|de|>", "<|tran
 SPECIAL += ["<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"]
 
 
-def save_whisper(folder, multilingual=True):
+def save_whisper(folder, multilingual=True, width=16):
     """A Whisper with a window of 2 s that writes a few bytes."""
     import transformers
     from tokenizers.pre_tokenizers import ByteLevel
@@ -96,7 +96,7 @@ def save_whisper(folder, multilingual=True):
     marks = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end, "decoder_start_token_id": start}
     config = transformers.WhisperConfig(
         vocab_size=len(tokenizer),
-        d_model=16,
+        d_model=width,
         encoder_layers=1,
         encoder_attention_heads=2,
         encoder_ffn_dim=24,

@@ -28,3 +28,7 @@ class CheckpointError(XycodecError):
 
 class ConfigError(XycodecError):
     """A model or training configuration that is not valid."""
+
+
+class AudioWarning(UserWarning):
+    """A recording was read, but something about it is odd: its level, or bytes that had to be left out."""

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import soundfile as sf
@@ -224,18 +225,105 @@ def test_one_existing_output_is_an_error(xycodec, tiny):
 def test_existing_outputs_of_a_folder_are_skipped_and_counted(xycodec, tiny):
     for name in ("in/a.wav", "in/b.wav"):
         speech(name)
-    Path("in/a.xyc").write_text("precious")
+    assert xycodec("encode", "in/a.wav", "-m", tiny)[0] == 0
+    precious = os.stat("in/a.xyc")
     code, _, err = xycodec("encode", "in", "-m", tiny)
     assert code == 0
     assert "1 done" in err
     assert "1 existed already" in err
-    assert Path("in/a.xyc").read_text() == "precious"
+    assert os.stat("in/a.xyc") == precious
     code, _, err = xycodec("encode", "in", "-m", tiny)
     assert code == 0
     assert "0 done" in err
     assert "2 existed already" in err
     assert xycodec("encode", "in", "-m", tiny, "--overwrite")[0] == 0
     assert CodecFile.read("in/a.xyc").frames == 7
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "says"),
+    [
+        ([], ["--n-q", "2"], "then 3 codebooks of tiny, now 2 of tiny"),
+        (["--n-q", "2"], [], "then 2 codebooks of tiny, now 3 of tiny"),
+        ([], ["--overlap", "0.25"], "then none, now overlap 0.25"),
+        (["--overlap", "0.25"], ["--overlap", "0.5"], "then overlap 0.25, now overlap 0.5"),
+        (["--overlap", "0.25"], [], "then overlap 0.25, now none"),
+        ([], ["--reference"], "now reference True"),
+        ([], ["-m", "xy-random"], "of tiny, now 8 of xy-random"),
+    ],
+)
+def test_a_rerun_with_other_settings_does_not_pass_for_done(xycodec, tiny, first, then, says):
+    for name in ("in/a.wav", "in/b.wav"):
+        speech(name)
+    assert xycodec("encode", "in", "-o", "codes", "-m", tiny, *first)[0] == 0
+    before = {name: Path(name).read_bytes() for name in files()}
+    assert xycodec("encode", "in", "-o", "codes", "-m", tiny, *first)[0] == 0
+    code, _, err = xycodec("encode", "in", "-o", "codes", "-m", tiny, *then)
+    assert code == 1
+    assert err.count("error: ") == 2
+    assert all(f"codes/{name}.xyc" in err for name in "ab")
+    assert says in err
+    assert "2 were made with other settings" in err
+    assert {name: Path(name).read_bytes() for name in files()} == before
+    assert xycodec("encode", "in", "-o", "codes", "-m", tiny, *then, "--overwrite")[0] == 0
+    assert xycodec("encode", "in", "-o", "codes", "-m", tiny, *then)[0] == 0
+
+
+def test_audio_of_codes_that_changed_does_not_pass_for_done(xycodec, tiny):
+    for name in ("in/a.wav", "in/b.wav"):
+        speech(name)
+    assert xycodec("encode", "in", "-o", "codes", "-m", tiny)[0] == 0
+    assert xycodec("decode", "codes", "-o", "out", "-m", tiny)[0] == 0
+    assert xycodec("decode", "codes", "-o", "out", "-m", tiny)[0] == 0
+    assert xycodec("decode", "codes", "-o", "out", "-m", tiny, "--overlap", "0.25")[0] == 1
+    assert xycodec("encode", "in", "-o", "codes", "-m", tiny, "--n-q", "1", "--overwrite")[0] == 0
+    later = os.stat("out/a.wav").st_mtime + 10
+    os.utime("codes/a.xyc", (later, later))
+    code, _, err = xycodec("decode", "codes", "-o", "out", "-m", tiny)
+    assert code == 1
+    assert "out/a.wav: older than codes/a.xyc" in err
+
+
+def test_a_file_with_no_codes_does_not_pass_for_done(xycodec, tiny):
+    for name in ("in/a.wav", "in/b.wav"):
+        speech(name)
+    Path("in/a.xyc").write_text("precious")
+    code, _, err = xycodec("encode", "in", "-m", tiny)
+    assert code == 1
+    assert "in/a.xyc: exists already and holds no codes" in err
+    assert Path("in/a.xyc").read_text() == "precious"
+    assert CodecFile.read("in/b.xyc").frames == 7
+
+
+def test_audio_of_any_kind_in_one_folder(xycodec, tiny):
+    """What phones and podcasts give, beside what macOS leaves, names that differ in the suffix alone, and a tag."""
+    speech("in/a.wav")
+    speech("in/a.mp3", 16_000)
+    Path("in/._a.wav").write_bytes(b"\0\5\x16\7" + bytes(100))
+    with av.open("in/b.m4a", "w") as output:
+        stream = output.add_stream("aac", rate=16_000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.full((1, 8000), 0.1, np.float32), "fltp", "mono")
+        frame.sample_rate, frame.pts = 16_000, 0
+        resampler = av.AudioResampler(stream.format, "mono", 16_000)
+        for part in [*resampler.resample(frame), None]:
+            output.mux(stream.encode(part))
+    code, _, err = xycodec("encode", "in", "-o", "codes", "-m", tiny)
+    assert code == 0, err
+    lengths = {name: CodecFile.read(name).num_samples for name in files() if name.startswith("codes")}
+    assert lengths == {"codes/a.mp3.xyc": 16_000, "codes/a.wav.xyc": 8000, "codes/b.xyc": 8000}
+
+
+def test_what_is_odd_about_a_recording_is_noted(xycodec, tiny):
+    sf.write("loud.wav", 20_000 * np.sin(np.arange(16_000) / 20), 16_000, "FLOAT")
+    sf.write("quiet.wav", 1e-4 * np.sin(np.arange(16_000) / 20), 16_000, "FLOAT")
+    code, _, err = xycodec("encode", "loud.wav", "quiet.wav", "-o", "out", "-m", tiny)
+    assert code == 0
+    notes = [line for line in err.splitlines() if line.startswith("note: ")]
+    assert len(notes) == 2
+    assert "loud.wav" in notes[0]
+    assert "+86 dB" in notes[0]
+    assert "quiet.wav" in notes[1]
+    assert "-80 dB" in notes[1]
 
 
 # what is printed
@@ -371,7 +459,7 @@ def test_a_code_file_does_not_choose_what_is_downloaded_or_read(xycodec, monkeyp
         ["encode", "*.mp3"],
         ["encode", "clip.wav", "./clip.wav"],
         ["encode", "clip.wav", "-o", "clip.wav", "--overwrite"],
-        ["encode", "both", "-o", "out"],
+        ["encode", "clip.wav", "-o", "codes.flac"],
         ["encode", "both", "-o", "-"],
         ["encode", "clip.wav", "-o", "clip.wav/x.xyc"],
         ["encode", "clip.wav", "other.wav", "-o", "clip.wav/out"],
@@ -475,7 +563,9 @@ def test_roundtrip_as_json(xycodec, tiny):
 def test_roundtrip_says_why_a_metric_is_missing(xycodec, tiny, samples, level, why):
     sf.write("clip.wav", np.random.default_rng(0).uniform(-level, level, samples), 16_000)
     code, out, err = xycodec("roundtrip", "clip.wav", "-m", tiny)
-    assert (code, err) == (0, "")
+    note = "note: 'clip.wav': very quiet, its loudest sample has -inf dB of full scale: is this the right channel"
+    assert code == 0
+    assert err == ("" if level else f"{note} and level?\n")
     assert re.search(rf"STOI +│ -- \({why}\)", out)
     code, out, err = xycodec("roundtrip", "clip.wav", "-m", tiny, "--overwrite", "--json")
     assert (code, err) == (0, "")
@@ -502,6 +592,46 @@ def test_info_on_codes_audio_and_models(xycodec, tiny):
     assert (model["kind"], model["model"], model["bitrate"]) == ("model", "tiny", 187.5)
     parts = sum(count for name, count in model.items() if name.startswith("parameters of "))
     assert model["parameters"] == parts == sum(p.numel() for p in load_codec(tiny, device="cpu").parameters())
+
+
+def test_info_goes_by_the_content(xycodec, tiny):
+    speech("clip.flac", 20_001)
+    assert xycodec("encode", "clip.flac", "-m", tiny)[0] == 0
+    os.rename("clip.flac", "audio.bin.dat")
+    os.rename("clip.xyc", "codes.wav")
+    for path, kind in (("audio.bin.dat", "audio"), ("codes.wav", "codes")):
+        code, out, _ = xycodec("info", path, "--json")
+        assert code == 0
+        assert json.loads(out)["kind"] == kind
+        assert json.loads(out)["num_samples"] == 20_001
+        piped = process("info", "-", "--json", stdin=Path(path).read_bytes())
+        assert json.loads(piped.stdout)["kind"] == kind
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"PK\3\4" + bytes(300), "a zip archive"),
+        (b'{"audio": "a.wav"}\n', "JSON"),
+        (b"dear reader\n", "text"),
+        (bytes(257) + b"ustar" + bytes(300), "a tar archive"),
+        (bytes(range(256)), "of no kind known here"),
+    ],
+)
+def test_info_says_what_else_a_file_is(xycodec, data, says):
+    Path("thing").write_bytes(data)
+    code, out, err = xycodec("info", "thing")
+    assert (code, out) == (1, "")
+    assert says in error_line(err)
+
+
+def test_a_round_trip_of_a_pipe_is_refused_at_once(xycodec, tiny):
+    os.mkfifo("pipe.wav")
+    for source in ("pipe.wav", "-"):
+        code, out, err = xycodec("roundtrip", source, "-o", "out", "-m", tiny)
+        assert (code, out) == (2, "")
+        assert "reads its source twice" in " ".join(err.split())
+    assert not Path("out").exists()
 
 
 def test_info_shows_names_with_brackets(xycodec):

@@ -29,7 +29,7 @@ def row(audio, **more):
 def test_rows_become_cuts_that_lhotse_itself_reads(tmp_path, name):
     stereo = np.stack([noise(1.5, 44100, 1), noise(1.5, 44100, 2)], axis=1)
     save(tmp_path / "corpus/a b/ü.flac", stereo, 44100)
-    save(tmp_path / "corpus/c.opus", noise(0.7, 16000))
+    save(tmp_path / "corpus/c.opus", noise(0.7, 48000), 48000)
     manifest = write(
         tmp_path / "corpus/train.jsonl",
         [
@@ -49,7 +49,7 @@ def test_rows_become_cuts_that_lhotse_itself_reads(tmp_path, name):
     assert words.custom == {"source": "somewhere", "licence": "CC0-1.0"}
     assert Path(first.recording.sources[0].source).is_absolute()
     assert first.load_audio().shape == (2, 66150)
-    assert (second.sampling_rate, second.num_samples, second.supervisions[0].text) == (16000, 11200, None)
+    assert (second.sampling_rate, second.num_samples, second.supervisions[0].text) == (48000, 33600, None)
     assert [cut.to_dict() for cut in read_cuts(tmp_path / name)] == [first.to_dict(), second.to_dict()]
 
 

@@ -125,7 +125,7 @@ def test_what_cannot_be_used_is_told_and_left_out(tmp_path):
     report = pack(CutSet.from_cuts(cuts), tmp_path / "pack")
     assert [cut.id for cut in packed(tmp_path / "pack")] == [cuts[0].id, cuts[3].id]
     assert report.clips == 2
-    reasons = ("cannot be read", "cannot be decoded", "a NaN or an infinity", "recorded at 8000 Hz, needs 16000 Hz")
+    reasons = ("cannot be read", "is not audio", "a NaN or an infinity", "recorded at 8000 Hz, needs 16000 Hz")
     for line, reason, index in zip(report.left_out, reasons, (1, 2, 4, 5), strict=True):
         assert cuts[index].id in line
         assert reason in line
@@ -204,6 +204,6 @@ def test_the_command(tmp_path):
     ran = CliRunner().invoke(app, ["data", "pack", f"{tmp_path}/cuts.jsonl", f"{tmp_path}/pack", "-j", "1"])
     assert ran.exit_code == 0
     assert ran.stdout == f"{tmp_path}/pack/cuts.jsonl.gz: 2 clips, 0.00 h in 1 files, 1 left out\n"
-    assert ran.stderr.startswith(f"left out: '{tmp_path}/001.wav' cannot be read (No such file")
+    assert ran.stderr.startswith(f"left out: 001.wav: '{tmp_path}/001.wav' cannot be read (No such file")
     assert ran.stderr.count("\n") == 1
     assert len(packed(tmp_path / "pack")) == 2

@@ -10,8 +10,11 @@ from lhotse.shar import SharWriter
 
 from xycodec.data.clip import load_clip
 from xycodec.data.config import SourceConfig
+from xycodec.data.manifest import row_cut
+from xycodec.data.pack import pack
 from xycodec.data.sources import open_source, open_sources
 from xycodec.errors import AudioError, ConfigError
+from xycodec.io.audio import audio_info, read_audio
 
 
 def opened(path, **more):
@@ -80,7 +83,7 @@ def test_webdataset_pairs_in_either_order(tmp_path, suffix):
     write_tar(tmp_path / "EN-B0.tar", members)
     cuts = list(opened(tmp_path / "EN-B0.tar"))
     assert [cut.id for cut in cuts] == ["EN-B0/a/EN_0", "EN-B0/a/EN_1", "EN-B0/a/EN_2"]
-    assert [cut.sampling_rate for cut in cuts] == [24000] * 3
+    assert [cut.sampling_rate for cut in cuts] == [48000 if suffix == ".opus" else 24000] * 3
     assert [cut.duration for cut in cuts] == pytest.approx([1, 2, 3], abs=0.1)
     words = cuts[0].supervisions[0]
     assert (words.text, words.speaker, words.language) == ("words of EN_0", "s1", "en")
@@ -122,7 +125,7 @@ def test_an_unreadable_member_is_a_cut_that_is_refused_when_it_is_loaded(tmp_pat
     good = encoded(noise(1), 16000, ".wav")
     members = [("a.mp3", b"no audio" * 100), ("a.json", emilia("a", 1.0)), ("b.wav", good)]
     bad, fine = opened(write_tar(tmp_path / "a.tar", members))
-    with pytest.raises(AudioError, match="a/a: cannot be decoded"):
+    with pytest.raises(AudioError, match="a/a: its audio is not audio that can be read"):
         load(bad)
     assert len(load(fine).audio) == 16000
 
@@ -216,3 +219,30 @@ def test_a_duration_comes_from_the_json_and_else_from_the_audio(tmp_path):
     given = {"a": 0.9, "b": None, "c": "1 s", "d": -1, "e": float("inf")}
     members = [(f"{k}.json", emilia(k, seconds)) for k, seconds in given.items()] + [(f"{k}.wav", data) for k in given]
     assert [cut.duration for cut in opened(write_tar(tmp_path / "a.tar", members))] == [0.9, 1.0, 1.0, 1.0, 1.0]
+
+
+def test_flac_of_unknown_length_in_a_tar_has_its_own(tmp_path):
+    known = encoded(noise(2), 16000, ".flac")
+    unknown = bytearray(known)
+    unknown[21] &= 0xF0
+    unknown[22:26] = bytes(4)
+    members = [("k.flac", known), ("u.flac", bytes(unknown)), ("._u.flac", b"\0\5\x16\7" + bytes(99))]
+    source = opened(write_tar(tmp_path / "a.tar", members))
+    assert [(cut.id, cut.duration) for cut in source] == [("a/k", 2.0), ("a/u", 2.0)]
+    report = pack(source, tmp_path / "pack")
+    assert (report.clips, report.seconds, report.left_out) == (2, 4.0, ())
+
+
+@pytest.mark.parametrize("suffix", [".mp3", ".opus", ".flac", ".ogg", ".wav"])
+def test_a_file_has_one_duration_everywhere(tmp_path, suffix):
+    """Two joined files: info, import, tar, whole reading and decoding for training agree."""
+    data = encoded(noise(2, 24000), 24000, suffix) + encoded(noise(1, 24000, 1), 24000, suffix)
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(data)
+    seconds = audio_info(path).duration
+    assert seconds == 3.0
+    assert len(read_audio(path)) == 48_000
+    cut = row_cut(tmp_path, {"audio": path.name})
+    (member,) = opened(write_tar(tmp_path / "a.tar", [(path.name, data)]))
+    assert cut.duration == member.duration == seconds
+    assert len(load(cut).audio) == len(load(member).audio) == 48_000

@@ -13,6 +13,7 @@ from xycodec.errors import XycodecError
 from xycodec.eval.corpus import open_corpora
 from xycodec.eval.evaluate import evaluate
 from xycodec.eval.judges.base import Judge
+from xycodec.eval.judges.recognition import Recognition, Transcript
 from xycodec.eval.metrics.quality import measure_quality
 from xycodec.eval.results import Evaluation, Scores, pooled
 from xycodec.io.audio import read_audio
@@ -125,6 +126,38 @@ def test_processes_make_no_difference(codecs, corpus, tmp_path):
     one = run(codecs[:1], corpus, tmp_path / "one")
     two = run(codecs[:1], corpus, tmp_path / "two", processes=2)
     assert timeless(one) == timeless(two)
+
+
+class Ear:
+    """Hears how loud a clip is, in letters."""
+
+    about, shortest, rows, normaliser, spellings, languages = "an ear", 1, 2, "plain", {}, frozenset({"en", "de"})
+
+    def __init__(self):
+        self.told = []
+
+    def __call__(self, clips, languages):
+        self.told += languages
+        return [
+            Transcript(" ".join("abcdefghij"[int(digit)] for digit in str(int(1e6 * clip.std())))) for clip in clips
+        ]
+
+
+def test_where_there_is_no_text_the_original_is_heard_once_and_is_the_reference(codecs, corpus, tmp_path):
+    items = [replace(corpus[0], text=None, language="de"), *corpus[1:]]
+    ear = Ear()
+    original, one = run(codecs[:1], items, tmp_path / "run", judges=[Recognition(ear)]).codecs
+    assert original.clips[0].scores.missing["wer"] == "no text: it is the reference itself"
+    assert one.clips[0].scores.reference == original.clips[0].scores.transcript
+    assert 0 < one.clips[0].scores.values["wer_capped"] <= 1
+    assert [clip.scores.reference for clip in (*original.clips, *one.clips[1:])] == [None] * 5
+    assert [clip.language for clip in one.clips] == ["de", None, None]
+    assert sorted(ear.told) == ["de", "de", "en", "en", "en", "en"]
+    ear.told.clear()
+    _, again, two = run(codecs, items, tmp_path / "run", judges=[Recognition(ear)]).codecs
+    assert again == one
+    assert len(ear.told) == 3
+    assert two.clips[0].scores.reference == one.clips[0].scores.reference
 
 
 # ---- going on --------------------------------------------------------------------------------------

@@ -1,10 +1,11 @@
 import os
 import time
+from pathlib import Path
 
 import pytest
 
 from xycodec.errors import XycodecError
-from xycodec.io.parallel import Job, Outcome, pending, plan_jobs, run_jobs
+from xycodec.io.parallel import NOTES, Job, Outcome, note_settings, pending, plan_jobs, run_jobs, settings_of
 
 AUDIO = frozenset({".wav", ".flac"})
 
@@ -49,7 +50,8 @@ def refusal(*inputs, output=None):
         (["-", "one.wav"], "out", {"-": "out/stdin.xyc", "one.wav": "out/one.xyc"}),
         (["[x].wav"], None, {"[x].wav": "[x].xyc"}),
         (["*.wav"], None, {"[x].wav": "[x].xyc", "one.wav": "one.xyc"}),
-        (["in/**/*.flac"], "out", {"in/deep/er/a.flac": "out/a.xyc"}),
+        (["in/**/*.flac"], "out", {"in/deep/er/a.flac": "out/deep/er/a.xyc"}),
+        (["in/**/**/*.flac"], None, {"in/deep/er/a.flac": "in/deep/er/a.xyc"}),
     ],
 )
 def test_inputs_and_their_outputs(inputs, output, expected):
@@ -90,13 +92,61 @@ def test_an_empty_folder_is_named_with_what_was_looked_for(tmp_path):
     assert refusal("one.wav", "empty", output="out").startswith("empty: ")
 
 
-def test_two_inputs_for_one_output(tmp_path):
+def test_names_that_differ_in_their_suffix_alone_keep_it(tmp_path):
     (tmp_path / "in" / "a.flac").touch()
-    message = refusal("in", output="out")
-    assert all(name in message for name in ("in/a.wav", "in/a.flac", "out/a.xyc"))
+    made = {"in/a.wav": "a.wav.xyc", "in/a.flac": "a.flac.xyc", "in/deep/b.WAV": "deep/b.xyc"}
+    for output, place in (("out", "out"), (None, "in")):
+        planned = plan("in", output=output)
+        assert {source: planned[source] for source in made} == {s: f"{place}/{name}" for s, name in made.items()}
+    assert plan("in/a.*", output="out") == {"in/a.wav": "out/a.wav.xyc", "in/a.flac": "out/a.flac.xyc"}
+
+
+def test_names_that_a_glob_finds_in_several_folders_keep_their_folders(tmp_path):
+    for name in ("in/x/take.wav", "in/y/take.wav"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    made = {"in/x/take.wav": "out/x/take.xyc", "in/y/take.wav": "out/y/take.xyc"}
+    assert plan("in/**/take.wav", output="out") == made
+    assert plan("in/*/take.wav", output="out") == made
+
+
+def test_hidden_files_are_left_out_of_a_folder(tmp_path):
+    for name in ("in/._a.wav", "in/.trash/b.wav"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert all("/." not in source for source in plan("in", output="out"))
+    assert plan("in/._a.wav") == {"in/._a.wav": "in/._a.xyc"}  # unless it is named
+
+
+def test_codes_do_not_get_the_name_of_audio():
+    assert "codes.wav: a .xyc file cannot have that suffix" in refusal("one.wav", output="codes.wav")
+    with pytest.raises(XycodecError, match="cannot have that suffix"):
+        plan_jobs(["one.wav"], "out.xyc", ".wav", frozenset({".xyc"}))
+
+
+def test_settings_are_noted_and_found_again(tmp_path):
+    target = str(tmp_path / "in" / "a.xyc")
+    assert settings_of(target) == {}
+    note_settings(target, {"overlap": 2.0})
+    assert settings_of(target) == {}  # there is no such result
+    Path(target).touch()
+    note_settings(target, {})
+    assert not (tmp_path / "in" / NOTES).exists()
+    note_settings(target, {"overlap": 2.0})
+    note_settings(target, {"overlap": 2.0})
+    assert settings_of(target) == {"overlap": 2.0}
+    assert len((tmp_path / "in" / NOTES).read_text().splitlines()) == 1
+    with open(tmp_path / "in" / NOTES, "a") as file:
+        file.write('{"result": "a.x')
+    assert settings_of(target) == {"overlap": 2.0}
+
+
+def test_two_inputs_for_one_output(tmp_path):
     assert "both" in refusal("one.wav", "./one.wav")
     assert "both" in refusal("one.wav", "one.wav")
-    assert "both" in refusal("in/a.wav", "in/deep/er/a.flac", output="out")
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "a.wav").touch()
+    assert "both" in refusal("in/a.wav", "x/a.wav", output="out")
 
 
 def test_two_spellings_of_one_output():

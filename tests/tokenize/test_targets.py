@@ -175,7 +175,7 @@ def test_broken_clips_are_left_out_in_a_line_each(tmp_path, codec):
     report = extract_targets(mixed, codec, tmp_path / "labels")
     assert report.clips == 2
     assert sorted(labels_of(tmp_path / "labels")) == ["0.wav", "4.wav"]
-    words = ("1.wav: cannot be decoded", "2.wav: holds a NaN", "3.wav: ends", "a MixedCut holds no labels")
+    words = ("1.wav' is not audio", "2.wav: holds a NaN", "3.wav: ends", "a MixedCut holds no labels")
     assert len(report.left_out) == 4
     for line, expected in zip(report.left_out, words, strict=True):
         assert expected in line

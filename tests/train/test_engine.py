@@ -165,7 +165,7 @@ def test_validation_of_uneven_shares_equals_one_process(processes, alone, kind, 
     assert ids == ["clip 0", "clip 4"]
     listens = name == "listened to"
     assert transcripts == sum(count for *_, count in results) == (3 if listens else 0)
-    assert ("wer" in values) == listens
+    assert ("asr_wer" in values) == listens
 
 
 def test_codes_died_and_weights_moved(folder, alone):

@@ -89,7 +89,7 @@ def test_both_stages_learn_eight_clips(tmp_path):
     (valid,) = metrics(tmp_path / "run", "valid")
     assert valid["mel"] < steps[0]["mel"] / 3
     assert valid["accuracy"] > 0.9
-    assert valid["wer"] < 0.2
+    assert valid["asr_wer"] < 0.2
     assert valid["codes_used"] > 0.2
 
     posttrain = tmp_path / "posttrain.yaml"

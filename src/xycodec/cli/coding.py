@@ -1,9 +1,10 @@
 """`xycodec encode`, `decode` and `roundtrip`: audio to codes and back."""
 
 import json
+import os
 import sys
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,7 +33,7 @@ from xycodec.models.registry import DEFAULT
 
 if TYPE_CHECKING:
     from xycodec.checkpoints.build import OwnCodec
-    from xycodec.io.parallel import Advance, Work
+    from xycodec.io.parallel import Advance, Job, Work
 
 
 def encode(
@@ -59,7 +60,10 @@ def encode(
         "quiet": quiet or as_json,
     }  # fmt: skip
     plan = plan_jobs(inputs, output, ".xyc", audio_extensions())
-    run_all(plan, _encoder, settings, jobs, threads, overwrite, quiet, as_json)
+    untold = _untold(overlap=overlap, reference=reference, dtype=dtype)
+    run_all(
+        plan, _encoder, settings, jobs, threads, overwrite, quiet, as_json, untold, partial(_other_codes, model, n_q)
+    )
 
 
 def decode(
@@ -91,7 +95,8 @@ def decode(
         "dtype": dtype, "quiet": quiet or as_json,
     }  # fmt: skip
     plan = plan_jobs(inputs, output, "." + suffix.lstrip("."), frozenset({".xyc"}))
-    run_all(plan, _decoder, settings, jobs, threads, overwrite, quiet, as_json)
+    untold = _untold(overlap=overlap, reference=reference, dtype=dtype, model=model if any_model else None)
+    run_all(plan, _decoder, settings, jobs, threads, overwrite, quiet, as_json, untold, _older_audio)
 
 
 def roundtrip(
@@ -113,8 +118,8 @@ def roundtrip(
     from xycodec.eval.roundtrip import roundtrip_file
     from xycodec.io.pictures import draw_roundtrip
 
-    if source == "-":
-        raise typer.BadParameter("a round trip reads its source twice: give a file, not -", param_hint="SOURCE")
+    if source == "-" or (os.path.exists(source) and not os.path.isfile(source) and not os.path.isdir(source)):
+        raise typer.BadParameter(f"a round trip reads its source twice: give a file, not {source}", param_hint="SOURCE")
     stem = Path(source).stem
     codes, audio, picture = (output / f"{stem}{end}" for end in (".xyc", ".decoded.wav", ".png"))
     for made in (codes, audio, picture):
@@ -129,6 +134,50 @@ def roundtrip(
         print(json.dumps({**sides, **plain(result.quality), "picture": str(picture)}))
     elif not quiet:
         print_comparison(result, str(picture))
+
+
+# ---- whether a result that exists is what would be made ----------------------------------------
+
+
+def _untold(dtype: Precision, **settings: Any) -> dict[str, Any]:
+    """Settings that neither codes nor audio tell, but for the defaults."""
+    found = {key: value for key, value in settings.items() if value not in (None, False)}
+    return found if dtype is Precision.float32 else found | {"dtype": dtype.value}
+
+
+def _other_codes(model: str, n_q: int | None, job: "Job") -> str | None:
+    """Why the codes at a job's target are not those that it would make; None if they are, as far as they tell."""
+    from xycodec.errors import BitstreamError
+    from xycodec.io.xyc import CodecFile
+
+    try:
+        file = CodecFile.read(job.target)
+    except BitstreamError as error:
+        return f"exists already and holds no codes ({error})"
+    model_id, layers = _codes_of(model)
+    if (file.model, file.n_q) == (model_id, n_q or layers):
+        return None
+    was, now = f"{file.n_q} codebooks of {file.model}", f"{n_q or layers} of {model_id}"
+    return f"made with other settings (then {was}, now {now})"
+
+
+@cache
+def _codes_of(model: str) -> tuple[str, int]:
+    """A model's id and number of codebooks."""
+    from xycodec.checkpoints.load import load_codec
+    from xycodec.models.presets import NAMED_CONFIGS
+
+    if model in NAMED_CONFIGS:
+        return model, NAMED_CONFIGS[model].quantizer.n_q
+    codec = load_codec(model, device="cpu")
+    return codec.model_id, codec.n_q
+
+
+def _older_audio(job: "Job") -> str | None:
+    """Why the audio at a job's target is not of its codes; None if nothing tells so."""
+    if job.source != "-" and os.path.getmtime(job.source) > os.path.getmtime(job.target):
+        return f"older than {job.source}"
+    return None
 
 
 # ---- what a job does, in this process or another -----------------------------------------------

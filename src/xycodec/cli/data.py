@@ -104,6 +104,35 @@ def data_synthesise(
         print(f"{folder / CUTS}: {counts}, {len(report.left_out)} left out")
 
 
+@data_app.command(name="transcribe")
+def data_transcribe(
+    cuts: Annotated[str, typer.Argument(help="What data.train may name: a Lhotse manifest, a Shar folder, tars.")],
+    target: Annotated[Path, typer.Argument(help="The manifest to write: .jsonl.gz or .jsonl; a call goes on with it.")],
+    recogniser: Annotated[
+        str, typer.Option(help="A Whisper or CTC model of Transformers: a hub id or a folder.")
+    ] = "openai/whisper-tiny.en",
+    language: Annotated[str, typer.Option(help="Clips that name another one, or none, are left as they are.")] = "en",
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Give clips without text what a recogniser hears; their cuts say that a machine wrote it."""
+    require_extra("train", "lhotse", "transformers")
+    from xycodec.data.config import SourceConfig
+    from xycodec.data.sources import open_source
+    from xycodec.eval.judges.recognition import load_transcriber
+    from xycodec.eval.transcribe import transcribe_cuts
+
+    source = open_source(SourceConfig(path=cuts))
+    transcriber = load_transcriber(recogniser, device)
+    with clip_progress("clips", quiet) as advance:
+        report = transcribe_cuts(source, transcriber, target, name=recogniser, language=language, advance=advance)
+    for line in report.left_out:
+        print(f"without text: {line}", file=sys.stderr)
+    if not quiet:
+        texts = f"{report.transcribed:,} of them with a text of {recogniser} ({report.made:,} heard now)"
+        print(f"{target}: {report.clips:,} clips, {texts}, {report.seconds / 3600:.2f} h")
+
+
 @data_app.command(name="lm")
 def data_lm(
     cuts: Annotated[Path, typer.Argument(help="A Lhotse manifest whose texts it learns its tokens from.")],

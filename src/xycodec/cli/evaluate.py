@@ -40,7 +40,10 @@ def evaluate(
     similarity: Annotated[
         str | None, typer.Option(help="Speaker model: microsoft/wavlm-base-plus-sv, wavlm_large_finetune.pth, ...")
     ] = None,
-    recogniser: Annotated[str | None, typer.Option(help="For WER and CER: facebook/hubert-large-ls960-ft, ...")] = None,
+    recogniser: Annotated[str | None, typer.Option(help="For WER and CER: openai/whisper-base, ...")] = None,
+    language: Annotated[
+        str, typer.Option(help="For WER and CER: of clips whose manifest names none, such as de or German.")
+    ] = "en",
     opinion: Annotated[str | None, typer.Option(help="dnsmos, utmos, or both with a comma.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many clips, drawn by --seed.")] = None,
     seed: Seed = 0,
@@ -61,7 +64,7 @@ def evaluate(
     from xycodec.eval.report.expected import read_expected
     from xycodec.eval.report.write import write_report
 
-    judges = make_judges(similarity, recogniser, opinion, device)
+    judges = make_judges(similarity, recogniser, opinion, device, language=language)
     signal = tuple(METERS) if metrics is None else tuple(metrics.split(","))
     measured = [*signal, *(name for judge in judges for name in judge.names)]
     # Here rather than in the report, which comes an hour later.

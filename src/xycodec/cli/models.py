@@ -1,6 +1,8 @@
 """`xycodec models`, `info`, `convert` and `bench`: what models there are, what a file or model is, how fast."""
 
 import json
+import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +11,7 @@ import typer
 
 from xycodec.cli.options import AsJson, Device, Overwrite, Storage, Store, Threads
 from xycodec.cli.terminal import print_bench, print_table
+from xycodec.errors import XycodecError
 
 
 def info(
@@ -130,20 +133,54 @@ def bench(
 
 
 def _describe(path: str) -> dict[str, Any]:
+    """Describe a file, folder or name, by its content where it is a file."""
+    suffix = Path(path).suffix.lower()
+    if path == "-":
+        return _describe_file(sys.stdin.buffer, path, suffix)
+    if os.path.exists(path) and not os.path.isdir(path) and suffix not in _CHECKPOINT_SUFFIXES:
+        from xycodec.errors import AudioError
+        from xycodec.io.files import open_input
+
+        with open_input(path, AudioError) as file:
+            return _describe_file(file, path, suffix)
+    return _describe_model(path)
+
+
+_CHECKPOINT_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors", ".yaml", ".json")
+_LOOKS = {
+    b"PK\3\4": "a zip archive", b"\x1f\x8b": "compressed by gzip", b"%PDF": "a PDF", b"\x89PNG": "a picture",
+    b"\xff\xd8\xff": "a picture", b"{": "JSON",
+}  # fmt: skip
+
+
+def _describe_file(file: Any, path: str, suffix: str) -> dict[str, Any]:
+    from xycodec.errors import AudioError
     from xycodec.io.audio import audio_extensions, audio_info
     from xycodec.io.xyc import CodecFile
 
-    suffix = Path(path).suffix.lower()
-    if path == "-" or suffix == ".xyc":
-        file = CodecFile.read(path)
+    head = file.peek(512)
+    if head.startswith(b"XYC") or suffix == ".xyc":
+        codes = CodecFile.read(path) if path == "-" or os.path.isfile(path) else CodecFile.from_bytes(file.read(), path)
         return {
-            "kind": "codes", "model": file.model, "seconds": round(file.duration, 3), "frames": file.frames,
-            "codebooks": f"{file.n_q} x {file.codebook_size}", "bitrate": round(file.bitrate, 1),
-            "sample_rate": file.sample_rate, "output_sample_rate": file.output_sample_rate,
-            "num_samples": file.num_samples, "bytes": file.num_bytes,
+            "kind": "codes", "model": codes.model, "seconds": round(codes.duration, 3), "frames": codes.frames,
+            "codebooks": f"{codes.n_q} x {codes.codebook_size}", "bitrate": round(codes.bitrate, 1),
+            "sample_rate": codes.sample_rate, "output_sample_rate": codes.output_sample_rate,
+            "num_samples": codes.num_samples, "bytes": codes.num_bytes,
         }  # fmt: skip
-    if suffix in audio_extensions():
-        return {"kind": "audio", **asdict(audio_info(path))}
+    try:
+        # What is no file, such as a pipe, is read once.
+        return {"kind": "audio", **asdict(audio_info(path if path == "-" or os.path.isfile(path) else file))}
+    except AudioError:
+        if path == "-" or suffix in audio_extensions():
+            raise
+    looks = next((name for magic, name in _LOOKS.items() if head.startswith(magic)), None)
+    if looks is None:
+        is_text = head.isascii() and not any(byte < 9 for byte in head)
+        looks = "a tar archive" if head[257:262] == b"ustar" else "text" if is_text else "of no kind known here"
+    raise XycodecError(f"{path}: it is {looks}, not codes, audio or a model")
+
+
+def _describe_model(path: str) -> dict[str, Any]:
     from xycodec.checkpoints.load import load_codec
 
     codec = load_codec(path, device="cpu")

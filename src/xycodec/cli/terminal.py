@@ -138,6 +138,8 @@ def print_comparison(result: "Comparison", picture: str) -> None:
     from xycodec.eval.results import METRICS, ROUNDTRIP
 
     one, two = result.encoded, result.decoded
+    for remark in one.remarks:
+        print_note(remark)
     rows = [
         ("audio", f"{one.source} ({one.seconds:.2f} s)"),
         ("model", one.model),
@@ -184,7 +186,10 @@ def print_evaluation(result: "Evaluation", page: str) -> None:
         for name in result.metrics:
             lacking = [clip.scores.missing[name] for clip in codec.clips if name in clip.scores.missing]
             if lacking:
-                _note(f"{codec.title}: {METRICS[name].title} lacks {len(lacking)} clips, the first: {lacking[0]}")
+                print_note(f"{codec.title}: {METRICS[name].title} lacks {len(lacking)} clips, the first: {lacking[0]}")
+    own = {clip.clip for codec in result.codecs for clip in codec.clips if clip.scores.reference is not None}
+    if own:
+        print_note(f"WER and CER: {len(own)} clips have no text, their reference is what was heard in the original")
     print(page)
 
 
@@ -206,11 +211,11 @@ def print_probe(result: "ProbeResult", expected: float | None) -> None:
     print_table(f"ASR probe of {result.model}", [("", "left"), ("", "left")], rows)
     for name, clips in (("train", result.train), ("dev", result.dev)):
         if clips.without_text:
-            _note(f"{name}: {clips.without_text} clips without text were left out")
+            print_note(f"{name}: {clips.without_text} clips without text were left out")
         if clips.crowded:
-            _note(f"{name}: {clips.crowded} clips have more characters than frames")
+            print_note(f"{name}: {clips.crowded} clips have more characters than frames")
         for clip, reason in clips.failed[:3]:
-            _note(f"{name}: {clip}: {reason} ({len(clips.failed)} such clips)")
+            print_note(f"{name}: {clip}: {reason} ({len(clips.failed)} such clips)")
 
 
 def print_abx(result: "AbxResult") -> None:
@@ -223,7 +228,7 @@ def print_abx(result: "AbxResult") -> None:
     triples = ", ".join(f"{one.triples:,} triples {one.mode}" for one in result.counts)
     print_table(f"ABX of {result.model}: {triples}", columns, rows)
     for remark in result.remarks:
-        _note(remark)
+        print_note(remark)
 
 
 def print_bench(report: dict[str, Any]) -> None:
@@ -277,7 +282,8 @@ def _trained(parameters: int, trainable: int) -> str:
     return "frozen" if not trainable else f"{trainable:,} trained"
 
 
-def _note(message: str) -> None:
+def print_note(message: str) -> None:
+    """Print a remark on stderr."""
     print(f"note: {message}", file=sys.stderr)
 
 

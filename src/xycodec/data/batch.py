@@ -31,6 +31,7 @@ class Batch:
     target: (B, T_out), the same at the output rate; the same tensor where the rates are equal.
     target_lengths: samples of `target` that belong to each clip.
     texts: transcript of each clip, None where there is none that fits its audio.
+    languages: that of each clip as its corpus names it, None where it does not.
     skipped: (id, reason) of each clip that was drawn but could not be used.
     position: where the stream stands after this batch.
     labels: (B, L, layers) int64, those of each clip, NO_LABEL past them; None if no clip has any.
@@ -45,6 +46,7 @@ class Batch:
     target: Tensor
     target_lengths: tuple[int, ...]
     texts: tuple[str | None, ...]
+    languages: tuple[str | None, ...]
     skipped: tuple[tuple[str, str], ...]
     position: Position
     labels: Tensor | None = None
@@ -83,6 +85,7 @@ def collate(
         target=audio if same else _padded([clip.target for clip in clips]),
         target_lengths=tuple(len(clip.target) for clip in clips),
         texts=tuple(clip.text for clip in clips),
+        languages=tuple(clip.language for clip in clips),
         skipped=tuple(skipped),
         position=position,
         labels=_labels([clip.labels for clip in clips]),
@@ -93,7 +96,7 @@ def _silence(skipped: Sequence[tuple[str, str]], position: Position, output_samp
     audio = torch.zeros(1, FRAME)
     same = output_sample_rate == INPUT_RATE
     target = audio if same else torch.zeros(1, FRAME * output_sample_rate // INPUT_RATE)
-    return Batch(("",), audio, (0,), target, (0,), (None,), tuple(skipped), position)
+    return Batch(("",), audio, (0,), target, (0,), (None,), (None,), tuple(skipped), position)
 
 
 def _labels(labels: Sequence[Tensor | None]) -> Tensor | None:

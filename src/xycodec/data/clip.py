@@ -26,7 +26,7 @@ _MARGIN = 0.01  # s of source beyond a crop's end, for what resampling rounds aw
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip: `audio` (T,) at 16 kHz and `target` (T x output rate / 16000,), float32, and its transcript.
+    """A clip: `audio` (T,) at 16 kHz and `target` (T x output rate / 16000,), float32, its transcript and its language.
 
     `labels` (frames, layers) int64 are what `data.targets.load_labels` says; None where there are none that fit.
     """
@@ -36,6 +36,7 @@ class Clip:
     target: Tensor
     text: str | None
     labels: Tensor | None = None
+    language: str | None = None
 
 
 def lowest_rate(output_sample_rate: int) -> int:
@@ -68,7 +69,13 @@ def load_clip(cut: Cut, config: DataConfig, *, output_sample_rate: int, seed: in
     if not len(audio):
         raise AudioError(f"{cut.id}: too short for a sample at {INPUT_RATE} Hz: leave it out")
     labels = load_labels(cut, start, len(audio)) if change.speed == 1 else None
-    return Clip(cut.id, audio, target, _text(cut, start, min(start + span, cut.duration)), labels)
+    return Clip(cut.id, audio, target, _text(cut, start, min(start + span, cut.duration)), labels, language_of(cut))
+
+
+def language_of(cut: Cut) -> str | None:
+    """The language that all supervisions of the cut which name one agree on, else None."""
+    named = {words.language for words in cut.supervisions if words.language}
+    return named.pop() if len(named) == 1 else None
 
 
 def generator_of(*facts: int | str) -> Generator:

@@ -7,17 +7,16 @@ only passes over it reads headers.
 import json
 import math
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-import soundfile as sf
 from lhotse import AudioSource, MonoCut, MultiCut, Recording, SupervisionSegment
 from lhotse.cut import Cut
 
 from xycodec.data.manifest import read_cuts
 from xycodec.data.tars import TarMember, members
-from xycodec.errors import ConfigError
-from xycodec.io.audio import audio_extensions
+from xycodec.errors import AudioError, ConfigError
+from xycodec.io.audio import audio_extensions, open_audio
 
 MEMBER = "tar_member"  # custom field of a cut: the TarMember of its audio, as a list
 _NO_AUDIO = ".nodata"  # how Shar marks a cut without a recording
@@ -38,6 +37,8 @@ class WebDatasetCuts:
             waiting: dict[str, TarMember | dict[str, Any]] = {}
             for name, member in members(path):
                 key, suffix = name.rsplit(".", 1) if "." in name else (name, "")
+                if PurePosixPath(name).name.startswith("."):
+                    continue  # what macOS leaves beside files is none
                 if suffix != "json" and f".{suffix.lower()}" not in audio_extensions():
                     continue
                 found = _object(path, name, member) if suffix == "json" else member
@@ -98,10 +99,9 @@ def _object(path: Path, name: str, member: TarMember) -> dict[str, Any]:
 
 
 def _cut(key: str, member: TarMember, row: dict[str, Any]) -> Cut:
-    rate, channels, seconds = _header(member)
     given = row.get("duration")
-    if isinstance(given, (int, float)) and 0 < given < math.inf:
-        seconds = float(given)
+    known = float(given) if isinstance(given, (int, float)) and 0 < given < math.inf else None
+    rate, channels, seconds = _facts(member, known)
     source = AudioSource(type="shar", channels=list(range(channels)), source="")
     samples = max(1, round(seconds * rate))
     cut = Recording(key, [source], rate, samples, samples / rate).to_cut()
@@ -110,15 +110,16 @@ def _cut(key: str, member: TarMember, row: dict[str, Any]) -> Cut:
     return _with_member(cut, member)
 
 
-def _header(member: TarMember) -> tuple[int, int, float]:
-    """Rate in Hz, channels and seconds."""
-    with member.open() as file:
+def _facts(member: TarMember, seconds: float | None) -> tuple[int, int, float]:
+    """Rate in Hz, channels and seconds, which are read from the audio if they are not known."""
+    for whole in (False, True) if seconds else (True,):
         try:
-            info = sf.info(file)
-        except sf.LibsndfileError:
-            # The clip stays in, so that whoever decodes it can list it as unreadable.
-            return 48_000, 1, 1.0
-        return info.samplerate, info.channels, info.duration
+            with member.open() as file, open_audio(file, whole=whole) as audio:
+                return audio.sample_rate, audio.channels, seconds or audio.length() / audio.sample_rate
+        except AudioError:
+            continue  # junk may lie before it
+    # The clip stays in, so that whoever decodes it can list it as unreadable.
+    return 48_000, 1, seconds or 1.0
 
 
 def _with_member(cut: Cut, member: TarMember) -> Cut:

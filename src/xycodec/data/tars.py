@@ -1,13 +1,14 @@
 """Files inside tar archives, which are never unpacked: where they lie, and how to read them there."""
 
-import io
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from xycodec.errors import AudioError, ConfigError
+from xycodec.io.audio import identity_of
+from xycodec.io.decoders import Window
 from xycodec.io.files import open_input
 
 
@@ -24,41 +25,16 @@ class TarMember:
         return MemberFile(open_input(self.path, AudioError), self.offset, self.size)
 
 
-class MemberFile(io.RawIOBase):
-    """A part of an open file that reads like a file of its own, and closes the other with itself."""
+class MemberFile(Window):
+    """The bytes of a member as a file of their own; the archive is closed with it."""
 
-    def __init__(self, file: BinaryIO, offset: int, size: int) -> None:
-        self._file, self._offset, self._size, self._place = file, offset, size, 0
-
-    def readable(self) -> bool:
-        """Always."""
-        return True
-
-    def seekable(self) -> bool:
-        """Always."""
-        return True
-
-    def seek(self, place: int, whence: int = io.SEEK_SET) -> int:
-        """Go to `place`, from the member's beginning, the current place or the member's end."""
-        self._place = place + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
-        return self._place
-
-    def tell(self) -> int:
-        """Bytes from the member's beginning."""
-        return self._place
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill `buffer` as far as the member goes."""
-        wanted = max(0, min(len(buffer), self._size - self._place))
-        self._file.seek(self._offset + self._place)
-        data = self._file.read(wanted)
-        buffer[: len(data)] = data
-        self._place += len(data)
-        return len(data)
+    def __init__(self, archive: BinaryIO, offset: int, size: int) -> None:
+        super().__init__(archive, offset, offset + size, "", identity_of(archive))
+        self._archive = archive
 
     def close(self) -> None:
         """Close the archive too."""
-        self._file.close()
+        self._archive.close()
         super().close()
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from xycodec.eval.metrics.quality import RATE
 from xycodec.eval.results import CodebookUse
-from xycodec.io.audio import Samples, read_audio, write_audio
+from xycodec.io.audio import Samples, ignore, read_audio, write_audio
 from xycodec.io.codes import CodeStore
 from xycodec.models.base import Codec, fingerprint
 from xycodec.models.longform import decode_long, encode_long
@@ -83,7 +83,7 @@ def code_clips(
 def _coded(
     codec: Codec, n_q: int | None, clip: str, originals: Path, folder: Path
 ) -> tuple[NDArray[np.int64] | None, dict[str, Any]]:
-    audio = read_audio(originals / f"{clip}.flac", codec.input_sample_rate)
+    audio = read_audio(originals / f"{clip}.flac", codec.input_sample_rate, tell=ignore)
     try:
         start = time.perf_counter()
         codes = encode_long(codec, audio, n_q=n_q)

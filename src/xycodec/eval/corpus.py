@@ -6,9 +6,10 @@ import re
 import shutil
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,13 +18,13 @@ import soxr
 from lhotse import CutSet
 from lhotse.cut import Cut
 
-from xycodec.data.clip import INPUT_RATE, require_sound
+from xycodec.data.clip import INPUT_RATE, language_of, require_sound
 from xycodec.data.config import SourceConfig
 from xycodec.data.decode import decode
 from xycodec.data.manifest import SUFFIXES, is_ours, read_cuts, read_rows, row_cut
 from xycodec.data.sources import open_source
 from xycodec.errors import AudioError, ConfigError, XycodecError
-from xycodec.io.audio import Samples, audio_extensions
+from xycodec.io.audio import Samples, audio_extensions, audio_files
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Item:
     seconds: float
     cut: Cut | AudioError
     """The clip in its corpus, or why it cannot be had."""
+    language: str | None = None
+    """Language as the corpus names it: a code or a name."""
 
     def load(self) -> Samples:
         """The whole clip, mono at 16 kHz (n,). Raises AudioError if it cannot be read or is not finite."""
@@ -93,9 +96,11 @@ def _items(spec: str) -> Iterator[Item]:
             yield from (_item(cut, _bare(path.name)) for cut in read_cuts(path))
     elif files := _audio_files(path):
         folder_of = path if path.is_dir() else path.parent
-        yield from (
-            _row_item({"audio": file.relative_to(folder_of).as_posix()}, folder_of / path.stem) for file in files
-        )
+        sharing = Counter(file.with_suffix("") for file in files)
+        for file in files:
+            item = _row_item({"audio": file.relative_to(folder_of).as_posix()}, folder_of / path.stem)
+            # a.wav beside a.mp3
+            yield replace(item, clip=item.clip + file.suffix) if sharing[file.with_suffix("")] > 1 else item
     elif not path.exists() and not spec.endswith(".tar"):
         known = ", ".join(f"{known}:PART:FOLDER" for known in CORPORA)
         raise ConfigError(f"{spec}: there is no such file or folder: give a manifest, a folder of audio, or {known}")
@@ -107,8 +112,9 @@ def _audio_files(path: Path) -> list[Path]:
     """A file of audio, or those below a folder that is not one of Lhotse's."""
     if path.is_dir() and any(path.glob("cuts.*")):
         return []
-    found = sorted(path.rglob("*")) if path.is_dir() else [path]
-    return [file for file in found if file.suffix.lower() in audio_extensions() and file.is_file()]
+    if path.is_dir():
+        return audio_files(path)
+    return [path] if path.suffix.lower() in audio_extensions() and path.is_file() else []
 
 
 def _row_item(row: dict[str, Any], manifest: Path) -> Item:
@@ -118,7 +124,15 @@ def _row_item(row: dict[str, Any], manifest: Path) -> Item:
     except AudioError as error:
         folder = PurePosixPath(row["audio"]).parent
         source = folder.as_posix() if folder.name else _bare(manifest.name)
-        return Item(_safe(row["audio"]), source, row.get("speaker"), row.get("text"), row.get("duration", 0.0), error)
+        return Item(
+            clip=_safe(row["audio"]),
+            source=source,
+            speaker=row.get("speaker"),
+            text=row.get("text"),
+            seconds=row.get("duration", 0.0),
+            cut=error,
+            language=row.get("language"),
+        )
 
 
 def _item(cut: Cut, corpus: str) -> Item:
@@ -132,6 +146,7 @@ def _item(cut: Cut, corpus: str) -> Item:
         text=" ".join((words.text or "").strip() for words in said) or None,
         seconds=cut.duration,
         cut=cut,
+        language=language_of(cut),
     )
 
 

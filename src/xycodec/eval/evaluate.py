@@ -41,7 +41,7 @@ from xycodec.eval.corpus import Item
 from xycodec.eval.judges.base import Judge, Pair
 from xycodec.eval.metrics.quality import METERS, PROTOCOL, RATE, measure_quality, require_metrics
 from xycodec.eval.results import ORIGINAL, ClipResult, CodecResult, Evaluation, Scores
-from xycodec.io.audio import read_audio, write_audio
+from xycodec.io.audio import ignore, read_audio, write_audio
 from xycodec.io.files import atomic_path
 from xycodec.io.journal import Journal
 from xycodec.io.parallel import Advance, Job, Work, run_jobs
@@ -254,7 +254,8 @@ def _signal_scorer(metrics: tuple[str, ...]) -> Work:
     torch.set_num_threads(1)
 
     def work(source: str, target: str, advance: Advance) -> Scores:
-        return measure_quality([read_audio(target, RATE)], [read_audio(source, RATE)], metrics)
+        decoded, original = (read_audio(path, RATE, tell=ignore) for path in (target, source))
+        return measure_quality([decoded], [original], metrics)
 
     return work
 
@@ -262,22 +263,25 @@ def _signal_scorer(metrics: tuple[str, ...]) -> Work:
 def _score_by(judge: Judge, row: _Row, items: Sequence[Item], clips: Sequence[str], folder: Path, stage: Stage) -> None:
     journal = Journal(folder / row.name / "scores.jsonl")
     todo = _unscored(row, clips, folder, judge.names)
-    texts = {item.clip: item.text for item in items}
-    length = {item.clip: item.seconds for item in items}
+    item_of = {item.clip: item for item in items}
+    # The originals come first: where there is no text, what is heard in them is the reference.
+    heard = {} if row.spec is None else {clip: one.transcript for clip, one in _scores(folder / ORIGINAL).items()}
     # Of like length together, so that a batch holds little but speech.
-    todo.sort(key=lambda clip: length[clip])
+    todo.sort(key=lambda clip: item_of[clip].seconds)
     with stage(f"{row.name}: {', '.join(judge.names)}", len(todo)) as done:
         for start in range(0, len(todo), JUDGED_AT_ONCE):
             batch = todo[start : start + JUDGED_AT_ONCE]
-            pairs = [_pair(folder, row.name, clip, texts[clip]) for clip in batch]
+            pairs = [_pair(folder, row.name, item_of[clip], heard.get(clip)) for clip in batch]
             for clip, scores in zip(batch, judge(pairs), strict=True):
                 journal.append({"clip": clip, "scores": asdict(scores)})
                 done()
 
 
-def _pair(folder: Path, codec: str, clip: str, text: str | None) -> Pair:
-    decoded, original = (read_audio(folder / name / AUDIO / f"{clip}.flac", RATE) for name in (codec, ORIGINAL))
-    return Pair(decoded, original, text)
+def _pair(folder: Path, codec: str, item: Item, heard: str | None) -> Pair:
+    decoded, original = (
+        read_audio(folder / name / AUDIO / f"{item.clip}.flac", RATE, tell=ignore) for name in (codec, ORIGINAL)
+    )
+    return Pair(decoded, original, item.text, item.language, heard)
 
 
 # ---- the result --------------------------------------------------------------------------------
@@ -304,6 +308,7 @@ def _gathered(
                 decode_s=of_clip.get("decode_s"),
                 scores=_only(scores.get(item.clip, Scores()), names),
                 error=unread.get(item.clip) or of_clip.get("error"),
+                language=item.language,
             )
         )
     if row.spec is None:

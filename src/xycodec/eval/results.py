@@ -76,7 +76,10 @@ METRICS: dict[str, Metric] = {
         Metric("voicing_error", "voicing", "lower", 3, "Share of frames that are voiced in only one of the two."),
         Metric("similarity", "SIM", "higher", 3, "Cosine of the speaker embeddings of decoded and original, to 1."),
         Metric("wer", "WER", "lower", 3, "Word errors of a recogniser over the words of the transcripts, pooled."),
-        Metric("cer", "CER", "lower", 3, "The same of characters."),
+        Metric(
+            "wer_capped", "WER capped", "lower", 3, "The same, each clip with at most as many errors as it has words."
+        ),
+        Metric("cer", "CER", "lower", 3, "Character errors over the characters of the transcripts, pooled."),
         Metric("utmos", "UTMOS", "higher", 2, "Predicted mean opinion, 1 to 5; hears the decoded audio only."),
         Metric(
             "dnsmos", "DNSMOS", "higher", 2, "Predicted mean opinion (P.808), 1 to 5; hears the decoded audio only."
@@ -101,6 +104,10 @@ class Scores:
     """Weights of values in a mean where they are not 1: the words of a transcript, for `wer`."""
     transcript: str | None = None
     """Text that the recogniser heard."""
+    reference: str | None = None
+    """Text that it heard in the original, where that is the reference because no transcript is known."""
+    looped: bool = False
+    """Whether the recogniser repeated itself, and `transcript` is its second attempt."""
 
     def __or__(self, other: "Scores") -> "Scores":
         """Merge two scores; `other` wins."""
@@ -109,6 +116,8 @@ class Scores:
             {name: why for name, why in (self.missing | other.missing).items() if name not in other.values},
             self.weights | other.weights,
             self.transcript if other.transcript is None else other.transcript,
+            self.reference if other.reference is None else other.reference,
+            self.looped or other.looped,
         )
 
 
@@ -132,6 +141,8 @@ class ClipResult:
     scores: Scores = Scores()
     error: str | None = None
     """Why the codec failed on this clip: it has no scores then."""
+    language: str | None = None
+    """Language as the manifest names it."""
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> "ClipResult":

@@ -1,16 +1,20 @@
 """Many files, one after another or in several processes: which become which, and what happened to each."""
 
 import glob
+import json
 import multiprocessing
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from xycodec.errors import XycodecError
+from xycodec.io.audio import is_hidden
 
 
 @dataclass(frozen=True)
@@ -33,12 +37,16 @@ class Outcome:
 def plan_jobs(inputs: Sequence[str], output: str | None, suffix: str, extensions: frozenset[str]) -> list[Job]:
     """Match every input with its output.
 
-    An input is a file, a folder (searched for `extensions`), a glob, or `-`. `output` is a file for a single
-    input file, else a folder that mirrors the inputs' tree; without it, results lie beside their sources with
-    the suffix changed. Raises XycodecError if an input is missing, a folder or glob gives nothing, or two
-    outputs would be the same file or overwrite an input.
+    An input is a file, a folder (searched for `extensions`; what is hidden is left out), a glob, or `-`. `output` is
+    a file for a single input file, else a folder that mirrors the inputs' trees; without it, results lie beside their
+    sources. A result has its source's name with the suffix changed, or added where two sources differ in it alone
+    (a.wav and a.mp3 give a.wav.xyc and a.mp3.xyc).
+
+    Raises:
+        XycodecError: an input is missing, a folder or glob gives nothing, two outputs would be the same file, or one
+            would overwrite an input or have the suffix of one.
     """
-    jobs = []
+    found: list[tuple[str, Path]] = []
     to_folder = output is not None and output != "-" and (Path(output).is_dir() or output.endswith("/"))
     single = len(inputs) == 1 and not Path(inputs[0]).is_dir() and not _is_pattern(inputs[0])
     if output is not None and not single:
@@ -46,16 +54,31 @@ def plan_jobs(inputs: Sequence[str], output: str | None, suffix: str, extensions
             raise XycodecError(f"{output}: several inputs need a folder to write to")
         to_folder = True
     for given in inputs:
-        for source, relative in _expand(given, extensions):
-            if output is None:
-                target = "-" if source == "-" else str(Path(source).with_suffix(suffix))
-            elif to_folder:
-                name = Path("stdin") if source == "-" else relative
-                target = str(Path(output) / name.with_suffix(suffix))
-            else:
-                target = output
-            jobs.append(Job(source, target))
+        found += _expand(given, extensions)
+    if single and output is not None and not to_folder:
+        jobs = [Job(source, output) for source, _ in found]
+    else:
+        jobs = _mirrored(found, output, suffix)
     _check_targets(jobs)
+    if output is not None and single and not to_folder and Path(output).suffix.lower() in extensions - {suffix}:
+        raise XycodecError(f"{output}: a {suffix} file cannot have that suffix: give another name")
+    return jobs
+
+
+def _mirrored(found: Sequence[tuple[str, Path]], output: str | None, suffix: str) -> list[Job]:
+    """Jobs whose targets have their sources' places below `output`, or lie beside them without it."""
+
+    def place(source: str, relative: Path) -> Path:
+        if source == "-":
+            return Path("-" if output is None else Path(output) / "stdin")
+        return Path(source) if output is None else Path(output) / relative
+
+    places = [(source, place(source, relative)) for source, relative in found]
+    sharing = Counter(path.with_suffix("") for path in {path for _, path in places} if path.suffix != suffix)
+    jobs = []
+    for source, path in places:
+        name = path.name + suffix if sharing[path.with_suffix("")] > 1 else path.with_suffix(suffix).name
+        jobs.append(Job(source, "-" if source == "-" and output is None else str(path.with_name(name))))
     return jobs
 
 
@@ -70,20 +93,28 @@ def _expand(given: str, extensions: frozenset[str]) -> Iterator[tuple[str, Path]
         yield given, Path(path.name)
     elif path.is_dir():
         found = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in extensions)
+        found = [p for p in found if not is_hidden(p.relative_to(path))]
         if not found:
             raise XycodecError(f"{given}: the folder holds no {'/'.join(sorted(extensions))} file")
         for file in found:
             yield str(file), file.relative_to(path)
     elif _is_pattern(given):
-        names = sorted(name for name in glob.glob(given, recursive=True) if Path(name).is_file())
+        # A glob with two ** finds a file several times.
+        names = sorted({name for name in glob.glob(given, recursive=True) if Path(name).is_file()})
         if not names:
             raise XycodecError(f"{given}: no file matches")
         for name in names:
-            yield name, Path(Path(name).name)
+            yield name, Path(os.path.relpath(name, _root(given)))
     elif path.exists():
         yield given, Path(path.name)  # a named pipe, /dev/stdin
     else:
         raise XycodecError(f"{given}: no such file or folder")
+
+
+def _root(pattern: str) -> Path:
+    """The folder below which a glob searches: its path up to the first part with a sign of a glob."""
+    parts = Path(pattern).parts
+    return Path(*takewhile(lambda part: not glob.has_magic(part), parts[:-1]))
 
 
 def _check_targets(jobs: Sequence[Job]) -> None:
@@ -178,3 +209,32 @@ def pending(jobs: Iterable[Job], overwrite: bool) -> tuple[list[Job], list[Job]]
         exists = not overwrite and job.target != "-" and Path(job.target).exists()
         (done if exists else todo).append(job)
     return todo, done
+
+
+NOTES = ".xycodec.jsonl"
+"""The file in a folder of results that keeps the settings which the results themselves do not tell."""
+
+
+def settings_of(target: str) -> dict[str, Any]:
+    """The settings noted of a result; empty where there are none, as of results made with the defaults."""
+    path, found = Path(target), dict[str, Any]()
+    try:
+        lines = (path.parent / NOTES).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return found
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:  # a line that an interrupted run did not finish
+            continue
+        if row.get("result") == path.name:
+            found = row["settings"]
+    return found
+
+
+def note_settings(target: str, settings: dict[str, Any]) -> None:
+    """Note what a result was made with, unless that is noted already or it is the defaults."""
+    if target == "-" or not os.path.exists(target) or settings == settings_of(target):
+        return
+    with open(Path(target).parent / NOTES, "a", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(json.dumps({"result": Path(target).name, "settings": settings}, ensure_ascii=False) + "\n")

@@ -10,8 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from xycodec.errors import AudioError
-from xycodec.io.audio import stream_audio
+from xycodec.io.audio import ignore, stream_audio
 from xycodec.io.files import atomic_path
 from xycodec.io.xyc import CodecFile
 from xycodec.nn.mel import mel_filterbank
@@ -28,7 +27,7 @@ def draw_roundtrip(source: str, code_file: str, decoded: str, target: str | Path
     """Write a PNG of 1200 x 800 with both log-mel spectrograms and the code map, of the first 30 s, to `target`."""
     codes = CodecFile.read(code_file)
     rate = codes.sample_rate
-    before, after = (next(islice(stream_audio(name, rate, SHOWN_S), 1)) for name in (source, decoded))
+    before, after = (next(islice(stream_audio(name, rate, SHOWN_S, tell=ignore), 1)) for name in (source, decoded))
     seconds = len(before) / rate
 
     figure = Figure(figsize=(12, 8), layout="constrained")
@@ -38,12 +37,12 @@ def draw_roundtrip(source: str, code_file: str, decoded: str, target: str | Path
     _draw_spectrograms(figure, axes[:2], before, after, rate)
     _draw_codes(figure, axes[2], codes, seconds)
     axes[2].set(xlabel="seconds", xlim=(0, seconds))
-    with atomic_path(target, AudioError) as scratch:
+    with atomic_path(target) as scratch:
         figure.savefig(scratch, format="png", dpi=100)
 
 
 def draw_pair(before: Samples, after: Samples, sample_rate: int) -> Figure:
-    """Log-mel spectrograms of two 1-D signals at `sample_rate`, one above the other."""
+    """Both log-mel spectrograms of two 1-D signals at `sample_rate`, one above the other."""
     figure = Figure(figsize=(10, 5), layout="constrained")
     axes = figure.subplots(2, 1, sharex=True)
     _draw_spectrograms(figure, axes, before, after, sample_rate)
@@ -52,7 +51,7 @@ def draw_pair(before: Samples, after: Samples, sample_rate: int) -> Figure:
 
 
 def _draw_spectrograms(figure: Figure, axes: Any, before: Samples, after: Samples, rate: int) -> None:
-    """Two spectrograms on one scale: decibels below the loudest place of the two."""
+    """Both on one scale: decibels below the loudest place of the two."""
     pictures = mel_decibels(before, rate), mel_decibels(after, rate)
     top = max(picture.max() for picture in pictures)
     marks = [khz for khz in _MARKS_KHZ if khz * 2000 <= rate]

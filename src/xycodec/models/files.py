@@ -1,6 +1,7 @@
 """Files to codes, codes to files, and both in a row: what the command line does to one file."""
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,8 @@ class Transcoded:
     bitrate: float
     """Bits a second of the codes."""
     model: str
+    remarks: tuple[str, ...] = ()
+    """Remarks on the audio that was read: its level, or what had to be left out."""
 
     @property
     def speed(self) -> float:
@@ -49,7 +52,8 @@ def encode_file(
     """Encode any audio file (or `-`, stdin) into a `.xyc` file (or `-`, stdout), in bounded memory."""
     start = time.perf_counter()
     rate = codec.input_sample_rate
-    counter = CountedBlocks(stream_audio(source, rate), rate, advance)
+    remarks: list[str] = []
+    counter = CountedBlocks(stream_audio(source, rate, tell=remarks.append), rate, advance)
     codes = encode_long(codec, counter, overlap_s, n_q=n_q).numpy().astype(np.uint16)
     # The published rule drops a last partial frame, so such codes promise whole frames only.
     length = codes.shape[1] * codec.hop_length if codec.reference else counter.samples
@@ -63,7 +67,7 @@ def encode_file(
         num_samples=length,
     )
     file.write(target)
-    return _report(file, source, target, counter.samples / rate, start)
+    return _report(file, source, target, counter.samples / rate, start, remarks)
 
 
 def decode_file(
@@ -102,7 +106,9 @@ def check_model(codec: Codec, file: CodecFile, name: str, any_model: bool) -> No
         raise BitstreamError(f"{name}: its codes do not have the shape of model {codec.model_id!r}")
 
 
-def _report(file: CodecFile, source: str, target: str, seconds: float, start: float) -> Transcoded:
+def _report(
+    file: CodecFile, source: str, target: str, seconds: float, start: float, remarks: Iterable[str] = ()
+) -> Transcoded:
     return Transcoded(
         source=source,
         target=target,
@@ -112,4 +118,5 @@ def _report(file: CodecFile, source: str, target: str, seconds: float, start: fl
         bytes=file.num_bytes,
         bitrate=file.bitrate,
         model=file.model,
+        remarks=tuple(remarks),
     )

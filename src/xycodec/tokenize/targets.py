@@ -21,9 +21,10 @@ from xycodec.data.manifest import open_text
 from xycodec.data.sources import Cuts
 from xycodec.data.targets import can_hold_targets, with_targets
 from xycodec.errors import AudioError, ConfigError
-from xycodec.io.audio import Samples, resampled
+from xycodec.io.audio import Samples
 from xycodec.io.codes import CodeStore
 from xycodec.io.files import atomic_path, os_error_line
+from xycodec.io.reader import resampled
 from xycodec.models.base import Codec, fingerprint
 from xycodec.models.longform import encode_long
 

@@ -48,7 +48,9 @@ class ValidationConfig(Config):
     listen: NonNegativeInt = 4
     """Clips whose audio and spectrograms go to TensorBoard."""
     transcribe: NonNegativeInt = 32
-    """Clips the language model transcribes for its word error rate."""
+    """Clips the language model transcribes for its word error rate, and `recogniser` for that of the decoded audio."""
+    recogniser: str | None = None
+    """Hub id or folder of a Whisper or CTC model that hears the decoded audio; not the one that teaches. null: none."""
 
 
 class CheckpointConfig(Config):
@@ -80,6 +82,12 @@ class RunConfig(Config):
     """Steps between two lines of progress and TensorBoard scalars; `metrics.jsonl` has every step."""
 
     @model_validator(mode="after")
+    def _heard_clips(self) -> "RunConfig":
+        if self.validation.recogniser is not None and not self.data.valid:
+            raise ValueError("validation.recogniser: there is nothing to hear: name clips in data.valid")
+        return self
+
+    @model_validator(mode="after")
     def _whole_weights(self) -> "RunConfig":
         if self.ema is not None and self.engine.kind == "fsdp2":
             raise ValueError("ema: fsdp2 shards the weights that it averages: use ddp or single, or set ema to null")
@@ -90,3 +98,9 @@ def require_a_loss(weights: Config) -> None:
     """Raise ValueError where every weight of the losses is 0."""
     if not any(weights.model_dump().values()):
         raise ValueError("loss: every weight is 0: give at least one")
+
+
+def refuse_listening(recipe: RunConfig) -> None:
+    """Raise ValueError where a stage without decoded audio is asked to have it recognised."""
+    if recipe.validation.recogniser is not None:
+        raise ValueError("validation.recogniser: this stage decodes no audio: leave it out")

@@ -105,10 +105,10 @@ class Monitor:
         figure = draw_pair(original.numpy(), decoded.numpy(), sample_rate)
         self._board.add_figure(f"{name}/spectrograms", figure, step, close=False)
 
-    def text(self, step: int, pairs: Sequence[tuple[str, str]]) -> None:
-        """Write pairs of transcript and recognised text."""
+    def text(self, step: int, pairs: Sequence[tuple[str, str]], name: str = "transcripts") -> None:
+        """Write pairs of transcript and text heard by the language model or a recogniser."""
         table = "\n".join(f"    said:  {said}\n    heard: {heard}\n" for said, heard in pairs)
-        self._board.add_text("transcripts", table, step)
+        self._board.add_text(name, table, step)
 
 
 def skipped_file(run: Path) -> Path:

@@ -155,6 +155,7 @@ def _longest_batch(recipe: RunConfig, output_sample_rate: int) -> Batch:
         target=target,
         target_lengths=(target.shape[1],) * clips,
         texts=("",) * clips,
+        languages=(None,) * clips,
         skipped=(),
         position=Position(0, 0),
     )

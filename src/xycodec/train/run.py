@@ -23,6 +23,7 @@ from xycodec.train.recipe_file import save_recipe
 from xycodec.train.stage import Stage
 from xycodec.train.stages import all_stages, stage_of
 from xycodec.train.trainer import Trainer, TrainingError
+from xycodec.train.words import WordJudge
 
 SURVEYED = 100_000  # clips: all of a large corpus take longer than the other processes wait
 
@@ -66,7 +67,9 @@ def _train(recipe: RunConfig, run: Path, resume: bool, quiet: bool) -> Ended:
         valid = open_cuts(recipe, data.valid) if data.valid else None
         stage = open_stage(_starting(recipe, run, state), engine)
         corpus = _Corpus(recipe, engine, stage.output_sample_rate, cuts, valid)
-        trainer = Trainer(recipe, stage, engine, corpus.stream, corpus.validation, run)
+        recogniser = recipe.validation.recogniser
+        word_judge = None if recogniser is None else WordJudge(recogniser, run, engine.device)
+        trainer = Trainer(recipe, stage, engine, corpus.stream, corpus.validation, run, word_judge)
         if state is not None:
             _restore(trainer, state, run)
             state = None  # all its tensors

@@ -94,6 +94,8 @@ class Stage(ABC, Generic[RecipeT]):
     HuBERT as `hubert`; `ema` holds the codec's average, if there is one."""
     updaters: dict[str, Updater]
     output_sample_rate: int
+    words_name = "wer"
+    """Name of `Measured.words` in the metrics."""
 
     # ---- before the run ------------------------------------------------------------------------
 

@@ -35,6 +35,7 @@ from xycodec.train.engine import Engine
 from xycodec.train.monitor import Monitor, record_skipped, skipped_file
 from xycodec.train.stage import Stage
 from xycodec.train.validate import validate
+from xycodec.train.words import WordJudge
 
 
 class TrainingError(XycodecError):
@@ -70,8 +71,10 @@ class Trainer:
         stream: Callable[[Position], Iterator[Batch]],
         validation: Callable[[], Iterator[Batch]],
         run: Path,
+        word_judge: WordJudge | None = None,
     ) -> None:
         self.recipe, self.stage, self.engine, self.run = recipe, stage, engine, run
+        self._word_judge = word_judge
         self._stream, self._validation = stream, validation
         self.monitor: Monitor | None = None
         self.step = 0
@@ -272,7 +275,7 @@ class Trainer:
     # ---- validation and checkpoints ------------------------------------------------------------
 
     def _validate(self) -> None:
-        result = validate(self.stage, self.engine, self._validation(), self.recipe.validation)
+        result = validate(self.stage, self.engine, self._validation(), self.recipe.validation, self._word_judge)
         if result is None:
             self.save()
             return
@@ -291,6 +294,8 @@ class Trainer:
                 self.monitor.listen(self.step, name, original, decoded, rate)
             if result.transcripts:
                 self.monitor.text(self.step, result.transcripts)
+            if result.decoded_transcripts:
+                self.monitor.text(self.step, result.decoded_transcripts, "decoded transcripts")
         best = self.best is None or loss < self.best
         if best:
             self.best = loss

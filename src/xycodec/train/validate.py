@@ -4,17 +4,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import soxr
 import torch
 from torch import Tensor
 
 from xycodec.data.batch import Batch, Position, collate
+from xycodec.data.clip import INPUT_RATE
 from xycodec.distributed import all_reduce_
+from xycodec.eval.judges.base import Pair
 from xycodec.eval.metrics.wer import WordErrors
+from xycodec.eval.results import Scores
 from xycodec.nn.mean import Mean
 from xycodec.nn.quantize import codebook_perplexity, codebook_usage
 from xycodec.train.config import ValidationConfig
 from xycodec.train.engine import Engine
 from xycodec.train.stage import Stage
+from xycodec.train.words import WordJudge
 
 
 @dataclass(frozen=True)
@@ -26,13 +31,21 @@ class ValidationResult:
     clips: list[tuple[str, Tensor, Tensor]]
     """(id, original (T,), decoded (T,)) on the CPU."""
     transcripts: list[tuple[str, str]]
-    """(said, heard)."""
+    """(said, heard) of the language model."""
+    decoded_transcripts: list[tuple[str, str]]
+    """(reference, heard) of the decoded audio."""
 
 
 def validate(
-    stage: Stage[Any], engine: Engine, batches: Iterator[Batch], config: ValidationConfig
+    stage: Stage[Any],
+    engine: Engine,
+    batches: Iterator[Batch],
+    config: ValidationConfig,
+    word_judge: WordJudge | None = None,
 ) -> ValidationResult | None:
     """Means over all clips of all processes, whatever their batches; None if there are none.
+
+    `word_judge` hears the decoded audio of the first `config.transcribe` clips, whatever the number of processes.
 
     Processes may have unlike numbers of batches. One that has no more goes on with silence that does not count,
     because a sharded network needs every process in every pass.
@@ -42,12 +55,17 @@ def validate(
     words = WordErrors(0, 0)
     clips: list[tuple[str, Tensor, Tensor]] = []
     transcripts: list[tuple[str, str]] = []
+    decoded: list[tuple[str, Pair]] = []
+    passed = 0  # clips of all processes
     silence = collate((), (), Position(0, 0), output_sample_rate=stage.output_sample_rate)
     while True:
         batch = next(batches, None)
-        working, transcribed = _sums([float(batch is not None), float(len(transcripts))], engine)
+        sizes = [0.0] * engine.world_size
+        sizes[engine.rank] = 0.0 if batch is None else float(sum(n > 0 for n in batch.lengths))
+        working, transcribed, *sizes = _sums([float(batch is not None), float(len(transcripts)), *sizes], engine)
         if not working:
             break
+        first, passed = passed + int(sum(sizes[: engine.rank])), passed + int(sum(sizes))
         measured = stage.measure((batch or silence).to(engine.device), transcribe=transcribed < config.transcribe)
         # Silence counts nothing, but a process that has nothing else must name the same means.
         means = {name: means[name] + mean if name in means else mean for name, mean in measured.means.items()}
@@ -59,6 +77,8 @@ def validate(
         transcripts += [(said, heard) for said, heard in zip(batch.texts, measured.texts, strict=False) if said]
         if measured.audio is None:
             continue
+        if word_judge is not None:
+            decoded += _decoded(batch, measured.audio, config.transcribe - first, stage.output_sample_rate)
         for index in range(min(len(batch.ids), config.listen - len(clips))):
             length = batch.target_lengths[index]
             if length:
@@ -74,8 +94,47 @@ def validate(
         values["perplexity"] = float(codebook_perplexity(counts).mean())
     errors, spoken = _sums([words.errors, words.words], engine)
     if spoken:
-        values["wer"] = errors / spoken
-    return ValidationResult(values, counts, clips, transcripts)
+        values[stage.words_name] = errors / spoken
+    heard: list[tuple[str, str]] = []
+    if word_judge is not None:
+        scores = word_judge(decoded)
+        values |= _word_errors(scores, engine)
+        heard = [_told(pair, one) for (_, pair), one in zip(decoded, scores, strict=True)]
+    return ValidationResult(values, counts, clips, transcripts, heard)
+
+
+def _decoded(batch: Batch, audio: Tensor, most: int, sample_rate: int) -> list[tuple[str, Pair]]:
+    """The first clips of the batch, `most` at most, with their ids; `audio` (B, T) is their decoding."""
+    pairs = []
+    for index in range(min(most, sum(n > 0 for n in batch.lengths))):
+        samples = audio[index, : batch.target_lengths[index]].float().cpu().numpy()
+        if sample_rate != INPUT_RATE:
+            samples = soxr.resample(samples, sample_rate, INPUT_RATE)
+        original = batch.audio[index, : batch.lengths[index]].numpy()
+        pairs.append((batch.ids[index], Pair(samples, original, batch.texts[index], batch.languages[index])))
+    return pairs
+
+
+def _word_errors(scores: Sequence[Scores], engine: Engine) -> dict[str, float]:
+    """Over all processes: rates, clips that were compared, those of them without text, those with a loop."""
+    compared = [one for one in scores if "wer" in one.values]
+    # Counts of words are whole, and their sums the same in every order.
+    mine = (
+        *(sum(round(one.values[name] * one.weights[name]) for one in compared) for name in ("wer", "wer_capped")),
+        sum(one.weights["wer"] for one in compared),
+        len(compared),
+        sum(one.reference is not None for one in compared),
+        sum(one.looped for one in scores),
+    )
+    errors, capped, words, clips, without_text, loops = _sums(mine, engine)
+    rates = {"wer": errors / words, "wer_capped": capped / words} if words else {}
+    return rates | {"wer_clips": clips, "wer_clips_without_text": without_text, "wer_loops": loops}
+
+
+def _told(pair: Pair, scores: Scores) -> tuple[str, str]:
+    reference = pair.text if scores.reference is None else f"(heard in the original) {scores.reference}"
+    missing = f"({scores.missing['wer']})" if "wer" in scores.missing else ""
+    return reference or "", scores.transcript if scores.transcript is not None else missing
 
 
 def _sums(numbers: Sequence[float], engine: Engine) -> list[float]:

@@ -21,7 +21,7 @@ from xycodec.eval.report.page import SHOWN_SPEAKERS, make_page
 from xycodec.eval.report.published import published_points
 from xycodec.eval.report.tables import make_tables
 from xycodec.eval.report.write import REPORTS, write_report
-from xycodec.eval.results import METRICS, ORIGINAL, ClipResult, CodebookUse, CodecResult, Evaluation, Scores
+from xycodec.eval.results import METRICS, ORIGINAL, ClipResult, CodebookUse, CodecResult, Evaluation, Scores, pooled
 from xycodec.io.audio import read_audio, write_audio
 
 NASTY = "</script><script>alert('name')</script> | & $title"
@@ -214,7 +214,7 @@ def test_tables_in_markdown_survive_every_name(evaluation, tmp_path):
     assert f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f}) (n 4 of 6)" in text
     assert "<" not in text
     tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
-    assert len(tables) == 1 + len(NAMED) + 3
+    assert len(tables) == 1 + len(NAMED) + 4
     for table in tables:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
 
@@ -240,6 +240,35 @@ def test_nothing_to_report_is_said(evaluation, tmp_path):
     with pytest.raises(XycodecError, match="t: there is no metric to report on, ask for at least one"):
         write_report(replace(evaluation, title="t", metrics=()), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_words_are_told_by_what_they_are_compared_with(evaluation, tmp_path):
+    original, ours, theirs = evaluation.codecs
+    silent = replace(ours.clips[1], text=None, scores=replace(ours.clips[1].scores, reference="a <b>", looped=True))
+    itself = replace(original.clips[1], text=None, scores=Scores(missing={"wer": "itself"}, transcript="a <b>"))
+    codecs = (
+        replace(original, clips=(original.clips[0], itself, *original.clips[2:])),
+        replace(ours, clips=(ours.clips[0], silent, *ours.clips[2:])),
+        theirs,
+    )
+    evaluation = replace(evaluation, codecs=codecs)
+    told = {(one.codec, one.reference): one for one in make_tables(evaluation).words}
+    assert [(*key, one.clips, one.looped) for key, one in told.items()] == [
+        (ORIGINAL, "text", 5, 0), (ORIGINAL, "original", 1, 0),
+        ("ours", "text", 5, 0), ("ours", "original", 1, 1),
+        ("theirs", "text", 5, 0),
+    ]  # fmt: skip
+    assert told[ORIGINAL, "original"].wer is None
+    assert told["ours", "original"].wer == silent.scores.values["wer"]
+    assert told["ours", "text"].wer == pooled([clip for clip in codecs[1].clips if clip is not silent], "wer")
+    assert make_tables(replace(evaluation, metrics=("stoi",))).words == ()
+    paths = write_report(evaluation, tmp_path)
+    (row,) = (row for row in rows_of(paths["report.csv"]) if row["heard_in_original"])
+    assert (row["codec"], row["clip"], row["heard_in_original"], row["looped"]) == ("ours", "plain", "a <b>", "True")
+    wer = told["ours", "original"].wer
+    assert f"| ours &lt;i>&amp; | heard in the original | 1 | {wer:.3f} | - | 1 |" in paths["report.md"].read_text()
+    median = json.loads(Parsed(paths["report.html"].read_text()).scripts["listen"])[1]
+    assert (median["clip"], median["reference"]) == ("plain", "a <b>")
 
 
 # ---- the page ----------------------------------------------------------------------------------
@@ -366,7 +395,16 @@ def test_a_browser_shows_the_page_without_complaint(evaluation, audio, tmp_path,
     assert found["stoi"] == [f"{name} <i>&" for name in (ORIGINAL, "theirs", "ours")]
     assert found["again"] == found["stoi"][::-1]
     assert found["rate"] == [f"{name} <i>&" for name in ("ours", "theirs", ORIGINAL)]  # without a rate: last
-    assert found["heads"] == ["By metric", "Listen", "Expected values", "Missing", "Codebooks", "Published", "Protocol"]
+    assert found["heads"] == [
+        "By metric",
+        "Listen",
+        "Expected values",
+        "Missing",
+        "Words",
+        "Codebooks",
+        "Published",
+        "Protocol",
+    ]
     assert found["clips"] == ["Best: good", "Median: plain", "Worst: bad"]
     players = [player for clip in choose_clips(evaluation, None) for player in clip.players]
     assert found["bold"] == sum(len(player.values) for player in players)

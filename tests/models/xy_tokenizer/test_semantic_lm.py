@@ -8,7 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from xycodec.errors import CheckpointError, ConfigError
 from xycodec.models.config import TowerConfig
 from xycodec.models.xy_tokenizer.config import LanguageModelConfig
-from xycodec.models.xy_tokenizer.semantic_lm import SemanticLM, Tokens, load_semantic_lm
+from xycodec.models.xy_tokenizer.semantic_branch import Tokens
+from xycodec.models.xy_tokenizer.semantic_lm import SemanticLM, load_semantic_lm
 
 ADAPTER = TowerConfig(d_model=32, layers=1, heads=4, ffn_dim=48)
 INPUT_DIM, WINDOW, POSITIONS, VOCABULARY = 24, 20, 80, 295

@@ -1,5 +1,8 @@
+from dataclasses import replace
+
 import pytest
 import torch
+from tests.judging import save_whisper
 from tests.training import NoLooking, batch, clip, pretraining, save_lm, seeded, tiny_model
 
 from xycodec.errors import ConfigError
@@ -91,6 +94,41 @@ def test_what_is_frozen_stays_and_all_else_learns(lm, changes, fixed):
             assert torch.equal(value, before[name]) == name.startswith(fixed), name
     if "semantic_lm.lm." in fixed and stage.semantic_lm is not None:
         assert not any(part.training for part in stage.semantic_lm.lm.modules())
+
+
+def test_a_whisper_s_decoder_listens_and_stays_as_it_is(tmp_path):
+    torch.manual_seed(0)
+    recipe = pretraining(save_whisper(tmp_path, multilingual=False))
+    stage = stage_of(recipe)
+    before = state_of(stage)
+    for name, gradient in gradients(stage, batch(*CLIPS)).items():
+        trained = not name.startswith(FIXED)
+        assert (gradient is not None and bool(gradient.any())) == trained, name
+    first, *_, last = (values["asr"] for values in run(stage, 12))
+    assert last < first
+    for name, value in stage.model.state_dict().items():
+        if name.startswith("semantic_lm."):
+            learned = name.startswith("semantic_lm.adapter.") and "positional" not in name
+            assert torch.equal(value, before[name]) != learned, name
+            assert stage.kept("model", name) != name.startswith("semantic_lm.lm.")
+    measured = stage.measure(batch(*CLIPS, clip(3, text=None)), transcribe=True)
+    assert len(measured.texts) == 4
+    assert measured.texts[3] == ""
+    assert measured.words.words == sum(len(one.text.split()) for one in CLIPS)
+    planned = build(recipe, meta=True).semantic_lm
+    assert [value.shape for value in planned.parameters()] == [v.shape for v in stage.semantic_lm.parameters()]
+
+
+def test_texts_of_another_language_are_none_to_a_whisper(tmp_path):
+    torch.manual_seed(0)
+    stage = stage_of(pretraining(save_whisper(tmp_path, multilingual=False), ema=None))
+    english, german = (replace(clip(0), language=language) for language in ("en", "de"))
+    alone, both = (stage.measure(batch(*clips), transcribe=True) for clips in ([english], [english, german]))
+    assert both.means["asr"].count.item() == alone.means["asr"].count.item() > 0
+    assert both.words.words == alone.words.words > 0
+    assert both.texts == (*alone.texts, "")
+    none = stage.measure(batch(german), transcribe=True)
+    assert none.means["asr"].count.item() == none.words.words == 0
 
 
 def test_asr_alone_reaches_the_acoustic_encoder(lm):

@@ -57,6 +57,7 @@ const clip = (one) => {
     h("h3", {}, `${one.rank[0].toUpperCase()}${one.rank.slice(1)}: ${one.clip}`),
     note(about.join(" \u00b7 ")),
     one.text ? h("blockquote", {}, one.text) : null,
+    one.reference ? note(`No text is known; reference, heard in the original: \u201c${one.reference}\u201d`) : null,
     h("div", { class: "players" }, one.players.map(player)));
 };
 

@@ -140,6 +140,25 @@ const gaps = () => {
     table("Missing values", columns, tables.gaps.map(row)));
 };
 
+const wordErrors = () => {
+  if (!tables.words.length) return null;
+  const row = (one) => ({ cells: [
+    codecCell(one.codec),
+    text(one.reference === "text" ? "text" : "heard in the original"),
+    number(one.clips, String),
+    number(one.wer, (value) => fixed(value, 3)),
+    number(one.wer_capped, (value) => fixed(value, 3)),
+    number(one.looped, String),
+  ] });
+  const columns = [
+    words("codec"), words("reference"), numbers("clips"), numbers("WER"), numbers("WER capped"),
+    numbers("looped", { about: "Clips of which the recogniser repeated itself, and was asked again." }),
+  ];
+  return section("Words",
+    note("References: text, or, for clips without one, what the same recogniser hears in the original."),
+    table("Word errors by reference", columns, tables.words.map(row)));
+};
+
 const codebooks = () => {
   const used = measured.filter((codec) => codec.codebooks.length);
   if (!used.length) return null;
@@ -198,5 +217,5 @@ const lead = () => h("p", { class: "lead" }, [
   tables.speaker_count ? count(tables.speaker_count, "named speaker") : "no named speakers",
 ].join(" \u00b7 "));
 
-const parts = [lead, overview, byMetric, listening, expectations, gaps, codebooks, published, protocol];
+const parts = [lead, overview, byMetric, listening, expectations, gaps, wordErrors, codebooks, published, protocol];
 page.append(...parts.map((part) => part()).filter((part) => part !== null));

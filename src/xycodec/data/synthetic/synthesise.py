@@ -19,7 +19,7 @@ import numpy as np
 from xycodec.data.manifest import import_manifest
 from xycodec.data.synthetic.utterances import Utterance, draw_utterance
 from xycodec.errors import AudioError, ConfigError
-from xycodec.io.audio import Samples, audio_info, read_audio, write_audio
+from xycodec.io.audio import Samples, audio_info, ignore, read_audio, write_audio
 from xycodec.io.files import atomic_path
 
 RATE = 16_000  # Hz
@@ -166,7 +166,7 @@ def _speak(utterance: Utterance) -> Samples:
         if wav.exists() and audio_info(wav).sample_rate < RATE:
             program, voice = utterance.voice.program, utterance.voice.name
             raise ConfigError(f"{program} has no voice {voice} of {RATE} Hz here: install Debian's {program}")
-        samples = read_audio(wav, RATE)
+        samples = read_audio(wav, RATE, tell=ignore)
     if np.abs(samples).max() < _SILENCE:
         raise AudioError(f"{utterance.voice.program} was silent at {utterance.text!r}")
     return samples

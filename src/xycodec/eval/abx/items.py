@@ -13,7 +13,7 @@ from math import isfinite
 from pathlib import Path
 
 from xycodec.errors import ConfigError, XycodecError
-from xycodec.io.audio import audio_extensions
+from xycodec.io.audio import audio_files
 from xycodec.io.files import open_input
 
 COLUMNS = "#file onset offset #phone prev-phone next-phone speaker"
@@ -56,7 +56,7 @@ class Omissions:
         self._places[reason][place] += items
 
     def listed(self) -> tuple[LeftOut, ...]:
-        """List all reasons, in the order in which they came up."""
+        """All, in the order in which the reasons came up."""
         return tuple(LeftOut(reason, places.total(), tuple(places)) for reason, places in self._places.items())
 
 
@@ -115,8 +115,8 @@ def find_audio(
         raise XycodecError(f"{folder}: not a folder: give the one that holds the recordings")
     wanted = {item.file for item in items}
     found: defaultdict[str, list[Path]] = defaultdict(list)
-    for path in sorted(folder.rglob("*")):
-        if path.stem in wanted and path.suffix.lower() in audio_extensions() and path.is_file():
+    for path in audio_files(folder):
+        if path.stem in wanted:
             found[path.stem].append(path)
     if not found:
         example = items[0].file

@@ -22,6 +22,10 @@ class Pair:
     decoded: Samples
     original: Samples
     text: str | None = None
+    language: str | None = None
+    """A code or a name, `de` or `German`; None where it is not known."""
+    heard: str | None = None
+    """Text that the recogniser hears in the original: the reference where there is no transcript."""
 
 
 class Judge(ABC):

@@ -22,9 +22,9 @@ def make_judges(
             with a Whisper.
         opinion: `dnsmos`, `utmos`, or both with a comma between.
         device: as `load_codec` takes it.
-        normaliser: `plain` or `whisper`, what texts go through before words are compared; None: the first for CTC
-            models, the second for Whisper.
-        language: what a multilingual Whisper is told to write.
+        normaliser: `plain` or `whisper`, what English texts go through before words are compared; None: the first for
+            CTC models, the second for Whisper. Texts of other languages always go through the first.
+        language: of clips that name none, which a multilingual Whisper is told to write; a code or an English name.
 
     Raises XycodecError, one line, if a model cannot be had or the package it needs is not installed.
     """
@@ -36,7 +36,7 @@ def make_judges(
     if recogniser is not None:
         from xycodec.eval.judges.recognition import Recognition, load_transcriber
 
-        judges.append(Recognition(load_transcriber(recogniser, device, language), normaliser))
+        judges.append(Recognition(load_transcriber(recogniser, device), normaliser, language))
     for name in opinion.split(",") if opinion is not None else ():
         from xycodec.eval.judges.opinion import OPINIONS
 

@@ -1,9 +1,14 @@
 """Whether the words survive: errors of a speech recogniser on decoded audio."""
 
 import json
+import re
+import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from xycodec.errors import CheckpointError, XycodecError, reason_of
@@ -18,6 +23,20 @@ NORMALISERS = {
     "plain": "lower case, without punctuation, apostrophes left out",
     "whisper": "Whisper's English normaliser",
 }
+REPEATED_TOKENS = 3  # so many in a row may not come twice once a Whisper has looped
+MOST_COMPRESSION = 2.4  # Whisper's paper, section 4.5
+MOST_TOKENS = 20
+"""A Whisper may write so many of any clip, and as many more of each second: German needs up to 8 a second, and scripts
+of which each letter is a token some 15."""
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """Transcript of one clip by a recogniser."""
+
+    text: str
+    looped: bool = False
+    """Whether it repeated itself at first, and this is its second attempt."""
 
 
 class Transcriber(Protocol):
@@ -32,62 +51,113 @@ class Transcriber(Protocol):
     normaliser: str
     """The one of `NORMALISERS` that its spelling goes with."""
     spellings: Mapping[str, str]
-    """Spelling variants for Whisper's normaliser."""
+    """For Whisper's normaliser."""
+    languages: frozenset[str] | None
+    """Codes of those that it writes; None: nobody knows, and it is not told which one to write."""
 
-    def __call__(self, clips: Sequence[Samples]) -> list[str]:
-        """Transcribe at most `rows` clips (n,) at 16 kHz, of any length; no text depends on the other clips."""
+    def __call__(self, clips: Sequence[Samples], languages: Sequence[str]) -> list[Transcript]:
+        """At most `rows` clips (n,) at 16 kHz, of any length, and the code of each one's language.
+
+        The transcript of each does not depend on the other clips.
+        """
 
 
 class Recognition(Judge):
-    """`wer` and `cer` of what `transcriber` hears in the decoded audio; they pool by the length of the transcripts.
+    """`wer`, `wer_capped` and `cer` of what `transcriber` hears; they pool by the length of the references.
 
-    `normaliser`: of `NORMALISERS`, or None for the transcriber's own. Raises XycodecError if there is no such.
+    A clip's reference is its text, or else what `transcriber` heard in the original (`Pair.heard`). Without either it
+    is transcribed and has no rate.
+
+    `normaliser`: of `NORMALISERS`, or None for the transcriber's own; `language`: of clips that name none. Raises
+    XycodecError if there is no such.
     """
 
-    names = ("wer", "cer")
+    names = ("wer", "wer_capped", "cer")
 
-    def __init__(self, transcriber: Transcriber, normaliser: str | None = None) -> None:
+    def __init__(self, transcriber: Transcriber, normaliser: str | None = None, language: str = "en") -> None:
         need("jiwer")
         self._transcriber = transcriber
         self._name = normaliser or transcriber.normaliser
         if self._name not in NORMALISERS:
             raise XycodecError(f"no normaliser is called {self._name!r}: there are {' and '.join(NORMALISERS)}")
-        self._normaliser: Normaliser = normalise if self._name == "plain" else whisper_normaliser(transcriber.spellings)
+        self._english: Normaliser = normalise if self._name == "plain" else whisper_normaliser(transcriber.spellings)
+        self._language = language_code(language)
+        if not self._knows(self._language):
+            raise XycodecError(f"the recogniser knows no language {language!r}: give a code such as en, or its name")
         self.shortest = transcriber.shortest
         self.rows = transcriber.rows
 
     def describe(self) -> str:
         """Model, revision, how it listens, and how texts are compared."""
         spelt = NORMALISERS[self._name]
-        if self._name == "whisper" and not self._transcriber.spellings:
-            spelt += " without its list of spellings"
-        return f"{self._transcriber.about}; texts compared: {spelt}; spaces are characters"
+        if self._name == "whisper":
+            spelt += "" if self._transcriber.spellings else " without its list of spellings"
+            spelt += f", other languages {NORMALISERS['plain']}"
+        told = ""
+        if self._transcriber.languages is not None:
+            told = f", each clip in its own language ({self._language} where none is named)"
+        return (
+            f"{self._transcriber.about}{told}; texts compared: {spelt}; spaces are characters; reference of clips "
+            "without text: what the same model hears in the original; capped: a clip has at most as many errors as its "
+            "reference has words"
+        )
 
     def refusal(self, pair: Pair) -> str | None:
-        """Tell why a pair cannot be judged: a transcript without words has no rate: it could count insertions only."""
-        if pair.text is None:
-            return "no transcript"
-        return super().refusal(pair) or (None if self._normaliser(pair.text) else "no words in the transcript")
+        """Tell why a pair cannot be judged. A reference without words has no rate: it could count insertions only."""
+        language = self._language_of(pair)
+        if not self._knows(language):
+            return f"the recogniser knows no language {language!r}"
+        reference = pair.heard if pair.text is None else pair.text
+        silent = reference is not None and not self._normaliser(language)(reference)
+        return super().refusal(pair) or ("no words in the transcript" if silent else None)
 
     def judge(self, pairs: Sequence[Pair]) -> list[Scores]:
-        """Errors per word, and per character, of the transcript: 0 is none, insertions may take it beyond 1."""
-        heard = self._transcriber([pair.decoded for pair in pairs])
-        return [self._compare(pair.text or "", text) for pair, text in zip(pairs, heard, strict=True)]
+        """Errors per word, and per character, of the reference: 0 is none, insertions may take it beyond 1."""
+        languages = [self._language_of(pair) for pair in pairs]
+        heard = self._transcriber([pair.decoded for pair in pairs], languages)
+        return list(map(self._compare, pairs, languages, heard))
 
-    def _compare(self, text: str, heard: str) -> Scores:
-        words = word_error_rate([text], [heard], self._normaliser)
-        characters = character_errors([text], [heard], self._normaliser)
+    def _compare(self, pair: Pair, language: str, heard: Transcript) -> Scores:
+        reference = pair.heard if pair.text is None else pair.text
+        if reference is None:
+            original = np.array_equal(pair.decoded, pair.original)
+            why = "no text: it is the reference itself" if original else "not computed: no text, no original heard"
+            return Scores(missing=dict.fromkeys(self.names, why), transcript=heard.text, looped=heard.looped)
+        normaliser = self._normaliser(language)
+        words = word_error_rate([reference], [heard.text], normaliser)
+        characters = character_errors([reference], [heard.text], normaliser)
+        length = float(words.words)
         return Scores(
-            {"wer": words.rate, "cer": characters.errors / characters.characters},
-            weights={"wer": float(words.words), "cer": float(characters.characters)},
-            transcript=heard,
+            {"wer": words.rate, "wer_capped": words.capped.rate, "cer": characters.errors / characters.characters},
+            weights={"wer": length, "wer_capped": length, "cer": float(characters.characters)},
+            transcript=heard.text,
+            reference=reference if pair.text is None else None,
+            looped=heard.looped,
         )
+
+    def _language_of(self, pair: Pair) -> str:
+        return language_code(pair.language) if pair.language else self._language
+
+    def _knows(self, language: str) -> bool:
+        return self._transcriber.languages is None or language in self._transcriber.languages
+
+    def _normaliser(self, language: str) -> Normaliser:
+        return self._english if language == "en" else normalise
+
+
+def language_code(name: str) -> str:
+    """Whisper's code of a language: `de` for de, de-DE, German and german."""
+    from transformers.models.whisper import tokenization_whisper
+
+    library: Any = tokenization_whisper
+    lower = name.strip().lower()
+    return str(library.TO_LANGUAGE_CODE.get(lower, re.split("[-_]", lower)[0]))
 
 
 # ---- models ------------------------------------------------------------------------------------
 
 
-def load_transcriber(name: str, device: str, language: str) -> Transcriber:
+def load_transcriber(name: str, device: str) -> Transcriber:
     """The recogniser of a hub id or folder (see `make_judges`). Raises CheckpointError."""
     source = locate(name)
     config = load_part(source, "AutoConfig", "configuration")
@@ -95,7 +165,7 @@ def load_transcriber(name: str, device: str, language: str) -> Transcriber:
         return Ctc(source, device)
     if config.model_type != "whisper":
         raise CheckpointError(f"{name}: is a {config.model_type}, choose a CTC model or a Whisper")
-    return Whisper(source, device, language)
+    return Whisper(source, device)
 
 
 class Ctc:
@@ -103,6 +173,7 @@ class Ctc:
 
     normaliser = "plain"
     spellings: Mapping[str, str] = {}
+    languages: frozenset[str] | None = None
     # Padding changes what models with group norm hear, and takes time of those that can mask it.
     rows = 1
 
@@ -116,9 +187,9 @@ class Ctc:
             "pieces"
         )
 
-    def __call__(self, clips: Sequence[Samples]) -> list[str]:
+    def __call__(self, clips: Sequence[Samples], languages: Sequence[str]) -> list[Transcript]:
         """Transcribe clips (see `Transcriber`)."""
-        return [" ".join(filter(None, map(self._spell, pieces(clip)))) for clip in clips]
+        return [Transcript(" ".join(filter(None, map(self._spell, pieces(clip))))) for clip in clips]
 
     @torch.inference_mode()
     def _spell(self, audio: Samples) -> str:
@@ -132,53 +203,89 @@ class Ctc:
 class Whisper:
     """A Whisper of Transformers, greedy, without timestamps; clips over its window by long-form generation.
 
+    What it writes of a clip is limited by the clip's length. Where it repeats itself (see `loops`) the clip is heard
+    again, greedily too, and no three tokens may come twice; Whisper's paper draws at random there, which Transformers
+    can do, but chance has no place in a metric.
+
     On a GPU eight clips are decoded at once, and always eight, so that each meets the same shapes.
     """
 
     normaliser = "whisper"
     shortest = 1
 
-    def __init__(self, source: Source, device: str, language: str, rows: int | None = None) -> None:
+    def __init__(self, source: Source, device: str, rows: int | None = None) -> None:
         self._model = load_model(source, "AutoModelForSpeechSeq2Seq", "Whisper", device)
         self._features = _feature_extractor(source)
         self._tokenizer = load_part(source, "AutoTokenizer", "tokenizer")
         self.spellings = _spellings(source)
         self.rows = rows or (1 if self._model.device.type == "cpu" else 8)
-        self._settings: dict[str, Any] = {"do_sample": False, "num_beams": 1}
         spoken = getattr(self._model.generation_config, "lang_to_id", {})  # models of English alone have none
-        if spoken:
-            if f"<|{language}|>" not in spoken:
-                raise CheckpointError(f"{source.name}: knows no language {language!r}, give a code such as en")
-            self._settings |= {"language": language, "task": "transcribe"}
-        window = self._features.n_samples
+        self._told = bool(spoken)
+        self.languages: frozenset[str] | None = frozenset(name.strip("<|>") for name in spoken) or frozenset({"en"})
+        self._window: int = self._features.n_samples
         self.about = (
-            f"{source} ({type(self._model).__name__}), greedy, no timestamps"
-            f"{f', language {language}' if spoken else ''}; clips over {window / RATE:g} s by long-form generation"
+            f"{source} ({type(self._model).__name__}), greedy, no timestamps, at most {MOST_TOKENS} tokens and as "
+            "many more for each second; a text that zlib compresses more than {MOST_COMPRESSION:g} times is a "
+            f"loop, heard again without repetitions of {REPEATED_TOKENS} tokens; clips over {self._window / RATE:g} s "
+            "by long-form generation"
         )
 
-    def __call__(self, clips: Sequence[Samples]) -> list[str]:
+    def __call__(self, clips: Sequence[Samples], languages: Sequence[str]) -> list[Transcript]:
         """Transcribe clips (see `Transcriber`)."""
-        window = self._features.n_samples
-        short = [clip for clip in clips if len(clip) <= window]
-        heard = iter(self._hear(short) if short else [])
-        return [next(heard) if len(clip) <= window else self._hear_long(clip) for clip in clips]
+        heard = [Transcript(text) for text in self._hear(clips, languages)]
+        looped = [n for n, clip in enumerate(clips) if loops(heard[n].text, len(clip) / self._window)]
+        if looped:
+            told = [clips[n] for n in looped], [languages[n] for n in looped]
+            for n, text in zip(looped, self._hear(*told, no_repeat_ngram_size=REPEATED_TOKENS), strict=True):
+                heard[n] = Transcript(text, looped=True)
+        return heard
 
-    def _hear(self, clips: Sequence[Samples]) -> list[str]:
-        filled = [*clips, *[clips[-1]] * (self.rows - len(clips))]
-        return self._generate(filled, return_timestamps=False)[: len(clips)]
+    def _hear(self, clips: Sequence[Samples], languages: Sequence[str], **settings: Any) -> list[str]:
+        told = list(zip(clips, languages, strict=True))
+        short = [one for one in told if len(one[0]) <= self._window]
+        heard = iter(self._hear_short(short, **settings) if short else [])
+        return [next(heard) if len(one[0]) <= self._window else self._hear_long(one, **settings) for one in told]
 
-    def _hear_long(self, clip: Samples) -> str:
+    def _hear_short(self, told: Sequence[tuple[Samples, str]], **settings: Any) -> list[str]:
+        filled = [*told, *[told[-1]] * (self.rows - len(told))]
+        own = self._model.generation_config.max_length
+        most = [min(own, MOST_TOKENS + ceil(MOST_TOKENS * len(clip) / RATE)) for clip, _ in told]
+        # Whisper's `max_length` counts without the prompt.
+        rows = self._generate(filled, return_timestamps=False, max_length=max(most), **settings)
+        return [self._spell(row[:limit]) for row, limit in zip(rows, most, strict=False)]
+
+    def _hear_long(self, one: tuple[Samples, str], **settings: Any) -> str:
         # Transformers goes from one end of a sentence to the next by its timestamps, which the text leaves out.
-        return self._generate([clip], return_timestamps=True, truncation=False, padding="longest")[0]
+        whole = {"truncation": False, "padding": "longest"}
+        return self._spell(self._generate([one], whole, return_timestamps=True, **settings)[0])
+
+    def _spell(self, ids: Any) -> str:
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return text.strip()
 
     @torch.inference_mode()
-    def _generate(self, clips: Sequence[Samples], *, return_timestamps: bool, **lengths: Any) -> list[str]:
+    def _generate(
+        self, told: Sequence[tuple[Samples, str]], lengths: Mapping[str, Any] | None = None, **settings: Any
+    ) -> list[Any]:
+        """The tokens of each clip, without those of the prompt; shorter ones end in padding."""
         made = self._features(
-            list(clips), sampling_rate=RATE, return_attention_mask=True, return_tensors="pt", **lengths
-        ).to(self._model.device)
-        ids = self._model.generate(**made, return_timestamps=return_timestamps, **self._settings)
-        texts: list[str] = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
-        return [text.strip() for text in texts]
+            [clip for clip, _ in told], sampling_rate=RATE, return_attention_mask=True, return_tensors="pt",
+            **(lengths or {}),
+        ).to(self._model.device)  # fmt: skip
+        if self._told:
+            settings |= {"language": [language for _, language in told], "task": "transcribe"}
+        return list(self._model.generate(**made, do_sample=False, num_beams=1, **settings))
+
+
+def loops(text: str, windows: float = 1.0) -> bool:
+    """Whether a text of so many windows of 30 s repeats itself as no speech does: one of its parts compresses too well.
+
+    Source: Whisper's paper (Radford et al. 2022), section 4.5, which looks at windows too: long texts compress better.
+    """
+    data = text.encode()
+    size = max(1, ceil(len(data) / max(1, ceil(windows))))
+    parts = (data[start : start + size] for start in range(0, len(data), size))
+    return any(len(part) > MOST_COMPRESSION * len(zlib.compress(part)) for part in parts)
 
 
 def _spellings(source: Source) -> Mapping[str, str]:

@@ -22,6 +22,11 @@ class WordErrors:
         return WordErrors(self.errors + other.errors, self.words + other.words)
 
     @property
+    def capped(self) -> "WordErrors":
+        """The same with at most as many errors as there are words."""
+        return WordErrors(min(self.errors, self.words), self.words)
+
+    @property
     def rate(self) -> float:
         """Errors per word of the references; insertions may take it beyond 1. 0 where there are no words."""
         return self.errors / max(self.words, 1)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from xycodec.errors import AudioError
 from xycodec.eval.metrics.quality import RATE
 from xycodec.eval.results import METRICS, ORIGINAL, ClipResult, CodecResult, Evaluation
-from xycodec.io.audio import stream_audio
+from xycodec.io.audio import ignore, stream_audio
 
 SHOWN_S = 10.0
 _RANGE_DB = 80
@@ -51,6 +51,8 @@ class ListenClip:
     source: str
     speaker: str | None
     text: str | None
+    reference: str | None
+    """Text that the recogniser heard in the original, where it stands for the transcript."""
     seconds: float
     shown_s: float
     players: tuple[Player, ...]
@@ -96,6 +98,7 @@ def _listen_clip(
         source=clip.source,
         speaker=clip.speaker,
         text=clip.text,
+        reference=next((one.scores.reference for one in results.values() if one.scores.reference is not None), None),
         seconds=clip.seconds,
         shown_s=min(clip.seconds, SHOWN_S),
         players=_players(results, sounds),
@@ -131,7 +134,7 @@ def _read(folder: Path | None, codec: str, clip: str) -> Samples | str | None:
     if not path.is_file():
         return None
     try:
-        return next(stream_audio(path, RATE, SHOWN_S))
+        return next(stream_audio(path, RATE, SHOWN_S, tell=ignore))
     except AudioError as error:
         return str(error)
 

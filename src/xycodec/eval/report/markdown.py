@@ -19,6 +19,7 @@ def make_markdown(tables: Tables) -> str:
         _differences(tables, title_of),
         _expected(tables, title_of),
         ["## Missing", _missing(tables, title_of)],
+        _words(tables, title_of),
         ["## Speed and codes", _codes(tables)],
         ["## Protocol", _facts(tables)],
     ]
@@ -108,6 +109,30 @@ def _missing(tables: Tables, title_of: dict[str, str]) -> str:
         for gap in tables.gaps
     )
     return _table(["codec", "what", "clips", "why", "which"], rows)
+
+
+def _words(tables: Tables, title_of: dict[str, str]) -> Iterator[str]:
+    if not tables.words:
+        return
+    yield "## Words"
+    yield "References: text, or, for clips without one, what the same recogniser hears in the original."
+    rows = (
+        [
+            title_of[one.codec],
+            "text" if one.reference == "text" else "heard in the original",
+            str(one.clips),
+            _rate(one.wer),
+            _rate(one.wer_capped),
+            str(one.looped),
+        ]
+        for one in tables.words
+    )
+    yield _table(["codec", "reference", "clips", "WER", "WER capped", "looped"], rows)
+    yield "Looped: clips of which the recogniser repeated itself, and was asked again (see the protocol)."
+
+
+def _rate(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _codes(tables: Tables) -> str:

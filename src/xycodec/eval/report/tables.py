@@ -8,7 +8,7 @@ from typing import Any
 from xycodec.errors import XycodecError
 from xycodec.eval.report.published import PublishedPoint, published_points
 from xycodec.eval.report.statistics import Difference, Estimate, Resamples
-from xycodec.eval.results import METRICS, ORIGINAL, ClipResult, CodebookUse, CodecResult, Evaluation, Metric
+from xycodec.eval.results import METRICS, ORIGINAL, ClipResult, CodebookUse, CodecResult, Evaluation, Metric, pooled
 
 Results = Mapping[str, Mapping[str, ClipResult]]
 """Results of clips by codec and clip."""
@@ -60,6 +60,22 @@ class Gap:
 
 
 @dataclass(frozen=True)
+class Words:
+    """Word errors of a codec's clips that have one kind of reference."""
+
+    codec: str
+    reference: str
+    """`text`, or `original`: what the same recogniser heard in the original."""
+    clips: int
+    """Number of clips that were heard."""
+    wer: float | None
+    """None where nothing was compared, as is `wer_capped`."""
+    wer_capped: float | None
+    looped: int
+    """Clips of which the recogniser repeated itself, and was asked again."""
+
+
+@dataclass(frozen=True)
 class Expected:
     """A value that was expected, and the one found; None where there is none."""
 
@@ -86,6 +102,8 @@ class Tables:
     differences: dict[str, dict[str, Difference]]
     """To the baseline, by codec and metric."""
     gaps: tuple[Gap, ...]
+    words: tuple[Words, ...]
+    """Empty where no recogniser heard the clips."""
     expected: tuple[Expected, ...]
     expected_source: str
     published: tuple[PublishedPoint, ...]
@@ -133,6 +151,7 @@ def make_tables(
         speaker_count=len(speakers),
         differences=_differences(compared, results, list(clips.values()), evaluation.metrics),
         gaps=tuple(gap for codec in results for gap in _gaps(codec, results[codec], clips, evaluation.metrics)),
+        words=tuple(_words(results) if "wer" in evaluation.metrics else ()),
         expected=tuple(_expectations(overall, evaluation.metrics, expected or {})),
         expected_source=expected_source,
         published=tuple(point for point in published_points() if set(point.values) & set(evaluation.metrics)),
@@ -215,6 +234,17 @@ def _gaps(codec: str, results: Mapping[str, ClipResult], names: Iterable[str], m
                     lacking[metric, clip.scores.missing.get(metric, "not measured")].append(name)
     for (missing, reason), clips in lacking.items():
         yield Gap(codec, missing, reason, len(clips), tuple(clips[:SHOWN_CLIPS]))
+
+
+def _words(results: Results) -> Iterator[Words]:
+    """Word errors of every codec, by the kinds of reference that there are."""
+    for codec, clips in results.items():
+        heard = [clip for clip in clips.values() if clip.scores.transcript is not None]
+        for reference in ("text", "original"):
+            ones = [clip for clip in heard if (clip.text is not None) == (reference == "text")]
+            if ones:
+                rates = pooled(ones, "wer"), pooled(ones, "wer_capped")
+                yield Words(codec, reference, len(ones), *rates, sum(clip.scores.looped for clip in ones))
 
 
 def _expectations(

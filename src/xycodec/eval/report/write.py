@@ -19,7 +19,7 @@ from xycodec.io.files import atomic_path
 
 REPORTS = ("report.json", "report.csv", "summary.csv", "report.md", "report.html")
 
-_CLIP_FIELDS = ("clip", "source", "speaker", "text", "seconds", "bits", "encode_s", "decode_s", "error")
+_CLIP_FIELDS = ("clip", "source", "speaker", "language", "text", "seconds", "bits", "encode_s", "decode_s", "error")
 
 
 def write_report(
@@ -84,13 +84,21 @@ def _csv(rows: Iterator[dict[str, Any]]) -> str:
 
 
 def _clip_rows(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
-    """A row for each codec and clip; a metric without a value is empty, and `missing` says why."""
+    """A row for each codec and clip; a metric without a value is empty, and `missing` says why.
+
+    `heard_in_original` is filled where it was the reference, for want of a text.
+    """
     for codec in evaluation.codecs:
         for clip in codec.clips:
             fields = {name: getattr(clip, name) for name in _CLIP_FIELDS}
             values = {metric: clip.scores.values.get(metric) for metric in evaluation.metrics}
             missing = "; ".join(f"{metric}: {why}" for metric, why in clip.scores.missing.items())
-            yield {"codec": codec.name, **fields, **values, "missing": missing, "heard": clip.scores.transcript}
+            words = {
+                "heard": clip.scores.transcript,
+                "heard_in_original": clip.scores.reference,
+                "looped": clip.scores.looped,
+            }
+            yield {"codec": codec.name, **fields, **values, "missing": missing, **words}
 
 
 def _summary_rows(tables: Tables) -> Iterator[dict[str, Any]]:

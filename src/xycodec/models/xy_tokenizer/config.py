@@ -162,7 +162,10 @@ class LanguageModelConfig(Config):
     """The language model that transcribes, in pre-training only (docs/models/xy_tokenizer.md, Language model)."""
 
     source: str = "Qwen/Qwen2.5-0.5B"
-    """Any causal language model of Transformers: a hub id or a folder."""
+    """Any causal language model of Transformers, or a Whisper, whose decoder it then is: a hub id or a folder."""
+    language: str | None = None
+    """A code such as en: what a multilingual Whisper is told to write. A Whisper learns no texts of clips that name
+    another language."""
     trainable: bool = False
     adapter: TowerConfig = TowerConfig(d_model=768, layers=4, heads=12, ffn_dim=3072)
     reads: Literal["post_rvq_adapter", "quantizer"] = "post_rvq_adapter"

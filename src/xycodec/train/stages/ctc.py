@@ -24,7 +24,7 @@ from xycodec.models.xy_tokenizer.config import CONFIGS, RecogniserConfig
 from xycodec.models.xy_tokenizer.ctc import BLANK, Recogniser, rows_needed, rows_of
 from xycodec.nn.mean import Mean
 from xycodec.train.checkpoint import RunState
-from xycodec.train.config import OptimizerConfig, RunConfig
+from xycodec.train.config import OptimizerConfig, RunConfig, refuse_listening
 from xycodec.train.engine import Engine
 from xycodec.train.optimize import Updater
 from xycodec.train.stage import Measured, Needs, Networks, Stage, StepReport, register
@@ -60,6 +60,7 @@ class CtcRecipe(RunConfig):
 
     @model_validator(mode="after")
     def _no_average(self) -> "CtcRecipe":
+        refuse_listening(self)
         if self.ema is not None:
             raise ValueError("ema: only a codec's weights are averaged: leave it out")
         return self

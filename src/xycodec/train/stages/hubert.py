@@ -27,7 +27,7 @@ from xycodec.models.xcodec.config import SEMANTIC_HOP, SelfSupervisedConfig
 from xycodec.models.xcodec.semantic import FIELD, transformers_model
 from xycodec.nn.mean import Mean, masked_mean
 from xycodec.nn.transformer import frame_mask
-from xycodec.train.config import OptimizerConfig, RunConfig
+from xycodec.train.config import OptimizerConfig, RunConfig, refuse_listening
 from xycodec.train.engine import Engine
 from xycodec.train.optimize import Updater
 from xycodec.train.stage import Measured, Needs, Networks, Stage, StepReport, register, weighted
@@ -100,6 +100,7 @@ class HubertRecipe(RunConfig):
             raise ValueError("data.augment.speed: it would move the audio away from its labels: set it to 0")
         if self.ema is not None:
             raise ValueError("ema: only a codec's weights are averaged: leave it out")
+        refuse_listening(self)
         if self.engine.kind == "fsdp2":
             raise ValueError("engine.kind: HuBERT's layers are Transformers', which are not sharded: use ddp or single")
         if self.engine.compile:

@@ -25,7 +25,8 @@ from xycodec.io.config import Config
 from xycodec.losses.mel import MultiScaleMel
 from xycodec.models.xy_tokenizer.config import CONFIGS, LanguageModelConfig, XYTokenizerConfig
 from xycodec.models.xy_tokenizer.model import XYTokenizer
-from xycodec.models.xy_tokenizer.semantic_lm import SemanticLM, Tokens, load_semantic_lm
+from xycodec.models.xy_tokenizer.semantic_branch import SemanticBranch, Tokens
+from xycodec.models.xy_tokenizer.semantic_lm import load_semantic_lm
 from xycodec.nn.mean import Mean
 from xycodec.nn.transformer import frame_mask
 from xycodec.train.average import WeightAverage
@@ -132,7 +133,7 @@ class Pass(NamedTuple):
 class PreTraining(nn.Module):
     """The codec and its listener, from a batch to its losses."""
 
-    def __init__(self, codec: XYTokenizer, semantic_lm: SemanticLM | None, recipe: PretrainRecipe) -> None:
+    def __init__(self, codec: XYTokenizer, semantic_lm: SemanticBranch | None, recipe: PretrainRecipe) -> None:
         super().__init__()
         self.codec, self.semantic_lm = codec, semantic_lm
         self.mel = MultiScaleMel(codec.output_sample_rate)
@@ -195,6 +196,7 @@ class PretrainStage(Stage[PretrainRecipe]):
     """Pre-training as the trainer sees it."""
 
     name = "pretrain"
+    words_name = "asr_wer"  # of the language model, which listens to the codec; the other is of the decoded audio
     recipe_class = PretrainRecipe
     presets: ClassVar[Mapping[str, Config]] = CONFIGS
 
@@ -268,11 +270,12 @@ class PretrainStage(Stage[PretrainRecipe]):
         if transcribe and self.semantic_lm is not None:
             with self.engine.whole(self.model), self.engine.autocast():
                 # A clip without text has nothing to be compared with.
-                counts = zip(batch.lengths, batch.texts, strict=True)
+                said = self._texts(batch)
+                counts = zip(batch.lengths, said, strict=True)
                 frames = [self.codec.num_frames(n) if text else 0 for n, text in counts]
                 most = ceil(TOKENS_PER_SECOND * max(batch.lengths) / INPUT_RATE) + 1
                 texts = tuple(self.semantic_lm.transcribe(made.read, frames, most))
-            pairs = [(text, heard) for text, heard in zip(batch.texts, texts, strict=True) if text]
+            pairs = [(text, heard) for text, heard in zip(said, texts, strict=True) if text]
             if pairs:
                 words = word_error_rate([text for text, _ in pairs], [heard for _, heard in pairs])
         return Measured(_means(made), made.counts, made.audio, words, texts)
@@ -291,10 +294,17 @@ class PretrainStage(Stage[PretrainRecipe]):
         return not (frozen and key.startswith("semantic_lm.lm."))
 
     def _compute(self, model: nn.Module, batch: Batch) -> Pass:
-        tokens = None if self.semantic_lm is None else self.semantic_lm.tokenize(batch.texts)
+        tokens = None if self.semantic_lm is None else self.semantic_lm.tokenize(self._texts(batch))
         with self.engine.autocast():
             made: Pass = model(batch, tokens)
         return made
+
+    def _texts(self, batch: Batch) -> list[str | None]:
+        """Those that the language model is to write."""
+        said = zip(batch.texts, batch.languages, strict=True)
+        return [
+            text if self.semantic_lm is None or self.semantic_lm.writes(language) else None for text, language in said
+        ]
 
     def _active(self, values: Mapping[str, Any]) -> dict[str, float]:
         return {name: weight for name, weight in self.weights.items() if name in values}
