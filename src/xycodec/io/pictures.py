@@ -10,6 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from xycodec.errors import AudioError
 from xycodec.io.audio import ignore, stream_audio
 from xycodec.io.files import atomic_path
 from xycodec.io.xyc import CodecFile
@@ -37,7 +38,7 @@ def draw_roundtrip(source: str, code_file: str, decoded: str, target: str | Path
     _draw_spectrograms(figure, axes[:2], before, after, rate)
     _draw_codes(figure, axes[2], codes, seconds)
     axes[2].set(xlabel="seconds", xlim=(0, seconds))
-    with atomic_path(target) as scratch:
+    with atomic_path(target, AudioError) as scratch:
         figure.savefig(scratch, format="png", dpi=100)
 
 
