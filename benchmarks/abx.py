@@ -20,7 +20,8 @@ from typing import Any
 
 import torch
 
-from xycodec.checkpoints.load import load_codec, random_codec
+from xycodec.checkpoints.build import random_codec
+from xycodec.checkpoints.load import load_codec
 from xycodec.data.synthetic.utterances import grammar
 from xycodec.eval.abx.distances import Features, item_frames
 from xycodec.eval.abx.items import COLUMNS, Omissions, PhoneItem, read_items

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xycodec.checkpoints.load import random_codec, save_codec
+from xycodec.checkpoints.build import random_codec
+from xycodec.checkpoints.save import save_codec
 from xycodec.models.xy_tokenizer.config import CONFIGS
 from xycodec.models.xy_tokenizer.model import XYTokenizer
 

@@ -1,4 +1,4 @@
-"""The published inference computation, written from its specification, as the yardstick for speed.
+"""The published inference computation, written from its description, as the yardstick for speed.
 
 Every clip is zero-padded to the model's window (30 s), both towers run over all 1500 rows, the attention mask
 and the scores are materialised, and every quantizer layer runs over 375 rows. Weights are those of one of our
@@ -94,7 +94,7 @@ class PublishedXYTokenizer:
     # ---- audio -> codes ------------------------------------------------------------------------
 
     def _log_mel(self, audio: Tensor) -> Tensor:
-        """(B, window) -> (B, n_mels, window / 160): spec section 2."""
+        """(B, window) -> (B, n_mels, window / 160): docs/models/xy_tokenizer.md, Log-mel front-end."""
         mel = self.codec.mel
         spectrum = torch.stft(
             audio,
@@ -238,6 +238,9 @@ def _valid(lengths: Tensor, longest: int) -> Tensor:
 
 
 def _additive_mask(valid: Tensor) -> Tensor:
-    """(B, T) bool -> (B, 1, T, T) float32: 1 on valid pairs, lowest float elsewhere (spec section 4.1)."""
+    """(B, T) bool -> (B, 1, T, T) float32: 1 on valid pairs, lowest float elsewhere.
+
+    See docs/models/xy_tokenizer.md, Transformer.
+    """
     pairs = valid[:, None, :, None] & valid[:, None, None, :]
     return torch.where(pairs, 1.0, torch.finfo(torch.float32).min)

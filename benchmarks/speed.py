@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from published import PublishedXYTokenizer
-from xycodec.checkpoints.load import random_codec
+from xycodec.checkpoints.build import random_codec
 from xycodec.cli import bench
 from xycodec.models.xy_tokenizer.config import CONFIGS
 from xycodec.models.xy_tokenizer.model import XYTokenizer

@@ -29,7 +29,9 @@ import torch
 from torch import nn
 
 from speed import against, cpu_name, peak_memory, say, table
-from xycodec.checkpoints.load import random_codec, resolve_device, save_codec
+from xycodec.checkpoints.build import random_codec
+from xycodec.checkpoints.load import resolve_device
+from xycodec.checkpoints.save import save_codec
 from xycodec.cli import bench
 from xycodec.data.batch import BEGINNING, Batch
 from xycodec.data.config import DataConfig
@@ -44,9 +46,8 @@ from xycodec.models.xy_tokenizer.config import (
 )
 from xycodec.train.config import EngineConfig
 from xycodec.train.engine import Engine
-from xycodec.train.recipe import DiscriminatorsConfig, PosttrainRecipe, PretrainRecipe
-from xycodec.train.stages.posttrain import PosttrainStage
-from xycodec.train.stages.pretrain import PretrainStage
+from xycodec.train.stages.posttrain import DiscriminatorsConfig, PosttrainRecipe, PosttrainStage
+from xycodec.train.stages.pretrain import PretrainRecipe, PretrainStage
 
 # Seconds of audio per GPU second that the paper reports.
 TARGETS = {"pretrain": 136.7, "posttrain": 46.6}
@@ -100,7 +101,7 @@ SIZES = {
         CONFIGS["xy-tokenizer"], _qwen(896, 24, 14, 4864, 151_936), LanguageModelConfig().adapter, 32,
         clips={"pretrain": 4, "posttrain": 16}, seconds={"pretrain": 30, "posttrain": 5}, peak=8192,
     ),
-    # The codec of configs/xy_tokenizer/debug.yaml.
+    # The codec of src/xycodec/configs/xy_tokenizer/debug.yaml.
     "small": Size(
         CONFIGS["xy-random"], _qwen(128, 4, 4, 512, 1000), TowerConfig(d_model=128, layers=2, heads=4, ffn_dim=256), 8,
         clips={"pretrain": 4, "posttrain": 4}, seconds={"pretrain": 5, "posttrain": 2}, peak=2048,

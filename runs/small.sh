@@ -11,6 +11,6 @@ for part in train dev; do
   [ -f exp/data/$part.jsonl.gz ] || xycodec data import "$speech/$part.jsonl" exp/data/$part.jsonl.gz
 done
 [ -d exp/small-lm ] || xycodec data lm exp/data/train.jsonl.gz exp/small-lm --hidden 128 --layers 2
-xycodec train configs/xy_tokenizer/small.yaml --resume
-xycodec train configs/xy_tokenizer/small_posttrain.yaml --resume
+xycodec train xy_tokenizer/small.yaml --resume
+xycodec train xy_tokenizer/small_posttrain.yaml --resume
 python runs/plot_curves.py exp/small exp/small-post --output exp/small.png

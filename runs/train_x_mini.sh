@@ -18,7 +18,7 @@ synthetic=exp/xy-mini/synthetic
 [ -d exp/xy-mini/packed-synthetic ] || xycodec data pack $synthetic/cuts.jsonl.gz exp/xy-mini/packed-synthetic
 
 for recipe in recognise first second baseline_first baseline_second; do
-  stage configs/xcodec/x_mini/$recipe.yaml "$@"
+  stage xcodec/x_mini/$recipe.yaml "$@"
 done
 mkdir -p $work/release
 for pair in second:x-mini baseline-second:x-mini-baseline; do

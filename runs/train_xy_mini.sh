@@ -33,7 +33,7 @@ done
 cp $work/packed-ru/cuts.jsonl.gz $work/data/russian.jsonl.gz
 [ -z "${DATA_ONLY:-}" ] || exit 0  # of runs/train_x_mini.sh
 
-recipes=configs/xy_tokenizer/xy_mini
+recipes=xy_tokenizer/xy_mini
 stage $recipes/vocoder.yaml "$@"
 stage $recipes/features.yaml towers="${WHISPER:-openai/whisper-tiny.en}" "$@"
 for recipe in again decoder posttrain; do

@@ -1,5 +1,5 @@
-"""Small X-Codecs of Transformers, and the authors' layout of their weights, spelled out anew from the specification's
-table."""
+"""Small X-Codecs of Transformers, and the authors' layout of their weights, spelled out anew from its
+table of names."""
 
 import re
 

@@ -9,7 +9,7 @@ from torch import nn
 from xycodec.models.config import TowerConfig
 from xycodec.models.xy_tokenizer.config import QuantizerConfig, VocosConfig, XYTokenizerConfig
 
-PUBLISHED_PARAMETERS = {  # spec section 1
+PUBLISHED_PARAMETERS = {  # docs/models/xy_tokenizer.md, Overview
     "semantic_encoder": 87_002_112,
     "semantic_encoder_adapter": 28_349_952,
     "acoustic_encoder": 87_002_112,

@@ -12,11 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from xycodec.data.batch import Position, collate
 from xycodec.data.clip import Clip
-from xycodec.io.config import parse_config
 from xycodec.models.config import TowerConfig
 from xycodec.models.xy_tokenizer.config import QuantizerConfig
 from xycodec.train.init.small_lm import make_small_lm
-from xycodec.train.recipe import STAGES
+from xycodec.train.recipe_file import parse_recipe
 
 ADAPTER = TowerConfig(d_model=32, layers=1, heads=4, ffn_dim=48)
 RATE = 16_000
@@ -49,7 +48,7 @@ def recipe(stage, **changes):
     }
     settings = {**settings, **changes}
     settings["engine"] = {"device": "cpu", "precision": "float32", **settings["engine"]}
-    return parse_config(STAGES[stage], settings, "the test's recipe")
+    return parse_recipe(settings, "the test's recipe")
 
 
 def pretraining(lm=None, /, **changes):

@@ -27,6 +27,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'xycodec' has no attribute {name!r}")
     from importlib import import_module
 
+    if name == "Codec":
+        import_module("xycodec.checkpoints.load")  # what Codec.from_pretrained asks
     return getattr(import_module(_HOME[name]), name)
 
 

@@ -15,7 +15,7 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """How many processes take part, at least 1."""
+    """Number of processes that take part, at least 1."""
     return dist.get_world_size() if _active() else 1
 
 

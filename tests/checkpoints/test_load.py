@@ -13,7 +13,10 @@ from safetensors.torch import load_file, save_file
 
 import xycodec.checkpoints.weights
 from published_layout import LAYOUTS, official_state, published_settings, respelled, tiny_config, write_published
-from xycodec.checkpoints.load import bfloat16_advice, load_codec, random_codec, save_codec
+from xycodec.checkpoints.build import random_codec
+from xycodec.checkpoints.load import load_codec
+from xycodec.checkpoints.save import save_codec
+from xycodec.cli.bench import bfloat16_advice
 from xycodec.errors import CheckpointError
 from xycodec.models.presets import NAMED_CONFIGS
 from xycodec.models.registry import MODELS
@@ -627,3 +630,13 @@ def test_random_codecs_are_ready_to_use():
     assert made.quantizer.inited.all()
     assert not made.training
     assert "quantizer.input_proj.weight" in made.state_dict()
+
+
+def test_the_class_finds_its_loader(tmp_path):
+    """In a process that imports nothing but the class."""
+    folder = save_codec(random_codec(tiny_config()), tmp_path / "tiny")
+    program = (
+        f"import xycodec\ncodec = xycodec.Codec.from_pretrained({str(folder)!r}, device='cpu')\nprint(codec.model_id)"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout == "tiny\n"

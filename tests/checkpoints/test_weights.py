@@ -10,7 +10,9 @@ from tests.reference import randomise
 from tests.training import batch, clip, posttraining, pretraining, save_lm, seeded, tiny_model
 from typer.testing import CliRunner
 
-from xycodec.checkpoints.load import load_codec, random_codec, save_codec
+from xycodec.checkpoints.build import random_codec
+from xycodec.checkpoints.load import load_codec
+from xycodec.checkpoints.save import save_codec
 from xycodec.checkpoints.training import read_checkpoint
 from xycodec.checkpoints.weights import load_tensors, save_tensors
 from xycodec.cli.app import app
@@ -154,7 +156,7 @@ def checkpoint_of(stage, folder, step):
         name: network_state(network, lambda key, name=name: stage.kept(name, key))
         for name, network in stage.networks.items()
     }
-    state = RunState(stage.name, step, 0, 1, None, stage.codec_config(), {}, networks, {"model": {"huge": [0]}})
+    state = RunState(stage.name, step, 0, 1, None, stage.model_config(), {}, networks, {"model": {"huge": [0]}})
     return save_state(folder, state, keep=3, best=False)
 
 

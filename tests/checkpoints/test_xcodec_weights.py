@@ -11,7 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from published_xcodec import KINDS, OFFICIAL_FILE, official_name, official_state, tiny_config, transformers_model
 from xycodec.baselines.open import HUB_IDS, open_codec
-from xycodec.checkpoints.load import load_codec, load_xy_tokenizer, random_codec, save_codec
+from xycodec.checkpoints.build import random_codec
+from xycodec.checkpoints.load import load_codec, load_xy_tokenizer
+from xycodec.checkpoints.save import save_codec
 from xycodec.errors import CheckpointError
 from xycodec.models.registry import MODELS
 from xycodec.models.xcodec import convert as convert_xcodec
@@ -206,7 +208,7 @@ def test_a_codec_that_is_not_folded_is_not_saved(tmp_path):
 
 def test_where_only_an_xy_tokenizer_will_do(codec, tmp_path):
     folder = save_codec(codec, tmp_path / "ours")
-    with pytest.raises(CheckpointError, match=r"holds an X-Codec, this takes an XY-Tokenizer$"):
+    with pytest.raises(CheckpointError, match=r"holds a codec of class XCodec, not XYTokenizer$"):
         load_xy_tokenizer(folder)
 
 

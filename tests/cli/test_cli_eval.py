@@ -9,7 +9,8 @@ import soundfile as sf
 from tests.published_xcodec import tiny_config as tiny_xcodec
 from tests.reference import tiny_config
 
-from xycodec.checkpoints.load import random_codec, save_codec
+from xycodec.checkpoints.build import random_codec
+from xycodec.checkpoints.save import save_codec
 
 
 @pytest.fixture(scope="module")

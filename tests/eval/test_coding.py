@@ -7,7 +7,7 @@ import soundfile as sf
 import torch
 from tests.reference import tiny_config
 
-from xycodec.checkpoints.load import random_codec
+from xycodec.checkpoints.build import random_codec
 from xycodec.eval.coding import (
     CodecSpec,
     adaptive_bits,
@@ -15,9 +15,10 @@ from xycodec.eval.coding import (
     codebook_counts,
     codebook_use,
     coded_clips,
-    fingerprint,
     uncoded,
 )  # fmt: skip
+from xycodec.io.codes import CodeStore
+from xycodec.models.base import fingerprint
 from xycodec.models.longform import decode_long, encode_long
 
 
@@ -39,7 +40,7 @@ def clips(tmp_path):
 def rows(folder):
     import json
 
-    return [json.loads(line) for line in (folder / "coded.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (folder / "codes.jsonl").read_text().splitlines()[1:]]
 
 
 # ---- specs -----------------------------------------------------------------------------------------
@@ -92,10 +93,10 @@ def test_files_are_what_the_codec_gives(codec, clips, tmp_path):
     for row, name in zip(rows(folder), clips, strict=True):
         audio = sf.read(tmp_path / "original" / f"{name}.flac", dtype="float32")[0]
         codes = encode_long(codec, audio, n_q=2)
-        assert row["clip"] == name
+        assert row["key"] == name
         assert row["bits"] == codes.numel() * math.ceil(math.log2(codec.codebook_size))
         assert min(row["encode_s"], row["decode_s"]) > 0
-        assert np.array_equal(np.load(folder / "codes" / f"{name}.npy"), codes.numpy())
+        assert np.array_equal(CodeStore(folder).codes(name), codes.numpy())
         decoded = decode_long(codec, codes, num_samples=len(audio)).numpy().clip(-1, 1 - 2**-15)
         written = sf.read(folder / "audio" / f"{name}.flac", dtype="float32")[0]
         assert written.shape == audio.shape
@@ -106,15 +107,15 @@ def test_what_is_done_is_not_done_again(codec, clips, tmp_path):
     folder = tmp_path / "codec"
     folder.mkdir()
     code_clips(codec, None, clips[:2], tmp_path / "original", folder, lambda: None)
-    first = (folder / "coded.jsonl").read_bytes()
-    (folder / "coded.jsonl").write_bytes(first[:-5])  # a kill in the middle of the second row
+    first = (folder / "codes.jsonl").read_bytes()
+    (folder / "codes.jsonl").write_bytes(first[:-5])  # a kill in the middle of the second row
     todo = uncoded(clips, folder)
     assert todo == clips[1:]
     code_clips(codec, None, todo, tmp_path / "original", folder, lambda: None)
     assert uncoded(clips, folder) == []
     again = rows(folder)
-    assert [row["clip"] for row in again] == clips
-    assert (folder / "coded.jsonl").read_bytes().startswith(first[: first.index(b"\n") + 1])
+    assert [row["key"] for row in again] == clips
+    assert (folder / "codes.jsonl").read_bytes().startswith(first[: first.rindex(b"\n", 0, -1) + 1])
 
 
 def test_a_clip_that_the_codec_fails_on(codec, clips, tmp_path):
@@ -124,6 +125,7 @@ def test_a_clip_that_the_codec_fails_on(codec, clips, tmp_path):
                 raise RuntimeError("not\nthis one")
             return super()._encode(items, n_q)
 
+    Moody.__name__ = type(codec).__name__  # the same codec in another mood
     moody = Moody(codec.config).eval()
     moody.fold_weight_norm()
     moody.load_state_dict(codec.state_dict())
@@ -131,8 +133,8 @@ def test_a_clip_that_the_codec_fails_on(codec, clips, tmp_path):
     folder.mkdir()
     code_clips(moody, None, clips, tmp_path / "original", folder, lambda: None)
     found = rows(folder)
-    assert found[1] == {"clip": "deep/b", "error": "RuntimeError: not this one"}
-    assert [row["clip"] for row in found if "bits" in row] == ["a", "c"]
+    assert found[1] == {"key": "deep/b", "error": "RuntimeError: not this one"}
+    assert [row["key"] for row in found if "bits" in row] == ["a", "c"]
     assert not (folder / "audio" / "deep" / "b.flac").exists()
     # Another time it may work.
     assert uncoded(clips, folder) == ["deep/b"]
@@ -145,9 +147,9 @@ def test_a_clip_that_the_codec_fails_on(codec, clips, tmp_path):
 
 
 def test_counts_add_up_over_clips(tmp_path):
-    (tmp_path / "codes").mkdir()
-    np.save(tmp_path / "codes/a.npy", np.array([[0, 1, 1], [3, 3, 3]]))
-    np.save(tmp_path / "codes/b.npy", np.array([[1], [0]]))
+    store = CodeStore(tmp_path, {"size": 4})
+    store.add("a", np.array([[0, 1, 1], [3, 3, 3]]))
+    store.add("b", np.array([[1], [0]]))
     counts = codebook_counts(tmp_path, ["a", "b"], 4)
     assert counts.tolist() == [[1, 3, 0, 0], [1, 0, 0, 3]]
     use = codebook_use(counts)

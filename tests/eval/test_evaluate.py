@@ -6,7 +6,9 @@ import pytest
 import soundfile as sf
 from tests.reference import tiny_config
 
-from xycodec.checkpoints.load import load_codec, random_codec, save_codec
+from xycodec.checkpoints.build import random_codec
+from xycodec.checkpoints.load import load_codec
+from xycodec.checkpoints.save import save_codec
 from xycodec.errors import XycodecError
 from xycodec.eval.corpus import open_corpora
 from xycodec.eval.evaluate import evaluate
@@ -176,7 +178,7 @@ def test_what_is_there_is_not_done_again(codecs, corpus, tmp_path):
     folder = tmp_path / "run"
     judge = Loudness()
     first = run(codecs, corpus, folder, judges=[judge])
-    kept = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix in (".flac", ".npy", ".jsonl")}
+    kept = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix in (".flac", ".u2", ".jsonl")}
     judge.heard.clear()
     assert run(codecs, corpus, folder, judges=[judge]) == first
     assert run(codecs, corpus, folder, judges=[judge], processes=2) == first

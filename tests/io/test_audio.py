@@ -14,8 +14,8 @@ import soundfile as sf
 import soxr
 
 import xycodec.io.audio
-from xycodec.errors import AudioError, BitstreamError
-from xycodec.io.audio import atomic_path, audio_extensions, audio_info, ignore, read_audio, stream_audio, write_audio
+from xycodec.errors import AudioError
+from xycodec.io.audio import audio_extensions, audio_info, ignore, read_audio, stream_audio, write_audio
 
 LOSSY = [("ogg", "VORBIS", 44100), ("ogg", "OPUS", 48000), ("mp3", "MPEG_LAYER_III", 44100)]
 LOSSLESS = [("wav", "PCM_16", 44100), ("wav", "DOUBLE", 48000), ("flac", "PCM_16", 44100)]
@@ -670,9 +670,6 @@ def test_stdout_gets_a_whole_wav_or_nothing(monkeypatch):
     np.testing.assert_array_equal(read_audio(io.BytesIO(out.getvalue())), samples)
 
 
-# atomic_path
-
-
 @pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
 def test_the_umask_decides_the_mode(tmp_path, umask):
     before = os.umask(umask)
@@ -681,37 +678,3 @@ def test_the_umask_decides_the_mode(tmp_path, umask):
     finally:
         os.umask(before)
     assert (tmp_path / "a.wav").stat().st_mode & 0o777 == 0o666 & ~umask
-
-
-def test_the_temporary_name_is_a_sibling_with_the_suffix(tmp_path):
-    with atomic_path(tmp_path / "a.tar.gz") as temporary:
-        assert temporary.parent == tmp_path
-        assert temporary.suffix == ".gz"
-        assert not (tmp_path / "a.tar.gz").exists()
-        temporary.write_bytes(b"new")
-    assert os.listdir(tmp_path) == ["a.tar.gz"]
-    assert (tmp_path / "a.tar.gz").read_bytes() == b"new"
-
-
-def test_a_symbolic_link_is_followed(tmp_path):
-    (tmp_path / "real").mkdir()
-    (tmp_path / "link.txt").symlink_to(tmp_path / "real" / "file.txt")
-    for content in ("new", "newer"):
-        with atomic_path(tmp_path / "link.txt") as temporary:
-            temporary.write_text(content)
-        assert (tmp_path / "link.txt").is_symlink()
-        assert (tmp_path / "real" / "file.txt").read_text() == content
-
-
-def test_atomic_path_raises_the_callers_error(tmp_path):
-    for path in (tmp_path, tmp_path / "no" / "a", "/", f"{tmp_path}/a\0", ""):
-        with pytest.raises(BitstreamError) as error, atomic_path(path, BitstreamError):
-            pass
-        one_line(error)
-    assert not os.listdir(tmp_path)
-
-
-def test_a_target_that_became_a_folder(tmp_path):
-    with pytest.raises(AudioError, match="cannot be written"), atomic_path(tmp_path / "a"):
-        (tmp_path / "a").mkdir()
-    assert os.listdir(tmp_path) == ["a"]

@@ -179,22 +179,22 @@ def make_work(fault=None, log=None):
     if fault:
         raise XycodecError(fault)
 
-    def work(job, advance):
+    def work(source, target, advance):
         if log is not None:
-            log.append(job.source)
-        if job.source == "bad":
+            log.append(source)
+        if source == "bad":
             raise XycodecError("bad: cannot be read")
-        if job.source == "system":
+        if source == "system":
             raise OSError(28, "No space left on device")
-        if job.source == "pipe":
+        if source == "pipe":
             raise BrokenPipeError
-        if job.source == "bug":
+        if source == "bug":
             raise ZeroDivisionError
-        if job.source == "dies":
+        if source == "dies":
             time.sleep(0.5)
             os._exit(3)
         advance(1.5)
-        return job.source.upper(), os.getpid()
+        return source.upper(), os.getpid()
 
     return work
 

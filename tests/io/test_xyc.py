@@ -84,6 +84,7 @@ def test_round_trip(codebook_size, n_q, frames):
     again = CodecFile.from_bytes(data)
     assert again == file
     assert again.to_bytes() == data
+    assert file.num_bytes == len(data)
     bits = (codebook_size - 1).bit_length()
     assert len(parts(data)[1]) == -(-n_q * frames * bits // 8)
 

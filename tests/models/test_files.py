@@ -7,12 +7,13 @@ import soundfile as sf
 import torch
 
 from published_layout import tiny_config
-from xycodec.checkpoints.load import random_codec
+from xycodec.checkpoints.build import random_codec
 from xycodec.errors import AudioError, BitstreamError, XycodecError
 from xycodec.eval.metrics.quality import measure_quality
+from xycodec.eval.roundtrip import roundtrip_file
 from xycodec.io.audio import ignore, read_audio
 from xycodec.io.xyc import CodecFile
-from xycodec.models.files import check_model, decode_file, encode_file, roundtrip_file
+from xycodec.models.files import check_model, decode_file, encode_file
 from xycodec.models.longform import decode_long, encode_long
 
 OVERLAP = 0.5  # seconds; the window is 2 s

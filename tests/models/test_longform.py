@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from xycodec.checkpoints.load import random_codec
+from xycodec.checkpoints.build import random_codec
 from xycodec.errors import AudioError, XycodecError
 from xycodec.models.base import Codec
 from xycodec.models.longform import BATCH, decode_blocks, decode_long, embed_long, encode_long

@@ -21,9 +21,10 @@ from xycodec.data.sources import open_source
 from xycodec.data.survey import has_labels
 from xycodec.data.targets import TARGETS_OF, load_labels
 from xycodec.errors import ConfigError, XycodecError
+from xycodec.io.codes import JOURNAL
 from xycodec.models.longform import encode_long
 from xycodec.tokenize import targets
-from xycodec.tokenize.targets import JOURNAL, MANIFEST, extract_targets
+from xycodec.tokenize.targets import MANIFEST, extract_targets
 
 ENCODEC = {"num_filters": 4, "hidden_size": 16, "codebook_size": 64, "num_lstm_layers": 1}
 
@@ -99,8 +100,8 @@ def test_the_manifest_says_what_they_are(whole, corpus):
         assert has_labels(new)
     # Two bytes a label, and no file for each clip.
     frames = sum(cut.targets.num_frames for cut in after)
-    assert sorted(path.name for path in whole.iterdir()) == [MANIFEST, "labels.u2", JOURNAL]
-    assert (whole / "labels.u2").stat().st_size == 2 * 2 * frames
+    assert sorted(path.name for path in whole.iterdir()) == ["codes.jsonl", "codes.u2", MANIFEST]
+    assert (whole / "codes.u2").stat().st_size == 2 * 2 * frames
 
 
 def test_long_recordings_are_read_in_blocks(tmp_path, codec, monkeypatch):
@@ -140,11 +141,11 @@ def test_it_goes_on_after_a_kill(whole, corpus, codec, tmp_path, rows, torn):
     half = lines[rows][:9] if rows < len(lines) and torn else b""
     (folder / JOURNAL).write_bytes(b"".join(lines[:rows]) + half)
     frames = sum(json.loads(line).get("frames", 0) for line in lines[:rows])
-    (folder / "labels.u2").write_bytes((whole / "labels.u2").read_bytes()[: 4 * frames] + torn)
+    (folder / "codes.u2").write_bytes((whole / "codes.u2").read_bytes()[: 4 * frames] + torn)
     heard = []
     report = extract_targets(opened(corpus), codec, folder, layers=2, advance=heard.append)
     assert (report.clips, report.made, len(heard)) == (10, 10 - max(0, rows - 1), 10)
-    for name in ("labels.u2", JOURNAL):
+    for name in ("codes.u2", JOURNAL):
         assert (folder / name).read_bytes() == (whole / name).read_bytes()
     assert same(labels_of(folder), labels_of(whole))
 
@@ -185,8 +186,8 @@ def test_a_folder_of_something_else_is_refused(whole, corpus, codec, tmp_path):
     folder = tmp_path / "labels"
     shutil.copytree(whole, folder)
     cases = [
-        (opened(corpus), codec, 1, "was begun with another codec"),
-        (opened(corpus), open_codec("xy-random", device="cpu"), 2, "was begun with another codec"),
+        (opened(corpus), codec, 1, "was begun with other codes"),
+        (opened(corpus), open_codec("xy-random", device="cpu"), 2, "was begun with other codes"),
         (CutSet.from_cuts(reversed(list(opened(corpus)))), codec, 2, "with other cuts, 0.wav where now 9.wav"),
         (CutSet.from_cuts(list(opened(corpus))[:4]), codec, 2, "with other cuts, 4.wav where now nothing"),
     ]
@@ -194,8 +195,8 @@ def test_a_folder_of_something_else_is_refused(whole, corpus, codec, tmp_path):
         with pytest.raises(ConfigError, match=words) as raised:
             extract_targets(cuts, other, folder, layers=layers)
         assert "\n" not in str(raised.value)
-    os.truncate(folder / "labels.u2", 100)
-    with pytest.raises(ConfigError, match=r"labels\.u2: lacks labels"):
+    os.truncate(folder / "codes.u2", 100)
+    with pytest.raises(ConfigError, match=r"codes\.u2: lacks codes"):
         extract_targets(opened(corpus), codec, folder, layers=2)
     assert (whole / MANIFEST).read_bytes() == (folder / MANIFEST).read_bytes()
 

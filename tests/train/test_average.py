@@ -9,7 +9,9 @@ from tests.reference import randomise
 from tests.training import NoLooking, batch, clip, posttraining, pretraining, save_lm, seeded, tiny_model
 from tests.training_runs import names, post_settings, settings, write_corpus, write_recipe
 
-from xycodec.checkpoints.load import load_codec, random_codec, save_codec
+from xycodec.checkpoints.build import random_codec
+from xycodec.checkpoints.load import load_codec
+from xycodec.checkpoints.save import save_codec
 from xycodec.checkpoints.training import AVERAGE, read_checkpoint
 from xycodec.errors import CheckpointError, ConfigError
 from xycodec.models.xy_tokenizer.model import XYTokenizer

@@ -3,7 +3,8 @@ import torch
 from tests.reference import tiny_config
 from tests.training import batch, clip, posttraining, pretraining, seeded, tiny_model
 
-from xycodec.checkpoints.load import random_codec, save_codec
+from xycodec.checkpoints.build import random_codec
+from xycodec.checkpoints.save import save_codec
 from xycodec.errors import ConfigError
 from xycodec.models.xy_tokenizer.model import RAISE, XYTokenizer
 from xycodec.train.config import EngineConfig
@@ -136,7 +137,7 @@ def weights(tmp_path_factory):
 def test_the_decoder_learns_from_what_is_heard_in_its_audio(weights):
     loss = {"adversarial": 0, "feature": 0, "mel": 1, "log_mel": 3, "states": 2}
     stage = PosttrainStage(
-        posttraining(weights, loss=loss, hear_seconds=0.6, positions="random"),
+        posttraining(weights, loss=loss, segment_seconds=0.6, positions="random"),
         Engine(EngineConfig(device="cpu", precision="float32")),
     )
     frozen = {name: value.clone() for name, value in stage.codec.state_dict().items()}

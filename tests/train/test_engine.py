@@ -4,7 +4,8 @@ import pytest
 import torch
 from tests.training import QUICK, batch, clip, posttraining, pretraining, save_lm, seeded, tiny_model, two_processes
 
-from xycodec.checkpoints.load import random_codec, save_codec
+from xycodec.checkpoints.build import random_codec
+from xycodec.checkpoints.save import save_codec
 from xycodec.distributed import all_reduce_, world_size
 from xycodec.errors import ConfigError
 from xycodec.models.xy_tokenizer.model import XYTokenizer

@@ -4,7 +4,9 @@ import pytest
 import torch
 from tests.training import batch, clip, pretraining, seeded, tiny_model
 
-from xycodec.checkpoints.load import load_codec, random_codec, save_codec
+from xycodec.checkpoints.build import random_codec
+from xycodec.checkpoints.load import load_codec
+from xycodec.checkpoints.save import save_codec
 from xycodec.errors import CheckpointError, ConfigError
 from xycodec.models.xy_tokenizer.config import VocosConfig
 from xycodec.train.config import EngineConfig
@@ -74,7 +76,7 @@ def test_a_vocoder_from_elsewhere(tmp_path):
 
 
 def test_a_part_of_each_clip_is_heard():
-    stage = stage_of(pretraining(loss={"asr": 0}, hear_seconds=0.4))
+    stage = stage_of(pretraining(loss={"asr": 0}, segment_seconds=0.4))
     heard = {}
     stage.codec.vocos.register_forward_hook(lambda _, args, out: heard.update(features=args[0], audio=out))
     stage.model.mel.register_forward_hook(lambda _, args, out: heard.update(target=args[1], lengths=args[2]))
@@ -95,7 +97,7 @@ def test_a_part_of_each_clip_is_heard():
 
 
 def test_features_and_audio_are_of_the_same_place():
-    stage = stage_of(pretraining(loss={"asr": 0}, hear_seconds=0.4))
+    stage = stage_of(pretraining(loss={"asr": 0}, segment_seconds=0.4))
     made = {}
     stage.codec.acoustic_decoder.register_forward_hook(lambda _, args, out: made.update(all=out))
     stage.codec.vocos.register_forward_hook(lambda _, args, out: made.update(part=args[0]))

@@ -4,7 +4,6 @@ import itertools
 import os
 import sys
 from multiprocessing.util import Finalize
-from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
 
 import pytest
@@ -13,18 +12,20 @@ from tests.reference import PUBLISHED_PARAMETERS
 from tests.training import save_lm
 from tests.training_runs import post_settings, settings, smallest_config, write_corpus, write_recipe, xycodec
 
-from xycodec.checkpoints.load import random_codec, save_codec
+from xycodec.checkpoints.build import random_codec
+from xycodec.checkpoints.save import save_codec
 from xycodec.cli import app as cli
 from xycodec.data.batch import BEGINNING
 from xycodec.data.sources import open_sources
 from xycodec.data.stream import BatchStream
 from xycodec.train.engine import Engine
 from xycodec.train.plan import _longest_batch, plan_run
-from xycodec.train.recipe_file import load_recipe
+from xycodec.train.recipe_file import BUNDLED, load_recipe
 from xycodec.train.run import open_stage
 
-FULL_DISCRIMINATORS = {"periods": 41_105_770, "scales": 29_618_821, "spectrograms": 472_330}  # spec section 9.1
-CONFIG_FOLDER = Path(__file__).parents[2] / "configs" / "xy_tokenizer"
+# docs/models/xy_tokenizer.md, Discriminators
+FULL_DISCRIMINATORS = {"periods": 41_105_770, "scales": 29_618_821, "spectrograms": 472_330}
+CONFIG_FOLDER = BUNDLED / "xy_tokenizer"
 
 
 @pytest.fixture(scope="module")

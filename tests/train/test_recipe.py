@@ -1,4 +1,4 @@
-"""Recipes: what is read, what is refused and in what words, and what the files in configs/ say."""
+"""Recipes: what is read, what is refused and in what words, and what the bundled files say."""
 
 from pathlib import Path
 
@@ -7,10 +7,11 @@ import yaml
 
 from xycodec.errors import ConfigError
 from xycodec.models.xy_tokenizer.config import CONFIGS
-from xycodec.train.recipe import PosttrainRecipe, PretrainRecipe
-from xycodec.train.recipe_file import load_recipe, save_recipe
+from xycodec.train.recipe_file import BUNDLED, load_recipe, save_recipe
+from xycodec.train.stages.posttrain import PosttrainRecipe
+from xycodec.train.stages.pretrain import PretrainRecipe
 
-CONFIG_FOLDER = Path(__file__).parents[2] / "configs" / "xy_tokenizer"
+CONFIG_FOLDER = BUNDLED / "xy_tokenizer"
 FILES = sorted(path.relative_to(CONFIG_FOLDER).as_posix() for path in CONFIG_FOLDER.rglob("[!_]*.yaml"))
 ABSENT = "absent"
 SMALLEST = {
@@ -189,7 +190,7 @@ def test_a_saved_recipe_says_all_and_loads_as_the_same(write):
         ("model.preset=[a]", "['a'] is not one of xy-tokenizer, "),
         ("model=7", "model: "),
         ("model.semantic_encoder=null", "given together or not at all"),
-        ("stage=finetune", "stage is 'finetune', must be one of pretrain, posttrain, recognise, vocoder, xcodec"),
+        ("stage=finetune", "stage is 'finetune', must be one of ctc, hubert, posttrain, pretrain, vocoder, xcodec"),
         ("stage=[pretrain]", "stage is ['pretrain'], must be one of"),
         ("stage=posttrain", "weights: Field required"),
         ("base=other.yaml", "base: unknown key"),
@@ -234,7 +235,7 @@ def test_bases_in_a_circle(write, length):
     assert "leads back to itself" in refusal(write("recipe.yaml", text="base: 0.yaml\n"))
 
 
-# configs/
+# src/xycodec/configs/
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -302,3 +303,29 @@ def test_an_ablation_differs_in_what_it_names(name, base, changes):
 def test_every_ablation_is_tested():
     tested = {case[0] for case in test_an_ablation_differs_in_what_it_names.pytestmark[0].args[1]}
     assert tested == {Path(name).stem for name in FILES if name.startswith("ablations/")}
+
+
+def test_names_that_keys_and_stages_once_had_are_still_read(write, tmp_path):
+    base = write("base.yaml", hear_seconds=0.5)
+    assert load_recipe(base).segment_seconds == 0.5
+    assert load_recipe(base, ("segment_seconds=0.25",)).segment_seconds == 0.25
+    later = write(text=f"base: {base}\nsegment_seconds: 0.75\n")
+    assert load_recipe(later).segment_seconds == 0.75
+    assert load_recipe(later, ("hear_seconds=1",)).segment_seconds == 1
+    assert "hear_seconds" not in save_recipe(load_recipe(base))
+    tower = {"d_model": 16, "layers": 1, "heads": 2, "ffn_dim": 24}
+    text = yaml.safe_dump({"stage": "recognise", "output": "a", "steps": 1, "data": {"train": ["c"]}, "tower": tower})
+    once = load_recipe(write(text=text))
+    assert once.stage == "ctc"
+    assert once == load_recipe(write(text=text.replace("recognise", "ctc")))
+
+
+def test_a_bundled_recipe_is_found_by_its_name(tmp_path, monkeypatch, write):
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("xy_tokenizer/debug.yaml") == load_recipe(CONFIG_FOLDER / "debug.yaml")
+    mine = write(text="base: xy_tokenizer/debug.yaml\nsteps: 7\n")
+    assert differing(load_recipe(mine), load_recipe("xy_tokenizer/debug.yaml")) == {"steps": 7}
+    # A file of that path comes first.
+    write("xy_tokenizer/debug.yaml", steps=9)
+    assert load_recipe("xy_tokenizer/debug.yaml").steps == 9
+    assert "nothing.yaml: cannot be read" in refusal("nothing.yaml")

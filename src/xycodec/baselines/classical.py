@@ -27,7 +27,7 @@ class ClassicalCodec(Codec):
         return torch.device("cpu")
 
     def check_layers(self, n_q: int | None) -> int:
-        """All layers. Raises XycodecError if fewer are asked for: they are parts of one frame."""
+        """Return the number of layers. Raises XycodecError if fewer are asked for: they are parts of one frame."""
         if n_q not in (None, self.n_q):
             raise XycodecError(f"{self.model_id} cannot leave out layers, got n_q {n_q!r}: choose a lower bitrate")
         return self.n_q
@@ -64,9 +64,9 @@ class Codec2Mode:
     """One mode of Codec 2 at 8 kHz."""
 
     name: str
-    """As its programs call it."""
+    """Name of the mode on its programs' command line."""
     bits: int
-    """Of a frame, without what fills its last byte."""
+    """Bits of a frame, without the padding of its last byte."""
     hop_length: int
     """Samples of a frame."""
     delay: int = 160

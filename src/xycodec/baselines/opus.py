@@ -46,7 +46,7 @@ class Opus(ClassicalCodec):
 
     @property
     def bitrate(self) -> float:
-        """What libopus aims at, bits a second; see `payload_bits` for what a clip took."""
+        """Target bitrate of libopus, bits a second; `payload_bits` tells what a clip took."""
         return self.kbps * 1000.0
 
     def payload_bits(self, codes: Tensor) -> int:

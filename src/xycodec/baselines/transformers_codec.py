@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from xycodec.errors import CheckpointError, reason_of
 from xycodec.io.hub import fetch, is_path
+from xycodec.io.libraries import transformers_library
 from xycodec.models.base import Codec
 
 WINDOW_S = 60.0
@@ -108,15 +109,6 @@ def load_transformers_codec(source: str, n_q: int | None = None) -> Transformers
     return TransformersCodec(model, name, n_q).requires_grad_(False).eval()
 
 
-def transformers_library() -> Any:
-    """The package `transformers`. Raises CheckpointError, which names the extra, where it is not installed."""
-    try:
-        import transformers
-    except ImportError:
-        raise CheckpointError("transformers is not installed: pip install 'xycodec[eval]'") from None
-    return transformers
-
-
 def _model_type(folder: Path, source: str) -> str:
     try:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -131,11 +123,11 @@ def _model_type(folder: Path, source: str) -> str:
 
 @dataclass(frozen=True)
 class Family:
-    """How one class of Transformers is called. Models take audio (1, 1, T) and codes (B, k, L)."""
+    """Calls of one codec class of Transformers. Models take audio (1, 1, T) and codes (B, k, L)."""
 
     model_class: str
     sample_rate: Callable[[Any], int]
-    """Of a configuration."""
+    """Input sample rate in Hz, from the model's configuration; the functions below take it too."""
     hop_length: Callable[[Any], int]
     codebooks: Callable[[Any], int]
     whole_frames: bool
@@ -201,4 +193,4 @@ FAMILIES = {
         embed=lambda model, codes: model.quantizer.decode(codes.transpose(0, 1)),
     ),
 }
-"""By `model_type` of the configuration."""
+"""Families of codecs by the `model_type` of their configuration."""

@@ -1,51 +1,40 @@
-"""From a name, folder, file or hub id to a codec that is ready to use, and back to a folder."""
+"""Loading a codec from a name, folder, file or hub id."""
 
 import json
 import zipfile
-import zlib
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import torch
-import yaml
-from torch import Tensor
-from torch.nn.utils import parametrize
 
+from xycodec.checkpoints.build import OwnCodec, assemble, build_codec, random_codec
+from xycodec.checkpoints.published import load_published
+from xycodec.checkpoints.save import CONFIG_FILE, FORMAT_VERSION, WEIGHTS_FILE, WEIGHTS_STEM
 from xycodec.checkpoints.training import (
     CHECKPOINTS,
     EXPORT_FILE,
     is_checkpoint,
     read_codec_checkpoint,
     read_mapping,
-    read_state,
     trained_weights,
 )
-from xycodec.checkpoints.weights import load_tensors, save_tensors, stored
+from xycodec.checkpoints.weights import load_tensors
 from xycodec.errors import CheckpointError
 from xycodec.io.config import parse_config
-from xycodec.io.files import new_folder
 from xycodec.io.hub import fetch
+from xycodec.models.base import register_loader
 from xycodec.models.presets import NAMED_CONFIGS, CodecConfig
 from xycodec.models.registry import MODELS, RANDOM, SEVERAL, of_file, of_repository
-from xycodec.models.xcodec import convert as convert_xcodec
 from xycodec.models.xcodec.config import XCodecConfig
-from xycodec.models.xcodec.model import XCodec
-from xycodec.models.xy_tokenizer import convert
 from xycodec.models.xy_tokenizer.config import XYTokenizerConfig
 from xycodec.models.xy_tokenizer.model import XYTokenizer
-from xycodec.nn.quantize import smoothed_counts
 
-FORMAT_VERSION = 1
-CONFIG_FILE, WEIGHTS_STEM = "config.json", "model"
-WEIGHTS_FILE = f"{WEIGHTS_STEM}.safetensors"
 BUNDLED = Path(__file__).parents[1] / "assets"  # folders of the models that come with the package
-_CODEBOOK, _COUNTS, _SUMS = (f"quantizer.{name}" for name in ("codebook", "cluster_size", "embed_avg"))
 _SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors", ".yaml", ".json")
 
-OwnCodec = XYTokenizer | XCodec
 
-
+@register_loader
 def load_codec(
     name_or_path: str | Path,
     *,
@@ -103,75 +92,7 @@ def resolve_device(device: str) -> torch.device:
 
 def load_xy_tokenizer(name_or_path: str | Path) -> XYTokenizer:
     """`load_codec` on the CPU where only an XY-Tokenizer will do. Raises CheckpointError on anything else."""
-    codec = load_codec(name_or_path, device="cpu")
-    if not isinstance(codec, XYTokenizer):
-        raise CheckpointError(f"{name_or_path}: holds an X-Codec, this takes an XY-Tokenizer")
-    return codec
-
-
-@overload
-def random_codec(config: XYTokenizerConfig, seed: int = 0) -> XYTokenizer: ...
-@overload
-def random_codec(config: XCodecConfig, seed: int = 0) -> XCodec: ...
-def random_codec(config: CodecConfig, seed: int = 0) -> OwnCodec:
-    """An untrained codec, the same for the same seed, folded for inference and in eval mode."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        codec = _build(config)
-        codec.fold_weight_norm()
-        codec.eval()
-        mean, deviation = _latents(codec)
-        scale = deviation * 0.9 ** torch.arange(codec.n_q).view(-1, 1, 1)
-        quantizer = codec.quantizer
-        quantizer.codebook.normal_().mul_(scale)
-        quantizer.codebook[0] += mean
-        quantizer.embed_avg.copy_(quantizer.codebook)
-        quantizer.cluster_size.fill_(1)
-        quantizer.inited.fill_(True)
-    return codec
-
-
-def _latents(codec: OwnCodec) -> tuple[Tensor | float, Tensor | float]:
-    """About where an untrained codec's latents lie at the codebooks: mean and standard deviation."""
-    if isinstance(codec, XYTokenizer):
-        # A map of unit-variance latents with torch's default weights has variance 1/3 in every channel.
-        return 0.0, (1 / 3) ** 0.5
-    with torch.no_grad():
-        latents = codec.encode_latents(0.1 * torch.randn(1, 50 * codec.hop_length))[0]
-    return latents.mean(dim=0), latents.std(dim=0)
-
-
-def _build(config: CodecConfig) -> OwnCodec:
-    return XCodec(config) if isinstance(config, XCodecConfig) else XYTokenizer(config)
-
-
-def save_codec(
-    codec: OwnCodec,
-    folder: str | Path,
-    *,
-    dtype: torch.dtype = torch.float32,
-    overwrite: bool = False,
-    part_bytes: int | None = None,
-) -> Path:
-    """Write `config.json` and `model.safetensors` into a new folder, whole or not at all.
-
-    `dtype` is what floating-point weights are stored in; they run in float32 again once loaded. In a lower precision
-    the codebooks' running sums, which only training reads, are left out and follow from counts again. The codec must be
-    folded (as `load_codec` returns it). `overwrite` replaces a folder that holds a codec. `part_bytes` makes
-    files of at most so many bytes of the weights, model-00001-of-0000N.safetensors. Raises CheckpointError if the
-    folder exists or cannot be made.
-    """
-    target = Path(folder)
-    if any(parametrize.is_parametrized(module) for module in codec.modules()):
-        raise CheckpointError(f"{target}: fold the codec's weight norm before saving it (fold_weight_norm)")
-    state = {key: stored(key, tensor, dtype) for key, tensor in codec.state_dict().items()}
-    if dtype != torch.float32:
-        del state[_SUMS]
-    settings = {"format_version": FORMAT_VERSION, **codec.config.model_dump(mode="json")}
-    with new_folder(target, CheckpointError, replace=overwrite and (target / CONFIG_FILE).is_file()) as made:
-        (made / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        save_tensors(state, made, WEIGHTS_STEM, part_bytes)
-    return target
+    return XYTokenizer.from_pretrained(name_or_path, device="cpu")
 
 
 # ---- finding the files -------------------------------------------------------------------------
@@ -217,7 +138,7 @@ def _load_path(path: Path, known: str | None = None) -> OwnCodec:
             return _load_path(path.parent)
         if is_checkpoint(path):
             return _load_trained(path)
-        return _load_published([path], path.parent / "config.yaml", of_file(path.name))
+        return load_published([path], path.parent / "config.yaml", of_file(path.name))
     if (path / EXPORT_FILE).is_file():
         return _load_trained(path)
     if run := sorted((path / CHECKPOINTS).glob("step_*.pt")):
@@ -227,7 +148,7 @@ def _load_path(path: Path, known: str | None = None) -> OwnCodec:
         return _load_ours(path, settings)
     weights = _weight_files(path)
     yamls = sorted([*path.glob("*.yaml"), *path.glob("*.yml")])
-    return _load_published(weights, yamls[0] if len(yamls) == 1 else path / "config.yaml", known, settings)
+    return load_published(weights, yamls[0] if len(yamls) == 1 else path / "config.yaml", known, settings)
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -256,7 +177,7 @@ def _load_ours(folder: Path, settings: dict[str, Any]) -> OwnCodec:
     if version != FORMAT_VERSION:
         raise CheckpointError(f"{folder}: format {version!r} is not one this xycodec reads, upgrade it")
     config = _parse_codec_config(settings, str(folder / CONFIG_FILE))
-    return _assemble(config, load_tensors(folder, WEIGHTS_STEM), str(folder))
+    return assemble(config, load_tensors(folder, WEIGHTS_STEM), str(folder))
 
 
 def _parse_codec_config(settings: Any, where: str) -> CodecConfig:
@@ -272,81 +193,10 @@ def _load_trained(path: Path) -> OwnCodec:
     config = _parse_codec_config(data["codec"], str(path))
     prefix = "codec."
     state = {key.removeprefix(prefix): value for key, value in trained_weights(data).items() if key.startswith(prefix)}
-    codec = _build(config)
+    codec = build_codec(config)
     try:
         codec.load_state_dict(state)
     except RuntimeError as error:
         raise CheckpointError(f"{path}: does not fit its own configuration ({str(error).splitlines()[-1]})") from None
     codec.fold_weight_norm()
     return codec.requires_grad_(False).eval()
-
-
-def _load_published(
-    files: list[Path], config_file: Path, known: str | None = None, settings: dict[str, Any] | None = None
-) -> OwnCodec:
-    name = str(files[0])
-    state: dict[str, Tensor] = {}
-    for file in files:
-        state.update(read_state(file))
-    if convert_xcodec.is_published(state):
-        ours = convert_xcodec.to_ours(state, name)
-        config: CodecConfig = convert_xcodec.config_from_ours(ours, name, known or convert.CUSTOM, settings or {})
-    elif convert.is_published(state):
-        config = _published_config(state, config_file, name)
-        ours = convert.to_ours(state, name)
-    else:
-        raise CheckpointError(f"{name}: holds no XY-Tokenizer and no X-Codec that is known here")
-    if config.model_id == convert.CUSTOM:
-        # Code files name their model: two models of one's own must not share a name.
-        fingerprint = zlib.crc32(ours["quantizer.codebook"].float().contiguous().numpy().tobytes())
-        config = config.model_copy(update={"model_id": f"{convert.CUSTOM}-{fingerprint:08x}"})
-    return _assemble(config, ours, name)
-
-
-def _published_config(state: dict[str, Tensor], config_file: Path, name: str) -> XYTokenizerConfig:
-    if config_file.is_file():
-        data = read_mapping(config_file, yaml.safe_load)
-        return convert.config_from_published_yaml(data, str(config_file))
-    return convert.config_from_state(state, name)
-
-
-def _assemble(config: CodecConfig, state: dict[str, Tensor], name: str) -> OwnCodec:
-    """Put the tensors into a model without copying them; every key and shape must fit."""
-    with torch.device("meta"):
-        codec = _build(config)
-    codec.fold_weight_norm()
-    expected = codec.state_dict()
-    if _SUMS not in state and {_CODEBOOK, _COUNTS} <= state.keys():
-        state[_SUMS] = state[_CODEBOOK].float() * smoothed_counts(state[_COUNTS].float())[..., None]
-    missing, surplus = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
-    if missing or surplus:
-        key, verb = (missing[0], "lacks") if missing else (surplus[0], "has the unknown")
-        raise CheckpointError(
-            f"{name}: the checkpoint {verb} {key!r} ({len(missing)} keys missing, {len(surplus)} unknown)"
-        )
-    for key, wanted in expected.items():
-        given = state[key]
-        if given.shape != wanted.shape or given.is_floating_point() != wanted.is_floating_point():
-            raise CheckpointError(
-                f"{name}: {key} is {given.dtype} {tuple(given.shape)}, "
-                f"the configuration asks for {wanted.dtype} {tuple(wanted.shape)}"
-            )
-        state[key] = given.to(wanted.dtype)
-    codec.load_state_dict(state, assign=True)
-    return codec.requires_grad_(False).eval()
-
-
-def bfloat16_advice() -> str:
-    """Whether `dtype=bfloat16` is worth it on this machine, in a sentence."""
-    trade = "codes of deep layers may differ from float32's, so keep to one dtype for a corpus"
-    if torch.cuda.is_available():
-        return f"bfloat16: worth it on this GPU; {trade}."
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
-    if "amx_bf16" in flags:
-        return f"bfloat16: worth it on this CPU, whose AMX units are several times faster in it; {trade}."
-    if "avx512_bf16" in flags:
-        # Measured: 1.7 to 2.0 x as fast on an AMD EPYC, 0.6 x on a virtual Xeon whose AMX units are hidden.
-        return (
-            f"bfloat16: a gain or a loss on this CPU (AVX-512 BF16 without AMX), ask `xycodec bench --bf16`; {trade}."
-        )
-    return "bfloat16: not worth it on this CPU, which has no units for it; use float32."

@@ -48,7 +48,7 @@ def save_tensors(tensors: Mapping[str, Tensor], folder: Path, stem: str, part_by
 
 
 def load_tensors(folder: Path, stem: str) -> dict[str, Tensor]:
-    """What `save_tensors` wrote. A single file is mapped, not copied.
+    """Read the tensors that `save_tensors` wrote. A single file is mapped, not copied.
 
     Raises CheckpointError, one line that names the file, if one is missing or damaged.
     """
@@ -67,7 +67,7 @@ def load_tensors(folder: Path, stem: str) -> dict[str, Tensor]:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file, mapped, not copied. Raises CheckpointError."""
+    """Read all tensors of a file, mapped, not copied. Raises CheckpointError."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:

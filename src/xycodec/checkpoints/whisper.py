@@ -1,4 +1,7 @@
-"""Towers that others trained: the encoder of a Whisper checkpoint of Transformers (spec section 4.3)."""
+"""Towers that others trained: the encoder of a Whisper checkpoint of Transformers.
+
+See docs/models/xy_tokenizer.md, Transformer.
+"""
 
 import json
 from collections.abc import Callable, Mapping
@@ -107,7 +110,7 @@ def _encoder_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def _folder(source: str, *wanted: str) -> Path:
-    """Where the `wanted` files lie: `source` itself, or the hub's snapshot of it."""
+    """Folder of the `wanted` files: `source` itself, or the hub's snapshot of it."""
     if Path(source).is_dir():
         return Path(source)
     if is_path(source):

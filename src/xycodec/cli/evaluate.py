@@ -157,7 +157,7 @@ def abx(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """How well frames tell phones apart, within and across speakers: 0 % is perfect, 50 % is chance."""
+    """ABX error of a codec's frames on phones, within and across speakers: 0 % is perfect, 50 % is chance."""
     from xycodec.eval.abx.run import run_abx
 
     with clip_progress("recordings", quiet or as_json) as advance:

@@ -1,5 +1,6 @@
-"""What several commands share."""
+"""Options and arguments that several commands share."""
 
+from enum import StrEnum
 from importlib.util import find_spec
 from typing import Annotated
 
@@ -15,6 +16,33 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps, ...")]
 Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes that share the files.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object a line on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+
+
+class Precision(StrEnum):
+    """Type that matrices are computed in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class Storage(StrEnum):
+    """Type that weights are stored in."""
+
+    float32 = "float32"
+    float16 = "float16"
+
+
+Inputs = Annotated[list[str], typer.Argument(help="Files, folders, quoted globs, or - for stdin.")]
+Output = Annotated[str | None, typer.Option("--output", "-o", help="File, or folder for several inputs; - is stdout.")]
+Dtype = Annotated[Precision, typer.Option(help="bfloat16 is for the towers' matrices (see models).")]
+Reference = Annotated[bool, typer.Option("--reference", help="Published rules for lengths and long audio.")]
+Overlap = Annotated[
+    float | None, typer.Option(help="Seconds that windows of long audio share (default: a third of the window).")
+]
+Layers = Annotated[int | None, typer.Option("--n-q", min=1, help="Use only the first codebooks.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads in all (default: every core).")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
+Store = Annotated[Storage, typer.Option(help="float16 takes half the size.")]
 
 
 def require_extra(extra: str, *modules: str) -> None:

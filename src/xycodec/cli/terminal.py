@@ -1,4 +1,4 @@
-"""What the command line shows a person: progress, tables, errors; reports as JSON for a program."""
+"""Output for a person: progress, tables, errors; and reports as JSON for a program."""
 
 import json
 import sys
@@ -7,90 +7,20 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-from xycodec.errors import XycodecError
-
 if TYPE_CHECKING:
     from rich.console import Console
 
     from xycodec.eval.abx.run import AbxResult
     from xycodec.eval.asr_probe.run import ProbeProgress, ProbeResult
     from xycodec.eval.evaluate import Stage
-    from xycodec.eval.results import Evaluation, Scores
-    from xycodec.io.parallel import Job, Outcome, Work
-    from xycodec.models.files import Comparison
+    from xycodec.eval.results import Evaluation, Metric, Scores
+    from xycodec.eval.roundtrip import Comparison
+    from xycodec.io.parallel import Outcome
     from xycodec.train.plan import RunPlan
 
 
-def run_all(
-    plan: "list[Job]",
-    make_work: "Callable[..., Work]",
-    settings: dict[str, Any],
-    processes: int,
-    threads: int | None,
-    overwrite: bool,
-    quiet: bool,
-    as_json: bool,
-    untold: dict[str, Any],
-    differs: "Callable[[Job], str | None]",
-) -> None:
-    """Do all jobs that are not done yet, tell what became of each, and exit with 1 if any failed.
-
-    `untold` are the settings, other than the defaults, that a result does not tell; they are noted beside it. A result
-    that exists passes for done if the same settings are noted of it and `differs` finds no other difference.
-    """
-    import os
-
-    from xycodec.io import parallel as batch
-
-    todo, existing = batch.pending(plan, overwrite)
-    if len(plan) == 1 and existing:
-        raise XycodecError(f"{plan[0].target} exists already: pass --overwrite to replace it")
-    others = [(job, reason) for job in existing if (reason := _made_otherwise(job, untold, differs))]
-    for job, reason in others[:_MOST_TOLD]:
-        print_error(f"{job.target}: {reason}: pass --overwrite to replace it, or choose another output")
-    if len(others) > _MOST_TOLD:
-        print_error(f"{len(others) - _MOST_TOLD} more were made with other settings")
-    processes = min(processes, max(1, len(todo)))
-    # Side by side, processes share the cores; more threads than cores slow each other down.
-    settings["threads"] = max(1, (threads or os.cpu_count() or 1) // processes) if processes > 1 else threads
-    console = _console()
-    failed, seconds = 0, 0.0
-    with progress(console, len(todo), quiet or as_json) as (advance_file, advance_audio):
-        for outcome in batch.run_jobs(todo, make_work, settings, processes, advance_audio) if todo else ():
-            advance_file()
-            failed += outcome.error is not None
-            if outcome.result:
-                seconds += outcome.result.seconds
-                batch.note_settings(outcome.job.target, untold)
-                for remark in outcome.result.remarks:
-                    _note(remark)
-            _print_outcome(outcome, console, quiet or (len(plan) > 20), as_json)
-    if not quiet and len(plan) > 1:
-        summary = f"{len(todo) - failed} done, {seconds:,.1f} s of audio"
-        same = len(existing) - len(others)
-        summary += f", {same} existed already (--overwrite replaces them)" if same else ""
-        summary += f", {len(others)} were made with other settings" if others else ""
-        console.print(summary + (f", {failed} failed" if failed else ""), highlight=False)
-    if failed or others:
-        raise typer.Exit(1)
-
-
-_MOST_TOLD = 5  # results of other settings that are named
-
-
-def _made_otherwise(job: "Job", untold: dict[str, Any], differs: "Callable[[Job], str | None]") -> str | None:
-    from xycodec.io.parallel import settings_of
-
-    noted = settings_of(job.target)
-    if noted != untold:
-        was, now = (", ".join(f"{key} {value}" for key, value in one.items()) or "none" for one in (noted, untold))
-        return f"made with other settings (then {was}, now {now})"
-    return differs(job)
-
-
-def _print_outcome(outcome: "Outcome", console: "Console", quiet: bool, as_json: bool) -> None:
+def print_outcome(outcome: "Outcome", console: "Console", quiet: bool, as_json: bool) -> None:
+    """Print the result of one file, as a line or as JSON."""
     if outcome.error:
         print_error(outcome.error)
     if as_json:
@@ -104,7 +34,8 @@ def _print_outcome(outcome: "Outcome", console: "Console", quiet: bool, as_json:
         console.print(f"{text}, {made.speed:.1f} x real time", highlight=False, markup=False, soft_wrap=True)
 
 
-def _console() -> "Console":
+def error_console() -> "Console":
+    """A console on stderr."""
     from rich.console import Console
 
     return Console(stderr=True)
@@ -202,46 +133,37 @@ def print_table(title: str, columns: Sequence[tuple[str, str]], rows: Sequence[t
     Console().print(table)
 
 
-METRICS = {
-    "stoi": ("STOI", 3, "1 is equality"),
-    "pesq_wb": ("PESQ wide-band", 2, "4.64 is equality"),
-    "pesq_nb": ("PESQ narrow-band", 2, "4.55 is equality"),
-    "mel_distance": ("mel distance", 3, "0 is equality"),
-}
-"""What a round trip measures: heading, decimals and scale."""
-
-
 def print_comparison(result: "Comparison", picture: str) -> None:
     """The report of `xycodec roundtrip`."""
+    from xycodec.eval.results import METRICS, ROUNDTRIP
+
     one, two = result.encoded, result.decoded
     for remark in one.remarks:
-        _note(remark)
+        print_note(remark)
     rows = [
         ("audio", f"{one.source} ({one.seconds:.2f} s)"),
         ("model", one.model),
         ("codes", f"{one.target} ({one.bytes:,} bytes, {one.bitrate:,.0f} bit/s)"),
         ("decoded", two.target),
         ("picture", picture),
-        *((heading, _shown(result.quality, name)) for name, (heading, _, _) in METRICS.items()),
+        *((METRICS[name].title, _shown(result.quality, METRICS[name])) for name in ROUNDTRIP),
         ("encode", f"{one.speed:.1f} x real time"),
         ("decode", f"{two.speed:.1f} x real time"),
     ]
     print_table("round trip", [("", "left"), ("", "left")], rows)
 
 
-def _shown(quality: "Scores", name: str) -> str:
-    _, decimals, scale = METRICS[name]
-    if name in quality.missing:
-        return f"-- ({quality.missing[name]})"
-    return f"{quality.values[name]:.{decimals}f} ({scale})"
+def _shown(quality: "Scores", metric: "Metric") -> str:
+    if metric.name in quality.missing:
+        return f"-- ({quality.missing[metric.name]})"
+    return f"{quality.values[metric.name]:.{metric.digits}f} ({metric.equality} is equality)"
 
 
 def print_evaluation(result: "Evaluation", page: str) -> None:
     """The report of `xycodec evaluate`, in short: one row a codec, and what lacks."""
     from rich.console import Console
 
-    from xycodec.eval.results import METRICS as KNOWN
-    from xycodec.eval.results import pooled
+    from xycodec.eval.results import METRICS, pooled
 
     # Metrics down the side, there are more of them than codecs; and as many codecs at a time as a terminal is wide.
     per_table = max(1, (Console().width - 14) // 19)
@@ -251,8 +173,8 @@ def print_evaluation(result: "Evaluation", page: str) -> None:
         rows = [("bit/s", *rates)]
         for name in result.metrics:
             values = (pooled(codec.clips, name) for codec in codecs)
-            shown = ("--" if value is None else f"{value:.{KNOWN[name].digits}f}" for value in values)
-            rows.append((KNOWN[name].title, *shown))
+            shown = ("--" if value is None else f"{value:.{METRICS[name].digits}f}" for value in values)
+            rows.append((METRICS[name].title, *shown))
         columns = [("", "left"), *((_shortened(codec.title), "right") for codec in codecs)]
         print_table(f"{result.title}: {len(codecs[0].clips)} clips", columns, rows)
     told: set[str] = set()  # what cannot be read is so for every codec
@@ -264,10 +186,10 @@ def print_evaluation(result: "Evaluation", page: str) -> None:
         for name in result.metrics:
             lacking = [clip.scores.missing[name] for clip in codec.clips if name in clip.scores.missing]
             if lacking:
-                _note(f"{codec.title}: {KNOWN[name].title} lacks {len(lacking)} clips, the first: {lacking[0]}")
+                print_note(f"{codec.title}: {METRICS[name].title} lacks {len(lacking)} clips, the first: {lacking[0]}")
     own = {clip.clip for codec in result.codecs for clip in codec.clips if clip.scores.reference is not None}
     if own:
-        _note(f"WER and CER: {len(own)} clips have no text, their reference is what was heard in the original")
+        print_note(f"WER and CER: {len(own)} clips have no text, their reference is what was heard in the original")
     print(page)
 
 
@@ -289,11 +211,11 @@ def print_probe(result: "ProbeResult", expected: float | None) -> None:
     print_table(f"ASR probe of {result.model}", [("", "left"), ("", "left")], rows)
     for name, clips in (("train", result.train), ("dev", result.dev)):
         if clips.without_text:
-            _note(f"{name}: {clips.without_text} clips without text were left out")
+            print_note(f"{name}: {clips.without_text} clips without text were left out")
         if clips.crowded:
-            _note(f"{name}: {clips.crowded} clips have more characters than frames")
+            print_note(f"{name}: {clips.crowded} clips have more characters than frames")
         for clip, reason in clips.failed[:3]:
-            _note(f"{name}: {clip}: {reason} ({len(clips.failed)} such clips)")
+            print_note(f"{name}: {clip}: {reason} ({len(clips.failed)} such clips)")
 
 
 def print_abx(result: "AbxResult") -> None:
@@ -306,7 +228,7 @@ def print_abx(result: "AbxResult") -> None:
     triples = ", ".join(f"{one.triples:,} triples {one.mode}" for one in result.counts)
     print_table(f"ABX of {result.model}: {triples}", columns, rows)
     for remark in result.remarks:
-        _note(remark)
+        print_note(remark)
 
 
 def print_bench(report: dict[str, Any]) -> None:
@@ -360,7 +282,8 @@ def _trained(parameters: int, trainable: int) -> str:
     return "frozen" if not trainable else f"{trainable:,} trained"
 
 
-def _note(message: str) -> None:
+def print_note(message: str) -> None:
+    """One line on stderr that tells no failure."""
     print(f"note: {message}", file=sys.stderr)
 
 

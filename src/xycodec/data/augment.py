@@ -31,7 +31,7 @@ class Peak:
 
 @dataclass(frozen=True)
 class Change:
-    """What happens to one clip; the default changes nothing."""
+    """Changes to one clip; the default changes nothing."""
 
     speed: float = 1.0
     """Factor; 2 halves the duration and doubles every frequency."""

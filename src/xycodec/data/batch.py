@@ -12,7 +12,7 @@ from xycodec.data.targets import NO_LABEL
 
 @dataclass(frozen=True, order=True)
 class Position:
-    """Where a stream stands: `batch` batches of epoch `epoch` have been taken."""
+    """Position of a stream: `batch` batches of epoch `epoch` have been taken."""
 
     epoch: int
     batch: int

@@ -121,7 +121,7 @@ def _at_both_rates(samples: Samples, rate: int, output_sample_rate: int, longest
 
 
 def _text(cut: Cut, start: float, end: float) -> str | None:
-    """What is said from `start` to `end` (seconds in the cut), or None if that is not known exactly."""
+    """Text said from `start` to `end` (seconds in the cut), or None if that is not known exactly."""
     texts = []
     for words in cut.supervisions:
         if words.end <= start + _SLACK or words.start >= end - _SLACK:

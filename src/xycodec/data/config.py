@@ -26,7 +26,7 @@ Factors = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_ordered
 
 
 class Augmentation(Config):
-    """How often a clip is changed, and within what range; every probability is 0 by default."""
+    """Probabilities and ranges of changes to a clip; every probability is 0 by default."""
 
     speed: Probability = 0.0
     speed_range: Factors = (0.9, 1.1)
@@ -61,14 +61,14 @@ Source = Annotated[SourceConfig, BeforeValidator(_source)]
 
 
 class DataConfig(Config):
-    """What is read, and how it becomes batches."""
+    """Sources of clips, and their way into batches."""
 
     train: tuple[Source, ...]
     valid: tuple[Source, ...] = ()
     clip_seconds: PositiveFloat = 30.0
     """The longest a clip may be."""
     crop: Literal["first", "random"] = "first"
-    """Which part of a longer clip is taken."""
+    """Part of a longer clip that is taken."""
     batch_clips: PositiveInt = 4
     """Clips a process takes per micro-batch, at most."""
     batch_seconds: PositiveFloat | None = None

@@ -13,7 +13,8 @@ from lhotse.cut import Cut
 from lhotse.serialization import deserialize_item
 
 from xycodec.errors import AudioError, ConfigError
-from xycodec.io.audio import atomic_path, audio_info, os_error_line
+from xycodec.io.audio import audio_info
+from xycodec.io.files import atomic_path, os_error_line
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
 _REQUIRED: dict[str, type | tuple[type, ...]] = {"audio": str, "duration": (int, float)}
@@ -22,7 +23,7 @@ _OPTIONAL = ("text", "speaker", "language", "source", "licence")
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What became of a manifest: clips, their seconds, those with text, and (audio, reason) of those left out."""
+    """Report on an imported manifest: clips, their seconds, those with text, and (audio, reason) of those left out."""
 
     clips: int
     seconds: float

@@ -32,7 +32,7 @@ _AHEAD = 4  # clips per process that are decoded before they are asked for
 
 @dataclass(frozen=True)
 class PackReport:
-    """What became of a corpus: clips, their seconds, WAV files, and one line for each clip that was left out."""
+    """Report on a packed corpus: clips, their seconds, WAV files, and one line for each clip that was left out."""
 
     clips: int
     seconds: float

@@ -1,4 +1,4 @@
-"""Which clips make up the batches of an epoch: drawn from buckets of like duration, alike in every process."""
+"""Batches of an epoch, drawn from buckets of like duration, alike in every process."""
 
 import math
 import random
@@ -49,7 +49,7 @@ class Sampler:
             yield _split(step, self.world_size)[self.rank]
 
     def _steps(self, rng: random.Random) -> Iterator[list[list[Cut]]]:
-        """What all processes take together: a batch for each, fewer when a bucket ends."""
+        """Yield a step's batches, one for each process, fewer when a bucket ends."""
         cuts = iter(self.cuts)
         buckets: list[list[Cut]] = [[] for _ in self.edges]
         self._fill(buckets, islice(cuts, self.config.shuffle_buffer))

@@ -81,7 +81,7 @@ class SharCuts:
 
 
 def member_of(cut: Cut) -> TarMember | None:
-    """Where the audio of a cut from a shard lies; None for any other cut."""
+    """Place of a cut's audio in its shard; None for a cut that is in none."""
     place = (getattr(cut, "custom", None) or {}).get(MEMBER)
     return TarMember(*place) if place else None
 

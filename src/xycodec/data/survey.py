@@ -1,4 +1,4 @@
-"""What a corpus holds and what of it cannot be trained on, from its manifests alone."""
+"""Counts of a corpus's clips and of those that cannot be trained on, from its manifests alone."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

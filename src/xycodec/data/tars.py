@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from xycodec.errors import ConfigError
-from xycodec.io.audio import identity_of, open_input
+from xycodec.errors import AudioError, ConfigError
+from xycodec.io.audio import identity_of
 from xycodec.io.decoders import Window
+from xycodec.io.files import open_input
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class TarMember:
 
     def open(self) -> "MemberFile":
         """Open the member as a binary file. Raises AudioError if the archive cannot be opened."""
-        return MemberFile(open_input(self.path), self.offset, self.size)
+        return MemberFile(open_input(self.path, AudioError), self.offset, self.size)
 
 
 class MemberFile(Window):

@@ -13,21 +13,20 @@ import soxr
 import torch
 from numpy.typing import NDArray
 
-from xycodec.errors import XycodecError
 from xycodec.eval.metrics.quality import RATE
 from xycodec.eval.results import CodebookUse
-from xycodec.io.audio import Samples, atomic_path, ignore, read_audio, write_audio
-from xycodec.io.journal import Journal
-from xycodec.models.base import Codec
+from xycodec.io.audio import Samples, ignore, read_audio, write_audio
+from xycodec.io.codes import CodeStore
+from xycodec.models.base import Codec, fingerprint
 from xycodec.models.longform import decode_long, encode_long
 from xycodec.nn.quantize import codebook_perplexity, codebook_usage
 
-AUDIO, CODES, CODED = "audio", "codes", "coded.jsonl"
+AUDIO = "audio"
 
 
 @dataclass(frozen=True)
 class CodecSpec:
-    """What to evaluate: `open_codec`'s name of a codec and, after an @, how many of its codebooks (`xy-mini@4`)."""
+    """A codec to evaluate: its name for `open_codec` and, after an @, the number of codebooks (`xy-mini@4`)."""
 
     text: str
 
@@ -54,22 +53,13 @@ class CodecSpec:
         return (model, int(count)) if at and count.isdecimal() else (self.text, None)
 
 
-def fingerprint(codec: Codec) -> str:
-    """16 hexadecimal digits that differ where weights, their types, or the rules for lengths do."""
-    digest = hashlib.blake2b(f"{type(codec).__name__} {codec.model_id} {codec.reference}".encode(), digest_size=8)
-    for name, tensor in sorted(codec.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def coded_clips(folder: Path) -> dict[str, dict[str, Any]]:
-    """The newest row of `coded.jsonl` of each clip."""
-    return {row["clip"]: row for row in Journal(folder / CODED).rows()}
+    """Rows of the clips that were coded there: bits and seconds, or the error."""
+    return CodeStore(folder).newest
 
 
 def uncoded(clips: Iterable[str], folder: Path) -> list[str]:
-    """Those that have no codes there; what failed is tried once more."""
+    """Clips without codes there; one that failed is tried once more."""
     coded = coded_clips(folder)
     return [clip for clip in clips if "bits" not in coded.get(clip, {})]
 
@@ -77,18 +67,22 @@ def uncoded(clips: Iterable[str], folder: Path) -> list[str]:
 def code_clips(
     codec: Codec, n_q: int | None, clips: Iterable[str], originals: Path, folder: Path, done: Callable[[], None]
 ) -> None:
-    """Encode and decode `originals/CLIP.flac`: audio, codes and one row of `coded.jsonl` of each in `folder`.
+    """Encode and decode each `originals/CLIP.flac` into `folder`: its audio as a file, its codes in a `CodeStore`.
 
     A clip that the codec fails on has a row that says why. Rows are written last, so that what a kill interrupts
     is done again.
     """
-    journal = Journal(folder / CODED)
+    about = {"codec": codec.model_id, "weights": fingerprint(codec), "size": codec.codebook_size}
+    store = CodeStore(folder, about)
     for clip in clips:
-        journal.append({"clip": clip, **_coded(codec, n_q, clip, originals, folder)})
+        codes, more = _coded(codec, n_q, clip, originals, folder)
+        store.add(clip, codes, **more)
         done()
 
 
-def _coded(codec: Codec, n_q: int | None, clip: str, originals: Path, folder: Path) -> dict[str, Any]:
+def _coded(
+    codec: Codec, n_q: int | None, clip: str, originals: Path, folder: Path
+) -> tuple[NDArray[np.int64] | None, dict[str, Any]]:
     audio = read_audio(originals / f"{clip}.flac", codec.input_sample_rate, tell=ignore)
     try:
         start = time.perf_counter()
@@ -97,17 +91,14 @@ def _coded(codec: Codec, n_q: int | None, clip: str, originals: Path, folder: Pa
         decoded = decode_long(codec, codes, num_samples=len(audio)).numpy()
         end = time.perf_counter()
     except Exception as error:  # whatever somebody's codec raises: the other clips are still worth having
-        return {"error": " ".join(f"{type(error).__name__}: {error}".split())}
+        return None, {"error": " ".join(f"{type(error).__name__}: {error}".split())}
     if not np.isfinite(decoded).all():
-        return {"error": "its audio holds a NaN or an infinity"}
+        return None, {"error": "its audio holds a NaN or an infinity"}
     target = folder / AUDIO / f"{clip}.flac"
     target.parent.mkdir(parents=True, exist_ok=True)
     write_audio(target, _at_rate(decoded, codec.output_sample_rate), RATE)
-    place = folder / CODES / f"{clip}.npy"
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(place, XycodecError) as temporary, open(temporary, "wb") as file:
-        np.save(file, codes.numpy().astype(np.int32))
-    return {"bits": codec.payload_bits(codes), "encode_s": middle - start, "decode_s": end - middle}
+    times = {"encode_s": middle - start, "decode_s": end - middle}
+    return codes.numpy(), {"bits": codec.payload_bits(codes), **times}
 
 
 def _at_rate(audio: Samples, rate: int) -> Samples:
@@ -118,10 +109,11 @@ def _at_rate(audio: Samples, rate: int) -> Samples:
 
 
 def codebook_counts(folder: Path, clips: Sequence[str], codebook_size: int) -> NDArray[np.int64]:
-    """(n_q, codebook_size): how often each code occurs in the clips' files. (0, codebook_size) without clips."""
+    """(n_q, codebook_size): how often each code occurs in the clips. (0, codebook_size) without clips."""
     counts = None
+    store = CodeStore(folder)
     for clip in clips:
-        codes = np.load(folder / CODES / f"{clip}.npy")
+        codes = store.codes(clip)
         of_clip = np.stack([np.bincount(layer, minlength=codebook_size) for layer in codes])
         counts = of_clip if counts is None else counts + of_clip
     return np.zeros((0, codebook_size), np.int64) if counts is None else counts

@@ -1,4 +1,4 @@
-"""What an evaluation listens to: clips of manifests, folders and public corpora, and samples of them."""
+"""Clips of an evaluation: of manifests, folders and public corpora, and samples of them."""
 
 import io
 import random
@@ -39,9 +39,9 @@ class Item:
     text: str | None
     seconds: float
     cut: Cut | AudioError
-    """Where it is, or why it cannot be had."""
+    """The clip in its corpus, or why it cannot be had."""
     language: str | None = None
-    """As the corpus names it: a code or a name."""
+    """Language as the corpus names it: a code or a name."""
 
     def load(self) -> Samples:
         """The whole clip, mono at 16 kHz (n,). Raises AudioError if it cannot be read or is not finite."""

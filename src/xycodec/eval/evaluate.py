@@ -5,7 +5,7 @@ A folder holds all of it, and whatever is there already is not done again:
     evaluation.json                   the clips, the choices, the versions
     original/audio/CLIP.flac          16 kHz mono, 16 bits
     CODEC/codec.json                  what was loaded
-    CODEC/{audio/CLIP.flac,codes/CLIP.npy,coded.jsonl}
+    CODEC/{audio/CLIP.flac,codes.u2,codes.jsonl}
     CODEC/scores.jsonl                scores of clips, as they come
 
 Scores are of the files, which anyone can score again.
@@ -35,19 +35,20 @@ from xycodec.eval.coding import (
     codebook_counts,
     codebook_use,
     coded_clips,
-    fingerprint,
     uncoded,
 )
 from xycodec.eval.corpus import Item
 from xycodec.eval.judges.base import Judge, Pair
 from xycodec.eval.metrics.quality import METERS, PROTOCOL, RATE, measure_quality, require_metrics
 from xycodec.eval.results import ORIGINAL, ClipResult, CodecResult, Evaluation, Scores
-from xycodec.io.audio import atomic_path, ignore, read_audio, write_audio
+from xycodec.io.audio import ignore, read_audio, write_audio
+from xycodec.io.files import atomic_path
 from xycodec.io.journal import Journal
 from xycodec.io.parallel import Advance, Job, Work, run_jobs
+from xycodec.models.base import fingerprint
 
 Stage = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
-"""Told a stage's name and its clips; gives what is called after each of them."""
+"""Context manager of a stage's progress: takes its name and number of clips, gives a function to call after each."""
 SETTINGS = "evaluation.json"
 JUDGED_AT_ONCE = 8  # clips in a batch of a model
 _PACKAGES = ("xycodec", "torch", "transformers", "numpy", "soxr", "pesq", "pystoi", "praat-parselmouth", "jiwer")
@@ -140,7 +141,7 @@ def _rows(specs: Sequence[str]) -> list[_Row]:
 
 
 def _about(spec: CodecSpec, device: str) -> dict[str, Any]:
-    """What a codec is. Raises XycodecError if it cannot be loaded."""
+    """Describe a codec. Raises XycodecError if it cannot be loaded."""
     codec = open_codec(spec.model, device=device)
     codec.check_layers(spec.n_q)
     return {
@@ -252,8 +253,8 @@ def _score_signals(
 def _signal_scorer(metrics: tuple[str, ...]) -> Work:
     torch.set_num_threads(1)
 
-    def work(job: Job, advance: Advance) -> Scores:
-        decoded, original = (read_audio(path, RATE, tell=ignore) for path in (job.target, job.source))
+    def work(source: str, target: str, advance: Advance) -> Scores:
+        decoded, original = (read_audio(path, RATE, tell=ignore) for path in (target, source))
         return measure_quality([decoded], [original], metrics)
 
     return work
@@ -331,7 +332,7 @@ def _gathered(
 
 
 def _only(scores: Scores, names: Sequence[str]) -> Scores:
-    """Without metrics of earlier calls that were not asked for now."""
+    """Drop metrics of earlier calls that were not asked for now."""
     return replace(
         scores,
         values={name: value for name, value in scores.values.items() if name in names},

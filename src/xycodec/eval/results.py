@@ -1,4 +1,4 @@
-"""What an evaluation finds: scores of clips, of codecs, and the metrics they are made of."""
+"""Results of an evaluation: scores of clips and of codecs, and the metrics they are made of."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -15,12 +15,14 @@ class Metric:
 
     name: str
     title: str
-    """As a table's head."""
+    """Heading in tables."""
     better: Literal["higher", "lower"]
     digits: int
     """After the point."""
     about: str
     """One sentence: what it is, its range, what equality has, how the clips become one number if not by their mean."""
+    equality: str = ""
+    """Value for equal audio, where a round trip shows it."""
     pooling: Literal["mean", "root"] = "mean"
     """`root`: the clips' values are squares, and a table shows the root of their mean."""
 
@@ -29,18 +31,47 @@ METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
         Metric(
-            "stoi", "STOI", "higher", 3, "Short-time objective intelligibility (Taal 2011), to 1, which is equality."
+            "stoi",
+            "STOI",
+            "higher",
+            3,
+            "Short-time objective intelligibility (Taal 2011), to 1, which is equality.",
+            equality="1",
         ),
-        Metric("pesq_wb", "PESQ-WB", "higher", 2, "PESQ at 16 kHz (ITU-T P.862.2), 1.0 to 4.64, which is equality."),
-        Metric("pesq_nb", "PESQ-NB", "higher", 2, "PESQ at 8 kHz (ITU-T P.862.1), 1.0 to 4.55, which is equality."),
         Metric(
-            "mel_distance", "mel", "lower", 3, "Sum over 7 windows of the L1 distance of log10 mels; 0 is equality."
+            "pesq_wb",
+            "PESQ-WB",
+            "higher",
+            2,
+            "PESQ at 16 kHz (ITU-T P.862.2), 1.0 to 4.64, which is equality.",
+            equality="4.64",
+        ),
+        Metric(
+            "pesq_nb",
+            "PESQ-NB",
+            "higher",
+            2,
+            "PESQ at 8 kHz (ITU-T P.862.1), 1.0 to 4.55, which is equality.",
+            equality="4.55",
+        ),
+        Metric(
+            "mel_distance",
+            "mel",
+            "lower",
+            3,
+            "Sum over 7 windows of the L1 distance of log10 mels; 0 is equality.",
+            equality="0",
         ),
         Metric("dac_mel_distance", "DAC mel", "lower", 3, "Mel distance as DAC's evaluation computes it."),
         Metric("stft_distance", "STFT", "lower", 3, "Multi-resolution STFT distance as DAC's evaluation computes it."),
         Metric("si_sdr", "SI-SDR", "higher", 2, "Scale-invariant signal-to-distortion ratio (Le Roux 2019), dB."),
         Metric(
-            "f0_error", "F0 error", "lower", 1, "Root mean square error of pitch where both are voiced, cents.", "root"
+            "f0_error",
+            "F0 error",
+            "lower",
+            1,
+            "Root mean square error of pitch where both are voiced, cents.",
+            pooling="root",
         ),
         Metric("voicing_error", "voicing", "lower", 3, "Share of frames that are voiced in only one of the two."),
         Metric("similarity", "SIM", "higher", 3, "Cosine of the speaker embeddings of decoded and original, to 1."),
@@ -57,25 +88,29 @@ METRICS: dict[str, Metric] = {
 }
 
 
+ROUNDTRIP = ("stoi", "pesq_wb", "pesq_nb", "mel_distance")
+"""Metrics that `xycodec roundtrip` shows."""
+
+
 @dataclass(frozen=True)
 class Scores:
-    """What metrics say of one clip."""
+    """Values of metrics for one clip."""
 
     values: dict[str, float] = field(default_factory=dict)
-    """By name of the metric; always finite."""
+    """Values by name of the metric; always finite."""
     missing: dict[str, str] = field(default_factory=dict)
     """Why a metric has no value, in words; a metric stands here or in `values`."""
     weights: dict[str, float] = field(default_factory=dict)
-    """How much a value counts where that is not 1: the words of a transcript, for `wer`."""
+    """Weights of values in a mean where they are not 1: the words of a transcript, for `wer`."""
     transcript: str | None = None
-    """What the recogniser heard."""
+    """Text that the recogniser heard."""
     reference: str | None = None
-    """What it had heard in the original, where that is the reference because no text is known."""
+    """Text that it had heard in the original, where that is the reference because no text is known."""
     looped: bool = False
     """Whether the recogniser repeated itself, and `transcript` is its second attempt."""
 
     def __or__(self, other: "Scores") -> "Scores":
-        """Both together; `other` wins."""
+        """Merge two scores; `other` wins."""
         return Scores(
             self.values | other.values,
             {name: why for name, why in (self.missing | other.missing).items() if name not in other.values},
@@ -96,10 +131,10 @@ class ClipResult:
     """The corpus or part of it that it belongs to."""
     speaker: str | None
     text: str | None
-    """What is said, where that is known."""
+    """Transcript, where it is known."""
     seconds: float
     bits: int | None = None
-    """That the codes take, without any container; None of the original."""
+    """Bits of the codes, without any container; None for the original."""
     encode_s: float | None = None
     """Wall time, as is `decode_s`."""
     decode_s: float | None = None
@@ -117,12 +152,12 @@ class ClipResult:
 
 @dataclass(frozen=True)
 class CodebookUse:
-    """How one codebook is used over all clips."""
+    """Use of one codebook over all clips."""
 
     used: float
     """Share of its codes that occur, 0 to 1."""
     entropy_bits: float
-    """Of the distribution of its codes: at most log2 of their number, 10 for 1024."""
+    """Entropy of the distribution of its codes: at most log2 of their number, 10 for 1024."""
 
 
 @dataclass(frozen=True)
@@ -132,15 +167,15 @@ class CodecResult:
     name: str
     """Its folder in the evaluation, unique."""
     title: str
-    """As tables show it."""
+    """Title in tables."""
     model: str
-    """What was loaded: a name, folder or hub id, with its settings."""
+    """Name, folder or hub id that was loaded, with its settings."""
     bitrate: float | None
     """Bits a second of audio, measured over the clips; None of the original."""
     frame_rate: float | None
     """Code frames a second; None where it has none."""
     entropy_bitrate: float | None
-    """What an adaptive entropy coder would reach, bits a second."""
+    """Bits a second that an adaptive entropy coder would reach."""
     parameters: int | None
     codebooks: tuple[CodebookUse, ...]
     clips: tuple[ClipResult, ...]
@@ -175,9 +210,9 @@ class Evaluation:
     protocol: dict[str, str]
     """Every choice that the metrics leave open, in words."""
     versions: dict[str, str]
-    """Of the packages that computed it."""
+    """Versions of the packages that computed it."""
     machine: str
-    """In words, since speeds depend on it."""
+    """Description of the machine, since speeds depend on it."""
     metrics: tuple[str, ...]
     """Names of those that were asked for."""
     codecs: tuple[CodecResult, ...]

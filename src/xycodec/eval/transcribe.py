@@ -22,7 +22,8 @@ from xycodec.data.sources import Cuts
 from xycodec.data.survey import has_text
 from xycodec.errors import AudioError, ConfigError
 from xycodec.eval.judges.recognition import Transcriber, language_code
-from xycodec.io.audio import Samples, atomic_path, os_error_line
+from xycodec.io.audio import Samples
+from xycodec.io.files import atomic_path, os_error_line
 from xycodec.io.journal import Journal
 
 TRANSCRIBED_BY = "transcribed_by"  # custom field of a cut: the recogniser whose text it has

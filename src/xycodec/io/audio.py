@@ -6,7 +6,6 @@ Bad input raises `AudioError` with one line that says what is wrong, where, and 
 import io
 import math
 import os
-import secrets
 import shutil
 import stat
 import sys
@@ -23,15 +22,15 @@ import numpy as np
 import soundfile as sf
 from numpy.typing import NDArray
 
-from xycodec.errors import AudioError, AudioWarning, XycodecError
+from xycodec.errors import AudioError, AudioWarning
 from xycodec.io.decoders import Window
+from xycodec.io.files import FilePath, atomic_path, open_input, os_error_line
 from xycodec.io.reader import AudioFile, regrouped, require_finite
 
-FilePath = str | os.PathLike[str]
 Samples = NDArray[np.float32]
 Source = FilePath | BinaryIO | io.RawIOBase
 Tell = Callable[[str], None]
-"""Told one line on what is odd about a recording that is read all the same."""
+"""Callback that is told one line on what is odd about a recording that is read all the same."""
 
 # Samples encoded at a time. Fixed, so that no result depends on the caller's blocks: an encoder may round differently
 # when it is fed differently.
@@ -201,57 +200,8 @@ def write_audio(path: FilePath, blocks: NDArray[Any] | Iterable[NDArray[Any]], s
             shutil.copyfileobj(file, sys.stdout.buffer)
             sys.stdout.buffer.flush()
     else:
-        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        with atomic_path(path, AudioError) as temporary, open(temporary, "wb") as file:
             _encode(file, name, blocks, sample_rate, *_WRITTEN[suffix])
-
-
-@contextmanager
-def atomic_path(path: FilePath, error: type[XycodecError] = AudioError) -> Iterator[Path]:
-    """Yield an empty temporary file beside `path`, with its suffix, and rename it onto `path` on success.
-
-    On any exception, KeyboardInterrupt included, the temporary file is removed and `path` stays as it was. A
-    symbolic link is followed. The file's mode is what the umask gives.
-
-    Raises:
-        error: `path` is a folder or a device, or its folder is missing or not writable.
-    """
-    name = repr(os.fspath(path))
-    try:
-        target = Path(os.path.realpath(path))
-        if target.exists() and not target.is_file():
-            # Renaming onto a device such as /dev/null would replace the device.
-            raise error(f"{name} is a folder or a device: give the name of a file")
-        if not target.parent.is_dir():
-            raise error(f"{str(target.parent)!r} is not a folder: create it before writing {name}")
-        temporary = target.with_name(f".{secrets.token_hex(8)}.tmp{target.suffix}")
-        temporary.touch(exist_ok=False)
-    except XycodecError:
-        raise
-    except (OSError, ValueError) as reason:  # ValueError: a null byte in the path
-        raise error(os_error_line(name, "written", reason)) from reason
-    try:
-        yield temporary
-        try:
-            os.replace(temporary, target)
-        except OSError as reason:
-            raise error(os_error_line(name, "written", reason)) from reason
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def open_input(path: FilePath, error: type[XycodecError] = AudioError) -> BinaryIO:
-    """Open a file to read its bytes; raise `error`, in one line, if that is not possible."""
-    try:
-        return open(path, "rb")
-    except (OSError, ValueError) as reason:  # ValueError: a null byte in the path
-        raise error(os_error_line(repr(os.fspath(path)), "read", reason)) from reason
-
-
-def os_error_line(name: str, verb: str, error: Exception) -> str:
-    """One line for a person: `name` cannot be `verb` ("read", "written"), why, and what to check."""
-    why = getattr(error, "strerror", None) or error
-    return f"{name} cannot be {verb} ({why}): check the path, its permissions and the disk"
 
 
 @contextmanager
@@ -289,7 +239,7 @@ def _on_disk(source: Source) -> Iterator[tuple[str, BinaryIO]]:
         elif source == "-":
             name, file = "stdin", sys.stdin.buffer
         else:
-            name, file = repr(os.fspath(source)), stack.enter_context(open_input(source))
+            name, file = repr(os.fspath(source)), stack.enter_context(open_input(source, AudioError))
             if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 yield name, file
                 return

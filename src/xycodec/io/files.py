@@ -1,11 +1,18 @@
-"""Folders that appear under their name only when they are complete."""
+"""Files and folders that appear under their name only when they are complete, and one line of what went wrong."""
 
+import os
+import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO
+
+from safetensors import SafetensorError
 
 from xycodec.errors import XycodecError
+
+FilePath = str | os.PathLike[str]
 
 
 @contextmanager
@@ -36,3 +43,68 @@ def new_folder(target: Path, error: type[XycodecError], *, replace: bool = False
                 raise
     except OSError as reason:
         raise error(f"{target}: cannot be written ({reason})") from reason
+
+
+@contextmanager
+def atomic_path(path: FilePath, error: type[XycodecError]) -> Iterator[Path]:
+    """Yield an empty temporary file beside `path`, with its suffix, and rename it onto `path` on success.
+
+    On any exception, KeyboardInterrupt included, the temporary file is removed and `path` stays as it was. A
+    symbolic link is followed. The file's mode is what the umask gives.
+
+    Raises:
+        error: `path` is a folder or a device, or its folder is missing or not writable.
+    """
+    name = repr(os.fspath(path))
+    try:
+        target = Path(os.path.realpath(path))
+        if target.exists() and not target.is_file():
+            # Renaming onto a device such as /dev/null would replace the device.
+            raise error(f"{name} is a folder or a device: give the name of a file")
+        if not target.parent.is_dir():
+            raise error(f"{str(target.parent)!r} is not a folder: create it before writing {name}")
+        temporary = target.with_name(f".{secrets.token_hex(8)}.tmp{target.suffix}")
+        temporary.touch(exist_ok=False)
+    except XycodecError:
+        raise
+    except (OSError, ValueError) as reason:  # ValueError: a null byte in the path
+        raise error(os_error_line(name, "written", reason)) from reason
+    try:
+        yield temporary
+        try:
+            os.replace(temporary, target)
+        except OSError as reason:
+            raise error(os_error_line(name, "written", reason)) from reason
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def open_input(path: FilePath, error: type[XycodecError]) -> BinaryIO:
+    """Open a file to read its bytes; raise `error`, in one line, if that is not possible."""
+    try:
+        return open(path, "rb")
+    except (OSError, ValueError) as reason:  # ValueError: a null byte in the path
+        raise error(os_error_line(repr(os.fspath(path)), "read", reason)) from reason
+
+
+def os_error_line(name: str, verb: str, error: Exception) -> str:
+    """One line for a person: `name` cannot be `verb` ("read", "written"), why, and what to check."""
+    why = getattr(error, "strerror", None) or error
+    return f"{name} cannot be {verb} ({why}): check the path, its permissions and the disk"
+
+
+def write_whole(path: Path, write: Callable[[Path], Any], error: type[XycodecError] = XycodecError) -> None:
+    """Let `write` make a file that takes the name `path` once it is complete; folders above it are made.
+
+    Raises `error` if it cannot be.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path, error) as scratch:
+            write(scratch)
+    except XycodecError:
+        raise
+    # torch and safetensors report a full disk in their own ways.
+    except (OSError, RuntimeError, SafetensorError) as reason:
+        raise error(os_error_line(str(path), "written", reason)) from reason

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from xycodec.errors import XycodecError
-from xycodec.io.audio import os_error_line
+from xycodec.io.files import os_error_line
 
 
 class Journal:

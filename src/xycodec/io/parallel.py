@@ -27,7 +27,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job: a result, or one line that says why there is none."""
+    """Result of a job, or one line that says why there is none."""
 
     job: Job
     result: Any = None
@@ -130,8 +130,9 @@ def _check_targets(jobs: Sequence[Job]) -> None:
 
 
 Advance = Callable[[float], None]
-"""Told the seconds of audio just done, as far as a caller can see them."""
-Work = Callable[[Job, Advance], Any]
+"""Callback for progress, told the seconds of audio just done."""
+Work = Callable[..., Any]
+"""`work(source, target, advance=...)` makes one file from another and returns what it has to tell."""
 
 
 def run_jobs(
@@ -173,7 +174,7 @@ def _attempt(work: Work, job: Job, advance: Advance) -> Outcome:
     try:
         if job.target != "-":
             Path(job.target).parent.mkdir(parents=True, exist_ok=True)
-        return Outcome(job, work(job, advance))
+        return Outcome(job, work(job.source, job.target, advance=advance))
     except XycodecError as error:
         return Outcome(job, error=str(error))
     except BrokenPipeError:

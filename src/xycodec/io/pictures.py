@@ -10,7 +10,9 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from xycodec.io.audio import atomic_path, ignore, stream_audio
+from xycodec.errors import AudioError
+from xycodec.io.audio import ignore, stream_audio
+from xycodec.io.files import atomic_path
 from xycodec.io.xyc import CodecFile
 from xycodec.nn.mel import mel_filterbank
 
@@ -36,12 +38,12 @@ def draw_roundtrip(source: str, code_file: str, decoded: str, target: str | Path
     _draw_spectrograms(figure, axes[:2], before, after, rate)
     _draw_codes(figure, axes[2], codes, seconds)
     axes[2].set(xlabel="seconds", xlim=(0, seconds))
-    with atomic_path(target) as scratch:
+    with atomic_path(target, AudioError) as scratch:
         figure.savefig(scratch, format="png", dpi=100)
 
 
 def draw_pair(before: Samples, after: Samples, sample_rate: int) -> Figure:
-    """Both log-mel spectrograms of two 1-D signals at `sample_rate`, one above the other."""
+    """Log-mel spectrograms of two 1-D signals at `sample_rate`, one above the other."""
     figure = Figure(figsize=(10, 5), layout="constrained")
     axes = figure.subplots(2, 1, sharex=True)
     _draw_spectrograms(figure, axes, before, after, sample_rate)
@@ -50,7 +52,7 @@ def draw_pair(before: Samples, after: Samples, sample_rate: int) -> Figure:
 
 
 def _draw_spectrograms(figure: Figure, axes: Any, before: Samples, after: Samples, rate: int) -> None:
-    """Both on one scale: decibels below the loudest place of the two."""
+    """Two spectrograms on one scale: decibels below the loudest place of the two."""
     pictures = mel_decibels(before, rate), mel_decibels(after, rate)
     top = max(picture.max() for picture in pictures)
     marks = [khz for khz in _MARKS_KHZ if khz * 2000 <= rate]

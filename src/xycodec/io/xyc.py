@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xycodec.errors import BitstreamError
-from xycodec.io.audio import FilePath, atomic_path, open_input, os_error_line
+from xycodec.io.files import FilePath, atomic_path, open_input, os_error_line
 
 _MAGIC = b"XYC1"
 _PREFIX = struct.Struct("<4sI")
@@ -110,6 +110,11 @@ class CodecFile:
         """Bits per second of the packed codes, without the header."""
         return self.n_q * _bits(self.codebook_size) * self.sample_rate / self.hop_length
 
+    @property
+    def num_bytes(self) -> int:
+        """Size of the `.xyc` file."""
+        return len(self._start()) + _payload_bytes(self.n_q, self.frames, self.codebook_size) + _CRC.size
+
     def to_bytes(self) -> bytes:
         """Return the whole `.xyc` file."""
         return b"".join(self._pieces())
@@ -167,9 +172,12 @@ class CodecFile:
             "sample_rate": self.sample_rate,
         }
 
-    def _pieces(self) -> Iterator[bytes]:
+    def _start(self) -> bytes:
         header = json.dumps(self._header(), ensure_ascii=False, separators=(",", ":")).encode()
-        start = _PREFIX.pack(_MAGIC, len(header)) + header
+        return _PREFIX.pack(_MAGIC, len(header)) + header
+
+    def _pieces(self) -> Iterator[bytes]:
+        start = self._start()
         crc = zlib.crc32(start)
         yield start
         step = _frames_per_chunk(self.n_q)
@@ -182,6 +190,10 @@ class CodecFile:
 
 def _bits(codebook_size: int) -> int:
     return (codebook_size - 1).bit_length()
+
+
+def _payload_bytes(n_q: int, frames: int, codebook_size: int) -> int:
+    return -(-n_q * frames * _bits(codebook_size) // 8)
 
 
 def _frames_per_chunk(n_q: int) -> int:
@@ -228,7 +240,7 @@ def _parse(file: BinaryIO, size: int | None, name: str) -> CodecFile:
     if len(raw) < header_length:
         raise BitstreamError(f"{name} is cut off in its header: get a whole copy")
     header = _parse_header(raw, name)
-    promised = -(-header["n_q"] * header["frames"] * _bits(header["codebook_size"]) // 8) + _CRC.size
+    promised = _payload_bytes(header["n_q"], header["frames"], header["codebook_size"]) + _CRC.size
     if size is None:
         file, rest = _buffered(file, promised + 1)
     else:

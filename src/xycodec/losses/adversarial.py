@@ -1,4 +1,6 @@
-"""Losses of discriminators and of what they judge: least squares and feature matching (spec section 9).
+"""Losses of discriminators and of what they judge: least squares and feature matching.
+
+See docs/models/xy_tokenizer.md, Post-training.
 
 Each is a `Mean` that is still open, so that micro-batches and processes of uneven size join exactly.
 """
@@ -22,7 +24,7 @@ def discriminator_loss(real: Sequence[DiscriminatorOutput], fake: Sequence[Discr
 
 
 def adversarial_loss(fake: Sequence[DiscriminatorOutput]) -> Mean:
-    """What the decoder lessens: (1 - D(decoded))^2, mean over logits, then over discriminators; one entry for each."""
+    """Least-squares loss of the generator, (1 - D(decoded))^2: mean over logits, then over discriminators."""
     return average_of([plain_mean((1 - f.logits.float()).square()) for f in fake])
 
 

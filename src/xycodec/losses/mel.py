@@ -1,4 +1,4 @@
-"""Multi-scale mel distance between waveforms (spec section 8)."""
+"""Multi-scale mel distance between waveforms (docs/models/xy_tokenizer.md, Pre-training)."""
 
 from collections.abc import Sequence
 
@@ -13,9 +13,10 @@ from xycodec.nn.mel import magnitudes, mel_filterbank
 class MultiScaleMel(nn.Module):
     """Sum over window lengths of the L1 distance between log10 mel magnitudes (paper, L_recon).
 
-    Windows 32 to 2048, hop a quarter; 5 to 320 Slaney bins up to Nyquist (spec section 8). The paper leaves bins
-    and logarithm open; these are the ones of the recipe that the weights were taken from. As a number, this is
-    the *mel distance* that `xycodec roundtrip` prints. Raises ConfigError unless every window has its bins.
+    Windows 32 to 2048, hop a quarter; 5 to 320 Slaney bins up to Nyquist. The paper leaves bins and logarithm open
+    (docs/models/xy_tokenizer.md, Pre-training); these are the ones of the recipe that the weights were taken from.
+    As a number, this is the *mel distance* that `xycodec roundtrip` prints. Raises ConfigError unless every window
+    has its bins.
     """
 
     def __init__(

@@ -1,5 +1,6 @@
-"""Distances between decoded and true audio that X-Codec is trained with, but for one between spectrograms (spec/x_codec
-section 7).
+"""Distances between decoded and true audio that X-Codec is trained with, but for one between spectrograms.
+
+See docs/models/x_codec.md, Training.
 
 Each is a `Mean` that is still open. An item counts as it would alone: what lies past its length is never read, and
 its end is reflected where it is, however far the batch is padded.
@@ -56,8 +57,8 @@ class SubBandStft(nn.Module):
 class LogMelDistance(nn.Module):
     """L1 distance of the logarithms of 80 mel magnitudes, not below 1e-5, up to Nyquist.
 
-    FFT 1024, window 800, hop 160. Slaney's filters and the natural logarithm are our choice: the specification leaves
-    them open. Off in the published recipe, which gives it a weight of 45 where it is on.
+    FFT 1024, window 800, hop 160. Slaney's filters and the natural logarithm are our choice: the paper leaves them
+    open. Off in the published recipe, which gives it a weight of 45 where it is on.
     """
 
     floor = 1e-5
@@ -82,7 +83,7 @@ class LogMelDistance(nn.Module):
 
 
 class WaveformDistance(nn.Module):
-    """The norm of the difference of an item's samples over that of the true ones ([choice]: not in the paper).
+    """The norm of the difference of an item's samples over that of the true ones (ours: not in the paper).
 
     It alone knows phase, without which a decoder that has just begun makes noise of the right spectrum: it whispers. Of
     several items it is the ratio of the sums of norms.

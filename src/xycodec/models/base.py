@@ -1,17 +1,20 @@
 """The interface every codec shares, and how a batch is computed so that codes depend on the clip alone."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from math import ceil, log2
-from typing import TypeVar
+from os import PathLike
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from xycodec.errors import AudioError, XycodecError
+from xycodec.errors import AudioError, CheckpointError, XycodecError
 
 Item = TypeVar("Item")
 
@@ -30,6 +33,16 @@ class DecoderOutput:
 
     audio: Tensor
     lengths: Tensor
+
+
+_loaders: list[Callable[..., "Codec"]] = []
+LoaderT = TypeVar("LoaderT", bound=Callable[..., "Codec"])
+
+
+def register_loader(load: LoaderT) -> LoaderT:
+    """Decorator of the function that `Codec.from_pretrained` calls: models know nothing of files."""
+    _loaders[:] = [load]
+    return load
 
 
 class Codec(nn.Module, ABC):
@@ -65,6 +78,19 @@ class Codec(nn.Module, ABC):
         self.reference = False
         self.share_batches = False
 
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | PathLike[str], **options: Any) -> Self:
+        """Load a codec of this class, as `xycodec.load_codec` does; `options` are its own.
+
+        Raises CheckpointError if nothing is found there, or a codec of another class.
+        """
+        if not _loaders:
+            raise CheckpointError("no loader of checkpoints is there: import Codec from xycodec, or load_codec")
+        codec = _loaders[0](name_or_path, **options)
+        if not isinstance(codec, cls):
+            raise CheckpointError(f"{name_or_path}: holds a codec of class {type(codec).__name__}, not {cls.__name__}")
+        return codec
+
     # ---- what follows from the numbers above --------------------------------------------------
 
     @property
@@ -84,7 +110,7 @@ class Codec(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return next(self.parameters()).device
 
     def num_frames(self, num_samples: int) -> int:
@@ -115,7 +141,7 @@ class Codec(nn.Module, ABC):
         counts = self._check_audio(audio, lengths)
         layers = self.check_layers(n_q)
         clips = [clip[:count] for clip, count in zip(audio, counts, strict=True)]
-        codes = self._compute(lambda group: self._encode(group, layers), clips)
+        codes = self._compute(partial(self._encode, n_q=layers), clips)
         frames = torch.tensor([item.shape[-1] for item in codes], dtype=torch.int64, device=self.device)
         return EncoderOutput(_pad(codes, (layers, 0), torch.int64, self.device), frames)
 
@@ -209,7 +235,7 @@ class Codec(nn.Module, ABC):
         return counts
 
     def check_layers(self, n_q: int | None) -> int:
-        """How many layers `n_q` means: all for None. Raises XycodecError if the codec has not that many."""
+        """Number of layers that `n_q` asks for: all for None. Raises XycodecError if the codec has not that many."""
         if n_q is not None and not (type(n_q) is int and 1 <= n_q <= self.n_q):
             raise XycodecError(f"n_q must be an integer from 1 to {self.n_q}, got {n_q!r}")
         return n_q or self.n_q
@@ -228,6 +254,15 @@ class Codec(nn.Module, ABC):
                 f"{max(counts)} frames are more than the model's window of {self.window_frames}: use decode_long"
             )
         return counts
+
+
+def fingerprint(codec: Codec) -> str:
+    """Return 16 hexadecimal digits that tell codecs apart: by class, name, weights, their types, and length rules."""
+    digest = hashlib.blake2b(f"{type(codec).__name__} {codec.model_id} {codec.reference}".encode(), digest_size=8)
+    for name, tensor in sorted(codec.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _check_lengths(lengths: Tensor | None, batch: int, longest: int) -> list[int]:

@@ -8,7 +8,7 @@ from xycodec.io.config import Config
 
 
 class TowerConfig(Config):
-    """Size of one stack of transformer layers (spec section 4.1)."""
+    """Size of one stack of transformer layers (docs/models/xy_tokenizer.md, Transformer)."""
 
     d_model: PositiveInt
     layers: PositiveInt

@@ -1,29 +1,23 @@
 """Files to codes, codes to files, and both in a row: what the command line does to one file."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from xycodec.errors import BitstreamError
-from xycodec.eval.metrics.quality import RATE, measure_quality
-from xycodec.eval.results import Scores
-from xycodec.io.audio import ignore, stream_audio, write_audio
+from xycodec.io.audio import stream_audio, write_audio
+from xycodec.io.parallel import Advance
 from xycodec.io.xyc import CodecFile
 from xycodec.models.base import Codec
-from xycodec.models.longform import decode_blocks, encode_long
-
-Samples = NDArray[np.float32]
-Advance = Callable[[float], None]
-"""Told the seconds of audio that have just been read or written."""
+from xycodec.models.longform import CountedBlocks, decode_blocks, encode_long
 
 
 @dataclass(frozen=True)
 class Transcoded:
-    """What became of one file."""
+    """Report on one file that was encoded or decoded."""
 
     source: str
     target: str
@@ -46,16 +40,6 @@ class Transcoded:
         return self.seconds / self.wall_seconds
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """A file encoded, decoded and compared with itself."""
-
-    encoded: Transcoded
-    decoded: Transcoded
-    quality: Scores
-    """Of the metrics in `xycodec.eval.metrics.quality.ROUNDTRIP`."""
-
-
 def encode_file(
     codec: Codec,
     source: str,
@@ -69,7 +53,7 @@ def encode_file(
     start = time.perf_counter()
     rate = codec.input_sample_rate
     remarks: list[str] = []
-    counter = _Counter(stream_audio(source, rate, tell=remarks.append), rate, advance)
+    counter = CountedBlocks(stream_audio(source, rate, tell=remarks.append), rate, advance)
     codes = encode_long(codec, counter, overlap_s, n_q=n_q).numpy().astype(np.uint16)
     # The published rule drops a last partial frame, so such codes promise whole frames only.
     length = codes.shape[1] * codec.hop_length if codec.reference else counter.samples
@@ -106,7 +90,7 @@ def decode_file(
     codes = torch.from_numpy(file.codes.astype(np.int64))
     rate = codec.output_sample_rate
     blocks = (block.numpy() for block in decode_blocks(codec, codes, overlap_s, file.num_samples))
-    write_audio(target, _Counter(blocks, rate, advance), rate)
+    write_audio(target, CountedBlocks(blocks, rate, advance), rate)
     return _report(file, name, target, file.duration, start)
 
 
@@ -122,27 +106,6 @@ def check_model(codec: Codec, file: CodecFile, name: str, any_model: bool) -> No
         raise BitstreamError(f"{name}: its codes do not have the shape of model {codec.model_id!r}")
 
 
-def roundtrip_file(
-    codec: Codec,
-    source: str,
-    code_file: str,
-    target: str,
-    *,
-    n_q: int | None = None,
-    overlap_s: float | None = None,
-    advance: Advance = lambda seconds: None,
-) -> Comparison:
-    """Encode `source` into `code_file`, decode that into `target`, and compare source and target."""
-    encoded = encode_file(codec, source, code_file, n_q=n_q, overlap_s=overlap_s, advance=advance)
-    file = CodecFile.read(code_file)
-    decoded = decode_file(codec, file, target, name=code_file, overlap_s=overlap_s, advance=advance)
-
-    def again(path: str) -> Iterator[Samples]:
-        return stream_audio(path, RATE, tell=ignore)
-
-    return Comparison(encoded, decoded, measure_quality(again(target), again(source)))
-
-
 def _report(
     file: CodecFile, source: str, target: str, seconds: float, start: float, remarks: Iterable[str] = ()
 ) -> Transcoded:
@@ -152,21 +115,8 @@ def _report(
         seconds=seconds,
         wall_seconds=time.perf_counter() - start,
         frames=file.frames,
-        bytes=len(file.to_bytes()),
+        bytes=file.num_bytes,
         bitrate=file.bitrate,
         model=file.model,
         remarks=tuple(remarks),
     )
-
-
-class _Counter(Iterable[Samples]):
-    """Pass blocks on, remember how many samples they held, and tell how many seconds."""
-
-    def __init__(self, blocks: Iterable[Samples], rate: int, advance: Advance) -> None:
-        self.blocks, self.rate, self.advance, self.samples = blocks, rate, advance, 0
-
-    def __iter__(self) -> Iterator[Samples]:
-        for block in self.blocks:
-            self.samples += len(block)
-            self.advance(len(block) / self.rate)
-            yield block

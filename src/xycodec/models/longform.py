@@ -2,28 +2,32 @@
 
 By default windows overlap and each keeps its middle, so that every kept frame has context on both sides; the
 first keeps its beginning and the last its end, and the last always reaches back into its neighbour. A codec in
-`reference` mode follows the published rule: each window keeps its beginning only (spec section 6).
+`reference` mode follows the published rule: each window keeps its beginning only (see Long audio in
+docs/models/xy_tokenizer.md).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from math import isfinite
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from xycodec.errors import AudioError, XycodecError
 from xycodec.models.base import Codec
 
+Block = TypeVar("Block", Tensor, NDArray[np.float32])
 BATCH = 4
 """Windows computed in one call: enough to keep the threads of a CPU busy, small enough for any memory."""
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """How windows lie over a sequence, in code frames."""
+    """Positions of windows over a sequence, in code frames."""
 
     window: int
     step: int
@@ -88,7 +92,7 @@ def encode_long(
     """
     plan = _Plan.of(codec, overlap_s)
     layers = codec.check_layers(n_q)
-    counted = _Counted(_blocks(audio))
+    counted = CountedBlocks(_blocks(audio))
     windows = plan.windows(counted, codec.hop_length)
     codes = [torch.zeros(layers, 0, dtype=torch.int64)]
     while batch := list(islice(windows, BATCH)):
@@ -166,13 +170,17 @@ def _blocks(audio: Tensor | np.ndarray | Iterable[np.ndarray]) -> Iterator[Tenso
         yield block
 
 
-class _Counted:
-    """Pass blocks on and remember how many samples they held."""
+class CountedBlocks(Generic[Block]):
+    """Blocks of one clip that are passed on, their samples counted and `advance` told their seconds."""
 
-    def __init__(self, blocks: Iterator[Tensor]) -> None:
-        self.blocks, self.samples = blocks, 0
+    def __init__(
+        self, blocks: Iterable[Block], rate: int = 1, advance: Callable[[float], None] = lambda seconds: None
+    ) -> None:
+        self.blocks: Iterable[Block] = blocks
+        self.rate, self.advance, self.samples = rate, advance, 0
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Block]:
         for block in self.blocks:
             self.samples += block.shape[0]
+            self.advance(block.shape[0] / self.rate)
             yield block

@@ -12,7 +12,7 @@ class ModelInfo:
 
     name: str
     source: str
-    """Where its weights come from: `bundled`, `seeded` or a hub id."""
+    """Source of its weights: `bundled`, `seeded` or a hub id."""
     aliases: tuple[str, ...]
     """Other hub ids that hold the same model."""
     description: str

@@ -1,4 +1,4 @@
-"""Discriminators of waveforms: by period, by scale and by spectrogram (spec section 9.1).
+"""Discriminators of waveforms: by period, by scale and by spectrogram (docs/models/xy_tokenizer.md, Discriminators).
 
 All channel widths are multiples of one base width, `channels`: 32 gives the published sizes. Convolutions follow
 autocast; spectrograms are float32.
@@ -21,7 +21,7 @@ WINDOWS = (1024, 2048, 512, 256, 128)
 
 @dataclass(frozen=True)
 class DiscriminatorOutput:
-    """What one discriminator makes of a batch."""
+    """Logits and inner features of one discriminator for a batch."""
 
     logits: Tensor
     """Near 1 where it takes the audio for real, near 0 for decoded: (B, n), or (B, 1, frames, bins)."""

@@ -1,4 +1,4 @@
-"""X-Codec's discriminator: spectrograms at six resolutions (spec/x_codec section 7.1).
+"""X-Codec's discriminator: spectrograms at six resolutions (docs/models/x_codec.md, Discriminators).
 
 Convolutions follow autocast; spectrograms are float32.
 """

@@ -61,7 +61,9 @@ def magnitudes(
 
 
 class LogMel(nn.Module):
-    """Whisper's log-mel spectrogram at 16 kHz (spec section 2), on the device of its input.
+    """Whisper's log-mel spectrogram at 16 kHz, on the device of its input.
+
+    See docs/models/xy_tokenizer.md, Log-mel front-end.
 
     The zeros that the caller puts after a clip are part of the computation: see `XYTokenizer`.
     """

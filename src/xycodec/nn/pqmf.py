@@ -1,4 +1,7 @@
-"""Six bands of audio at a sixth of its rate: a pseudo-quadrature mirror filter bank (spec/x_codec section 7)."""
+"""Six bands of audio at a sixth of its rate: a pseudo-quadrature mirror filter bank.
+
+See docs/models/x_codec.md, Training.
+"""
 
 import numpy as np
 import torch

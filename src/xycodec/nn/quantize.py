@@ -1,7 +1,9 @@
-"""Residual vector quantizer whose codebooks follow their data by moving averages (spec section 5).
+"""Residual vector quantizer whose codebooks follow their data by moving averages.
+
+See docs/models/xy_tokenizer.md, Quantizer.
 
 Everything here is float32 whatever the rest of the model runs in. Training differs from the published code
-where that is wrong (spec section 12, pitfalls 2 to 5 and 17): only valid frames count, one process is a valid
+where that is wrong (docs/models/xy_tokenizer.md, Quantizer): only valid frames count, one process is a valid
 world size, and codebook, sum and count always move together.
 """
 
@@ -25,7 +27,7 @@ GRACE = 2.0  # a new code's count, in thresholds: at decay 0.99 it has 69 steps 
 
 @dataclass(frozen=True)
 class QuantizerOutput:
-    """What one pass of the quantizer gives."""
+    """Quantized vectors, codes and losses of one pass of the quantizer."""
 
     quantized: Tensor
     """(B, T, dim) float32; padded frames hold the bias of the output map."""

@@ -11,7 +11,10 @@ from xycodec.nn.deterministic.linear import Linear
 
 
 class GatedDownsample(nn.Module):
-    """A gated linear unit over `factor` stacked rows, with the stack itself as residual (spec section 4.5)."""
+    """A gated linear unit over `factor` stacked rows, with the stack itself as residual.
+
+    See docs/models/xy_tokenizer.md, Sampling.
+    """
 
     def __init__(self, *, d_model: int, factor: int) -> None:
         super().__init__()
@@ -33,7 +36,7 @@ class GatedDownsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """One linear map from a code's vector to its `factor` rows (spec section 4.6)."""
+    """One linear map from a code's vector to its `factor` rows (docs/models/xy_tokenizer.md, Sampling)."""
 
     def __init__(self, *, input_dim: int, output_dim: int, factor: int) -> None:
         super().__init__()

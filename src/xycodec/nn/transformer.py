@@ -1,4 +1,4 @@
-"""The pre-norm transformer that every tower and adapter is made of (spec sections 4.1, 4.2, 4.4).
+"""The pre-norm transformer that every tower and adapter is made of (docs/models/xy_tokenizer.md, Transformer).
 
 Padding is described once, by a mask (B, T) that is True on valid frames, or None where all are: a clip
 on its own needs none, and attention then runs without a mask tensor.
@@ -98,7 +98,7 @@ class Transformer(nn.Module):
         return zero_padding(self.layer_norm(x), mask)
 
     def states(self, x: Tensor, mask: Tensor | None = None, first: int = 0) -> Iterator[Tensor]:
-        """What the first layer reads (B, T, D), and what every one gives, before the norm."""
+        """Yield the first layer's input (B, T, D), then each layer's output, before the final norm."""
         x = x + self.positional_embedding[first : first + x.shape[1]]
         yield x
         if mask is not None:

@@ -1,4 +1,7 @@
-"""Vocos: a ConvNeXt backbone at the frame rate, and an inverse STFT as its head (spec section 4.8)."""
+"""Vocos: a ConvNeXt backbone at the frame rate, and an inverse STFT as its head.
+
+See docs/models/xy_tokenizer.md, Vocoder.
+"""
 
 import math
 

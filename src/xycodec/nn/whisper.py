@@ -8,7 +8,7 @@ from xycodec.nn.transformer import Transformer
 
 
 class WhisperEncoder(Transformer):
-    """Two convolutions (the second halves the rate), then a transformer (spec section 4.3)."""
+    """Two convolutions (the second halves the rate), then a transformer (docs/models/xy_tokenizer.md, Transformer)."""
 
     def __init__(self, *, n_mels: int, d_model: int, layers: int, heads: int, ffn_dim: int, max_positions: int) -> None:
         super().__init__(d_model=d_model, layers=layers, heads=heads, ffn_dim=ffn_dim, max_positions=max_positions)
@@ -30,7 +30,10 @@ class WhisperEncoder(Transformer):
 
 
 class AcousticDecoder(Transformer):
-    """A transformer, then two transposed convolutions (the first doubles the rate) (spec section 4.7)."""
+    """A transformer, then two transposed convolutions (the first doubles the rate).
+
+    See docs/models/xy_tokenizer.md, Transformer.
+    """
 
     def __init__(self, *, n_mels: int, d_model: int, layers: int, heads: int, ffn_dim: int, max_positions: int) -> None:
         super().__init__(d_model=d_model, layers=layers, heads=heads, ffn_dim=ffn_dim, max_positions=max_positions)

@@ -1,7 +1,6 @@
 """A corpus through a codec once: what a self-supervised model is to predict, in files beside the audio.
 
-It is hours of work, so it goes on where it was interrupted: a journal has one row of each cut, in order, which is
-written once the cut's labels are.
+It is hours of work, so it goes on where it was interrupted: the store of codes has one row of each cut, in order.
 """
 
 import json
@@ -22,14 +21,14 @@ from xycodec.data.manifest import open_text
 from xycodec.data.sources import Cuts
 from xycodec.data.targets import can_hold_targets, with_targets
 from xycodec.errors import AudioError, ConfigError
-from xycodec.eval.coding import fingerprint
-from xycodec.io.audio import Samples, atomic_path, os_error_line
-from xycodec.io.journal import Journal
+from xycodec.io.audio import Samples
+from xycodec.io.codes import CodeStore
+from xycodec.io.files import atomic_path, os_error_line
 from xycodec.io.reader import resampled
-from xycodec.models.base import Codec
+from xycodec.models.base import Codec, fingerprint
 from xycodec.models.longform import encode_long
 
-MANIFEST, JOURNAL, LABELS = "cuts.jsonl.gz", "progress.jsonl", "labels"
+MANIFEST = "cuts.jsonl.gz"
 BLOCK_S = 60.0  # s of audio that are decoded at a time
 
 
@@ -71,7 +70,6 @@ def extract_targets(
     codec.check_layers(layers)
     target = folder.resolve()
     try:
-        target.mkdir(parents=True, exist_ok=True)
         work = _Work(codec, layers, target)
         work.label_all(cuts, advance)
         work.write_manifest(cuts)
@@ -81,71 +79,40 @@ def extract_targets(
 
 
 class _Work:
-    """Labels and journal of a folder, in step."""
+    """The labels of a folder, as far as they are there."""
 
     def __init__(self, codec: Codec, layers: int, folder: Path) -> None:
         self.codec, self.layers, self.folder = codec, layers, folder
-        self.kind = np.dtype("<u2" if codec.codebook_size <= 1 << 16 else "<u4")
-        self.labels = folder / f"{LABELS}.{self.kind.str[1:]}"
-        self.journal = Journal(folder / JOURNAL)
-        self.settings = {
+        about = {
             "codec": codec.model_id, "weights": fingerprint(codec), "layers": layers, "size": codec.codebook_size,
             "frame_rate": codec.frame_rate,
         }  # fmt: skip
-        before = self.journal.rows()
-        if before and before[0] != self.settings:
-            was = " ".join(f"{key} {before[0].get(key)}" for key in ("codec", "weights", "layers"))
-            raise ConfigError(f"{folder}: was begun with another codec ({was}): choose another folder")
-        if not before:
-            self.journal.append(self.settings)
-        self.rows: list[dict[str, Any]] = before[1:]
+        self.store = CodeStore(folder, about, error=ConfigError)
         self.made = 0
-        self._cut_labels()
-
-    @property
-    def written(self) -> int:
-        """Labels of all layers in the file, as far as the journal knows."""
-        return self.layers * sum(int(row.get("frames", 0)) for row in self.rows)
-
-    def _cut_labels(self) -> None:
-        """Take what a kill left without its row off the file."""
-        self.labels.touch()
-        size = self.written * self.kind.itemsize
-        if self.labels.stat().st_size < size:
-            raise ConfigError(f"{self.labels}: lacks labels that {JOURNAL} has: remove the folder, and begin again")
-        with open(self.labels, "r+b") as file:
-            file.truncate(size)
-
-    # ---- labels --------------------------------------------------------------------------------
 
     def label_all(self, cuts: Cuts, advance: Callable[[float], None]) -> None:
         """Go on after the last row."""
-        known = len(self.rows)
-        with open(self.labels, "ab") as file:
-            for number, cut in enumerate(cuts):
-                if number >= known:
-                    row, codes = self._labelled(cut)
-                    file.write(codes.tobytes())
-                    file.flush()
-                    self.journal.append(row)
-                    self.rows.append(row)
-                    self.made += "frames" in row
-                elif self.rows[number]["cut"] != cut.id:
-                    raise self._other_cuts(self.rows[number]["cut"], cut.id)
-                advance(cut.duration)
+        known = list(self.store.log)
+        for number, cut in enumerate(cuts):
+            if number >= len(known):
+                codes, more = self._labelled(cut)
+                self.store.add(cut.id, codes, **more)
+                self.made += codes is not None
+            elif known[number]["key"] != cut.id:
+                raise self._other_cuts(known[number]["key"], cut.id)
+            advance(cut.duration)
 
-    def _labelled(self, cut: Cut) -> tuple[dict[str, Any], NDArray[Any]]:
-        """The row of a cut, and its labels (frames, layers)."""
+    def _labelled(self, cut: Cut) -> tuple[NDArray[np.int64] | None, dict[str, Any]]:
+        """The labels (layers, frames) of a cut and its seconds, or why it has none."""
         try:
             if not can_hold_targets(cut):
                 raise AudioError(f"{cut.id}: a {type(cut).__name__} holds no labels: leave it out, or pack the corpus")
-            rate = self.codec.input_sample_rate
-            codes = encode_long(self.codec, _blocks(cut, rate), n_q=self.layers).T.numpy().astype(self.kind)
-            if not len(codes):
+            codes = encode_long(self.codec, _blocks(cut, self.codec.input_sample_rate), n_q=self.layers).numpy()
+            if not codes.shape[1]:
                 raise AudioError(f"{cut.id}: holds no samples: leave it out")
         except AudioError as error:
-            return {"cut": cut.id, "left_out": str(error)}, np.zeros((0, self.layers), self.kind)
-        return {"cut": cut.id, "seconds": cut.duration, "frames": len(codes)}, codes
+            return None, {"left_out": str(error)}
+        return codes, {"seconds": cut.duration}
 
     def _other_cuts(self, before: str, now: str) -> ConfigError:
         return ConfigError(f"{self.folder}: was begun with other cuts, {before} where now {now}: choose another folder")
@@ -157,24 +124,23 @@ class _Work:
         with atomic_path(self.folder / MANIFEST, ConfigError) as scratch, open_text(scratch, "wt") as file:
             for cut in self._with_labels(cuts):
                 file.write(json.dumps(cut.to_dict(), ensure_ascii=False) + "\n")
-            if not self.written:
-                first = next((row["left_out"] for row in self.rows), "there are no cuts")
+            if not any("frames" in row for row in self.store.log):
+                first = next((row["left_out"] for row in self.store.log), "there are no cuts")
                 raise ConfigError(f"{self.folder}: no clip could be labelled, first: {first}")
 
     def _with_labels(self, cuts: Cuts) -> Iterator[Cut]:
-        of = {key: self.settings[key] for key in ("codec", "size")}
-        first = 0
-        for cut, row in zip_longest(cuts, self.rows):
+        of = {key: self.store.about[key] for key in ("codec", "size")}
+        for cut, row in zip_longest(cuts, self.store.log):
             if cut is None or row is None:
-                raise self._other_cuts(row["cut"] if row else "nothing", cut.id if cut else "nothing")
-            if frames := row.get("frames", 0):
-                yield with_targets(cut, self.labels, first, (frames, self.layers), self.codec.frame_rate, of)
-                first += frames * self.layers
+                raise self._other_cuts(row["key"] if row else "nothing", cut.id if cut else "nothing")
+            if "frames" in row:
+                shape = (row["frames"], row["layers"])
+                yield with_targets(cut, self.store.path, row["first"], shape, self.codec.frame_rate, of)
 
     def report(self) -> TargetsReport:
-        """What became of the cuts."""
-        seconds = [row["seconds"] for row in self.rows if "frames" in row]
-        left_out = tuple(row["left_out"] for row in self.rows if "left_out" in row)
+        """Report on the cuts: with labels, and left out."""
+        seconds = [row["seconds"] for row in self.store.log if "frames" in row]
+        left_out = tuple(row["left_out"] for row in self.store.log if "left_out" in row)
         return TargetsReport(len(seconds), sum(seconds), self.made, left_out)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from xycodec.checkpoints.load import OwnCodec
+from xycodec.checkpoints.build import OwnCodec
 
 
 def decay_of(step: int, decay: float) -> float:

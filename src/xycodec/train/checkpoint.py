@@ -20,14 +20,14 @@ from torch.optim import Optimizer
 
 from xycodec.checkpoints.training import CHECKPOINT_FORMAT, CHECKPOINTS, read_checkpoint
 from xycodec.errors import CheckpointError
-from xycodec.io.audio import atomic_path
+from xycodec.io.files import atomic_path
 
 BEST = "best.pt"
 
 
 @dataclass
 class RunState:
-    """Where a run stands after `step` steps. It holds all that decides how the run goes on.
+    """State of a run after `step` steps. It holds all that decides how the run goes on.
 
     Random numbers need no state: every step draws from the run's seed, its own number and the process's.
     """
@@ -47,7 +47,7 @@ class RunState:
     recogniser: dict[str, Any] | None = None
     """The recogniser's configuration, if the run trains one."""
     self_supervised: dict[str, Any] | None = None
-    """That of the self-supervised model, if the run trains one."""
+    """The self-supervised model's configuration, if the run trains one."""
 
 
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)

@@ -9,14 +9,14 @@ from xycodec.io.config import Config, Decay, Probability
 
 
 class OptimizerConfig(Config):
-    """AdamW under a schedule with warm-up (spec section 8)."""
+    """AdamW under a schedule with warm-up (docs/models/xy_tokenizer.md, Pre-training)."""
 
     lr: PositiveFloat = 1e-4
     betas: tuple[Decay, Decay] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.01
     schedule: Literal["cosine", "inverse_sqrt"] = "cosine"
-    """How the rate falls after warm-up: as half a cosine to `final_lr`, or with the root of the step's number."""
+    """Decay of the learning rate after warm-up: half a cosine down to `final_lr`, or one over the root of the step."""
     warmup_steps: NonNegativeInt = 2000
     final_lr: Probability = 0.1
     """Share of `lr` that is left at the last step of a cosine."""
@@ -25,7 +25,7 @@ class OptimizerConfig(Config):
 
 
 class EngineConfig(Config):
-    """How a step is computed, on how many processes (`torchrun` starts them)."""
+    """Device, precision and parallelism of a training step (`torchrun` starts several processes)."""
 
     kind: Literal["auto", "single", "ddp", "fsdp2"] = "auto"
     """`auto`: DDP where there are several processes. `fsdp2` shards gradients and optimizer (ZeRO-2)."""
@@ -39,7 +39,7 @@ class EngineConfig(Config):
 
 
 class ValidationConfig(Config):
-    """When and on how much of `data.valid` a run is measured."""
+    """Interval and extent of validation on `data.valid`."""
 
     every: PositiveInt = 5000
     """Steps."""
@@ -54,15 +54,17 @@ class ValidationConfig(Config):
 
 
 class CheckpointConfig(Config):
-    """When the whole state is saved, and how many are kept beside the best."""
+    """Interval at which the whole state is saved, and how many checkpoints are kept beside the best."""
 
     every: PositiveInt = 1000
     keep: PositiveInt = 2
 
 
 class RunConfig(Config):
-    """What every stage's recipe has."""
+    """Settings that every stage's recipe has."""
 
+    stage: str
+    """Name of the stage; each recipe narrows it to its own."""
     output: str
     """The run's folder."""
     seed: NonNegativeInt = 0
@@ -90,3 +92,15 @@ class RunConfig(Config):
         if self.ema is not None and self.engine.kind == "fsdp2":
             raise ValueError("ema: fsdp2 shards the weights that it averages: use ddp or single, or set ema to null")
         return self
+
+
+def require_a_loss(weights: Config) -> None:
+    """Raise ValueError where every weight of the losses is 0."""
+    if not any(weights.model_dump().values()):
+        raise ValueError("loss: every weight is 0: give at least one")
+
+
+def refuse_listening(recipe: RunConfig) -> None:
+    """Raise ValueError if a recogniser is to hear the audio of a stage that decodes none."""
+    if recipe.validation.recogniser is not None:
+        raise ValueError("validation.recogniser: this stage decodes no audio: leave it out")

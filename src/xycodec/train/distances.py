@@ -29,7 +29,7 @@ def state_distance(decoded: Tensor, target: Tensor) -> Mean:
 
 
 def states_of_features(codec: XYTokenizer, features: Tensor, mask: Tensor | None, first_frame: int = 0) -> Tensor:
-    """What the semantic tower makes of acoustic features (B, n_mels, 2 * rows) read as log-mels: (B, rows, D).
+    """States of the semantic tower for acoustic features (B, n_mels, 2 * rows) read as log-mels: (B, rows, D).
 
     `mask` (B, rows) is True on valid rows; row 0 has the position of code frame `first_frame`.
     """
@@ -37,7 +37,7 @@ def states_of_features(codec: XYTokenizer, features: Tensor, mask: Tensor | None
 
 
 def states_of_audio(codec: XYTokenizer, audio: Tensor, mask: Tensor | None, first_frame: int = 0) -> Tensor:
-    """What the semantic tower makes of audio (B, T) at 16 kHz, T a multiple of 320: (B, T // 320, D)."""
+    """States of the semantic tower for audio (B, T) at 16 kHz, T a multiple of 320: (B, T // 320, D)."""
     # One hop of silence, which the last row's convolution sees.
     log_mel = codec.mel(torch.nn.functional.pad(audio.float(), (0, codec.mel.hop_length)))
     return _states(codec, log_mel, audio.shape[1] // (2 * codec.mel.hop_length), mask, first_frame)

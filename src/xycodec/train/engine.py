@@ -100,7 +100,7 @@ class Engine:
             part.set_modules_to_backward_prefetch([part])  # type: ignore[operator]
 
     def autocast(self) -> AbstractContextManager[object]:
-        """What networks run in. Quantizer, front-end, inverse STFT and losses leave it themselves."""
+        """Context of the networks' precision. Quantizer, front-end, inverse STFT and losses leave it themselves."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
     def joining(self, network: nn.Module, last: bool) -> AbstractContextManager[object]:

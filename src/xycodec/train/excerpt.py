@@ -13,7 +13,7 @@ from xycodec.nn.transformer import frame_mask
 
 
 class Heard(NamedTuple):
-    """What was synthesised and what it should have been."""
+    """Synthesised audio, and the audio it should be."""
 
     audio: Tensor
     """(B, T), zero past each clip's last frame."""
@@ -50,6 +50,6 @@ def synthesise_excerpts(
 
 
 def _excerpts(x: Tensor, starts: Sequence[int], width: int, unit: int) -> Tensor:
-    """Of each item of (B, T, ...), `width` units from its start on: (B, width * unit, ...)."""
+    """Cut `width` units from each item of (B, T, ...), from its start on: (B, width * unit, ...)."""
     index = (torch.tensor(starts)[:, None] * unit + torch.arange(width * unit)).to(x.device, non_blocking=True)
     return x[torch.arange(len(x), device=x.device)[:, None], index]

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from xycodec.baselines.transformers_codec import transformers_library
 from xycodec.checkpoints.training import EXPORT_FILE, EXPORT_STEM, read_checkpoint
 from xycodec.checkpoints.weights import MB, save_tensors, stored
 from xycodec.errors import CheckpointError
 from xycodec.io.files import new_folder
+from xycodec.io.libraries import transformers_library
 from xycodec.models.xcodec.semantic import transformers_model
 from xycodec.train.init.weights import find_checkpoint, find_hubert
 

@@ -1,4 +1,4 @@
-"""What a run shows and keeps: metrics as JSON lines, TensorBoard, a line of progress."""
+"""Logs of a run: metrics as JSON lines, TensorBoard, a line of progress."""
 
 import json
 import math
@@ -12,7 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from xycodec.distributed import rank
-from xycodec.io.audio import atomic_path
+from xycodec.errors import XycodecError
+from xycodec.io.files import atomic_path
 
 METRICS = "metrics.jsonl"
 
@@ -62,7 +63,7 @@ class Monitor:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def progress(self, step: int, values: Mapping[str, float]) -> None:
-        """What the last steps were like: on TensorBoard, and in the bar or, where no one watches, as a line."""
+        """Report the last steps to TensorBoard, and to the bar or, without a terminal, as a line."""
         for key, value in values.items():
             self._board.add_scalar(f"train/{key}", value, step)
         shown = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
@@ -71,7 +72,7 @@ class Monitor:
             self.say(f"step {step}: {shown}")
 
     def histogram(self, step: int, counts: Tensor) -> None:
-        """How often each code of every layer was used (n_q, K)."""
+        """Write a histogram of the uses (n_q, K) of every code, layer by layer."""
         for layer, uses in enumerate(counts.float().cpu().numpy()):
             # A histogram of code numbers, each as often as it was used.
             edges = np.arange(len(uses) + 1) - 0.5
@@ -105,13 +106,13 @@ class Monitor:
         self._board.add_figure(f"{name}/spectrograms", figure, step, close=False)
 
     def text(self, step: int, pairs: Sequence[tuple[str, str]], name: str = "transcripts") -> None:
-        """What was said, and what the language model or a recogniser heard."""
+        """Write pairs of transcript and text that the language model or a recogniser heard."""
         table = "\n".join(f"    said:  {said}\n    heard: {heard}\n" for said, heard in pairs)
         self._board.add_text(name, table, step)
 
 
 def skipped_file(run: Path) -> Path:
-    """Where this process lists clips that could not be used; others have their own."""
+    """Path of this process's list of clips that could not be used; other processes have their own."""
     return run / ("skipped.jsonl" if rank() == 0 else f"skipped_rank{rank()}.jsonl")
 
 
@@ -131,7 +132,7 @@ def forget_from(metrics: Path, step: int) -> None:
     if not metrics.exists():
         return
     lines = metrics.read_text(encoding="utf-8").splitlines()
-    with atomic_path(metrics) as scratch:
+    with atomic_path(metrics, XycodecError) as scratch:
         scratch.write_text("".join(line + "\n" for line in lines if _step_of(line) <= step), encoding="utf-8")
 
 
@@ -143,7 +144,7 @@ def _step_of(line: str) -> float:
 
 
 def _brief(values: Mapping[str, float]) -> str:
-    """What fits beside a bar in 80 columns: losses, times real time, share of the codes in use."""
+    """Losses, times real time and share of codes in use, short enough to stand beside a bar in 80 columns."""
     forms = {
         "loss": "loss {:.3g}",
         "mel": "mel {:.3g}",

@@ -1,4 +1,4 @@
-"""What a run would be, before anything starts: sizes, memory, steps per epoch."""
+"""The plan of a run, before anything starts: sizes, memory, steps per epoch."""
 
 from dataclasses import dataclass
 from math import ceil
@@ -10,25 +10,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from xycodec.data.batch import Batch, Position
 from xycodec.data.clip import INPUT_RATE
 from xycodec.data.stream import BatchStream
-from xycodec.models.xy_tokenizer.semantic_branch import Tokens
-from xycodec.nn.discriminators import Discriminators
-from xycodec.nn.frequency_discriminator import MultiFrequencyDiscriminator
+from xycodec.train.config import RunConfig
 from xycodec.train.engine import Engine, prepare_blocks
-from xycodec.train.recipe import HubertRecipe, PretrainRecipe, Recipe, RecogniseRecipe, VocoderRecipe, XCodecRecipe
 from xycodec.train.run import open_cuts, remarks
-from xycodec.train.stages import ctc as recognise
-from xycodec.train.stages import hubert, posttrain, pretrain, xcodec
-from xycodec.train.stages import vocoder as vocode
-from xycodec.train.stages.ctc import Recognition
-from xycodec.train.stages.hubert import MaskedPrediction
-from xycodec.train.stages.posttrain import PostTraining
-from xycodec.train.stages.pretrain import PreTraining
-from xycodec.train.stages.vocoder import VocoderTraining
-from xycodec.train.stages.xcodec import XCodecTraining
+from xycodec.train.stage import Networks
+from xycodec.train.stages import stage_of
 
 GIB = 1 << 30
-Model = PreTraining | PostTraining | VocoderTraining | Recognition | XCodecTraining | MaskedPrediction
-Judges = Discriminators | MultiFrequencyDiscriminator | None
 
 
 @dataclass(frozen=True)
@@ -42,7 +30,7 @@ class Part:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What `xycodec train --dry-run` prints."""
+    """The report of `xycodec train --dry-run`."""
 
     stage: str
     parts: tuple[Part, ...]
@@ -56,12 +44,12 @@ class RunPlan:
     remarks: tuple[str, ...]
 
 
-def plan_run(recipe: Recipe) -> RunPlan:
+def plan_run(recipe: RunConfig) -> RunPlan:
     """Measure a run without weights or steps. Raises what `train` would raise before them, but for weights."""
     engine = Engine(recipe.engine)
     try:
-        networks = _networks(recipe)
-        rate = _output_rate(networks[0])
+        networks = stage_of(recipe).build(recipe, meta=True)
+        rate = networks.output_sample_rate
         cuts = open_cuts(recipe, recipe.data.train)
         if recipe.data.valid:
             open_cuts(recipe, recipe.data.valid)
@@ -76,8 +64,8 @@ def plan_run(recipe: Recipe) -> RunPlan:
             per_epoch = None if batches is None else ceil(batches / recipe.engine.accumulate)
         return RunPlan(
             stage=recipe.stage,
-            parts=tuple(part for network in networks if network is not None for part in _parts(network)),
-            memory_gib=_memory(recipe, *networks, engine),
+            parts=tuple(part for network in _modules(networks) for part in _parts(network)),
+            memory_gib=_memory(recipe, networks, engine),
             processes=engine.world_size,
             clips_per_step=recipe.data.batch_clips * recipe.engine.accumulate * engine.world_size,
             steps=recipe.steps,
@@ -88,22 +76,8 @@ def plan_run(recipe: Recipe) -> RunPlan:
         engine.close()
 
 
-def _networks(recipe: Recipe) -> tuple[Model, Judges]:
-    if isinstance(recipe, PretrainRecipe):
-        return pretrain.build(recipe, meta=True), None
-    if isinstance(recipe, VocoderRecipe):
-        return vocode.build(recipe, meta=True), None
-    if isinstance(recipe, RecogniseRecipe):
-        return recognise.build(recipe, meta=True), None
-    if isinstance(recipe, XCodecRecipe):
-        return xcodec.build(recipe, meta=True)
-    if isinstance(recipe, HubertRecipe):
-        return hubert.build(recipe, meta=True), None
-    return posttrain.build(recipe, meta=True)
-
-
-def _output_rate(model: Model) -> int:
-    return INPUT_RATE if isinstance(model, Recognition | MaskedPrediction) else model.codec.output_sample_rate
+def _modules(networks: Networks) -> list[nn.Module]:
+    return [networks.model, *([] if networks.discriminators is None else [networks.discriminators])]
 
 
 def _parts(network: nn.Module) -> list[Part]:
@@ -120,22 +94,22 @@ def _parts(network: nn.Module) -> list[Part]:
     return parts
 
 
-def _memory(recipe: Recipe, model: Model, discriminators: Judges, engine: Engine) -> dict[str, float]:
-    parameters = [p for network in (model, discriminators) if network is not None for p in network.parameters()]
+def _memory(recipe: RunConfig, networks: Networks, engine: Engine) -> dict[str, float]:
+    parameters = [p for network in _modules(networks) for p in network.parameters()]
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     shards = engine.world_size if engine.kind == "fsdp2" else 1
     sizes = {
         "weights": 4 * sum(p.numel() for p in parameters),
         "gradients": 4 * trained / shards,
         "optimizer": 8 * trained / shards,
-        "activations": _activations(recipe, model, discriminators),
+        "activations": _activations(recipe, networks),
     }
     return {name: size / GIB for name, size in sizes.items()} | {"in all": sum(sizes.values()) / GIB}
 
 
-def _activations(recipe: Recipe, model: Model, discriminators: Judges) -> float:
+def _activations(recipe: RunConfig, networks: Networks) -> float:
     """Bytes that the longest micro-batch keeps for its backward pass."""
-    prepare_blocks(model, checkpointing=recipe.engine.checkpoint_activations, compiling=False)
+    prepare_blocks(networks.model, checkpointing=recipe.engine.checkpoint_activations, compiling=False)
     kept: dict[int, int] = {}
     alive: list[Tensor] = []  # or another storage could get the same address
 
@@ -151,20 +125,9 @@ def _activations(recipe: Recipe, model: Model, discriminators: Judges) -> float:
         torch.autocast("cpu", torch.bfloat16, enabled=low),
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
     ):
-        batch = _longest_batch(recipe, _output_rate(model))
-        model.to_empty(device="cpu")
-        parameters = list(model.parameters())
-        if isinstance(model, PreTraining):
-            # About as many tokens as are said in 30 s.
-            tokens = Tokens(torch.zeros(len(batch.ids), 100, dtype=torch.int64), (100,) * len(batch.ids))
-            model.eval()(batch, None if model.semantic_lm is None else tokens)
-        elif discriminators is not None:
-            parameters += discriminators.to_empty(device="cpu").parameters()
-            # Codebooks that are to learn would ask whether they hold something yet.
-            fake, real, _ = model.train(not isinstance(model, XCodecTraining))(batch)[0]
-            discriminators(torch.cat([real, fake]))
-        else:
-            model.train()(batch)
+        batch = _longest_batch(recipe, networks.output_sample_rate)
+        parameters = [p for network in _modules(networks) for p in network.to_empty(device="cpu").parameters()]
+        stage_of(recipe).rehearse(networks, batch)
         own = {_storage(p) for p in parameters}
     return float(sum(size for storage, size in kept.items() if storage not in own))
 
@@ -174,14 +137,14 @@ def _storage(tensor: Tensor) -> int:
     return address
 
 
-def _clips(recipe: Recipe) -> int:
+def _clips(recipe: RunConfig) -> int:
     """Clips in a micro-batch of the longest ones."""
     data = recipe.data
     fitting = data.batch_clips if data.batch_seconds is None else int(data.batch_seconds / data.clip_seconds)
     return min(data.batch_clips, fitting)
 
 
-def _longest_batch(recipe: Recipe, output_sample_rate: int) -> Batch:
+def _longest_batch(recipe: RunConfig, output_sample_rate: int) -> Batch:
     clips, samples = _clips(recipe), int(recipe.data.clip_seconds * INPUT_RATE)
     audio = torch.zeros(clips, samples)
     target = torch.zeros(clips, samples * output_sample_rate // INPUT_RATE)

@@ -1,41 +1,27 @@
-"""From a recipe to a run: everything is opened and checked before the first step."""
+"""Starting a run from a recipe: everything is opened and checked before the first step."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
-from lhotse.cut import Cut
 
 from xycodec.data.batch import Batch, Position
 from xycodec.data.config import SourceConfig
 from xycodec.data.sources import Cuts, open_once, open_source, open_sources
 from xycodec.data.stream import BatchStream, validation_batches
-from xycodec.data.survey import Survey, has_labels, has_text, survey
+from xycodec.data.survey import Survey, survey
 from xycodec.errors import CheckpointError, ConfigError
-from xycodec.io.audio import os_error_line
+from xycodec.io.files import os_error_line
 from xycodec.train.checkpoint import RunState, checkpoints, load_state
+from xycodec.train.config import RunConfig
 from xycodec.train.engine import Engine
 from xycodec.train.monitor import Monitor, forget_from, skipped_file
-from xycodec.train.recipe import (
-    HubertRecipe,
-    PosttrainRecipe,
-    PretrainRecipe,
-    Recipe,
-    RecogniseRecipe,
-    VocoderRecipe,
-    XCodecRecipe,
-)
 from xycodec.train.recipe_file import save_recipe
 from xycodec.train.stage import Stage
-from xycodec.train.stages.ctc import RecogniseStage
-from xycodec.train.stages.hubert import HubertStage, require_labels
-from xycodec.train.stages.posttrain import PosttrainStage
-from xycodec.train.stages.pretrain import PretrainStage
-from xycodec.train.stages.vocoder import VocoderStage
-from xycodec.train.stages.xcodec import XCodecStage
+from xycodec.train.stages import all_stages, stage_of
 from xycodec.train.trainer import Trainer, TrainingError
 from xycodec.train.words import WordJudge
 
@@ -44,7 +30,7 @@ SURVEYED = 100_000  # clips: all of a large corpus take longer than the other pr
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended."""
+    """The end of a run: its last step, and whether it has done all of them."""
 
     step: int
     finished: bool
@@ -52,7 +38,7 @@ class Ended:
     best: float | None
 
 
-def train(recipe: Recipe, *, resume: bool = False, quiet: bool = False) -> Ended:
+def train(recipe: RunConfig, *, resume: bool = False, quiet: bool = False) -> Ended:
     """Run a recipe to its end, or until SIGTERM, Ctrl-C or its limit of minutes.
 
     `resume` goes on from the newest checkpoint in the run's folder, or begins where there is none. Raises an
@@ -70,7 +56,7 @@ def train(recipe: Recipe, *, resume: bool = False, quiet: bool = False) -> Ended
         raise TrainingError(f"{place}: {error.strerror or error}: see to the disk, --resume goes on") from None
 
 
-def _train(recipe: Recipe, run: Path, resume: bool, quiet: bool) -> Ended:
+def _train(recipe: RunConfig, run: Path, resume: bool, quiet: bool) -> Ended:
     data = recipe.data
     state = _state(recipe, run, resume)
     engine = Engine(recipe.engine)
@@ -102,7 +88,7 @@ def _train(recipe: Recipe, run: Path, resume: bool, quiet: bool) -> Ended:
         engine.close()
 
 
-def _open_run(recipe: Recipe, run: Path, step: int, quiet: bool) -> Monitor:
+def _open_run(recipe: RunConfig, run: Path, step: int, quiet: bool) -> Monitor:
     try:
         run.mkdir(parents=True, exist_ok=True)
         (run / "recipe.yaml").write_text(save_recipe(recipe), encoding="utf-8")
@@ -118,82 +104,54 @@ def _restore(trainer: Trainer, state: RunState, run: Path) -> None:
         raise CheckpointError(f"{checkpoints(run)[-1]}: {error}") from None
 
 
-def open_stage(recipe: Recipe, engine: Engine) -> Stage:
+def open_stage(recipe: RunConfig, engine: Engine) -> Stage[Any]:
     """The stage that a recipe names, with its networks on their device."""
-    if isinstance(recipe, VocoderRecipe):
-        return VocoderStage(recipe, engine)
-    if isinstance(recipe, RecogniseRecipe):
-        return RecogniseStage(recipe, engine)
-    if isinstance(recipe, XCodecRecipe):
-        return XCodecStage(recipe, engine)
-    if isinstance(recipe, HubertRecipe):
-        return HubertStage(recipe, engine)
-    return PretrainStage(recipe, engine) if isinstance(recipe, PretrainRecipe) else PosttrainStage(recipe, engine)
+    return stage_of(recipe)(recipe, engine)
 
 
-def open_cuts(recipe: Recipe, sources: Sequence[SourceConfig]) -> Cuts:
-    """The clips that a stage reads: to a recogniser, those without text would be lost time, to a HuBERT without labels.
+def open_cuts(recipe: RunConfig, sources: Sequence[SourceConfig]) -> Cuts:
+    """The clips that a stage reads: those that have what it needs.
 
     Raises ConfigError if nothing can be read, no clip is left, or labels are not those that the recipe names.
     """
     cuts = open_sources(sources, recipe.seed)
-    needed, lacking = _needed(recipe)
-    if needed is None:
+    stage = stage_of(recipe)
+    if stage.needs is None:
         return cast(Cuts, cuts)
+    holds = stage.needs.holds
     # Asked of every source once: a mix without any would be searched for ever.
-    if not any(map(needed, open_once(sources))):
-        raise ConfigError(f"{', '.join(source.path for source in sources)}: no clip has {lacking}")
-    if isinstance(recipe, HubertRecipe):
-        for source in sources:
-            for cut in islice(filter(needed, open_source(source)), 1):
-                require_labels(recipe, cut, source.path)
-    return cast(Cuts, cuts.filter(needed))
+    if not any(map(holds, open_once(sources))):
+        raise ConfigError(f"{', '.join(source.path for source in sources)}: no clip has {stage.needs.lacking}")
+    for source in sources:
+        for cut in islice(filter(holds, open_source(source)), 1):
+            stage.check_clip(recipe, cut, source.path)
+    return cast(Cuts, cuts.filter(holds))
 
 
-def _needed(recipe: Recipe) -> tuple[Callable[[Cut], bool] | None, str]:
-    """What every clip of a stage must have, if anything, and what to do about those without it."""
-    if isinstance(recipe, RecogniseRecipe):
-        return has_text, "a text, which a recogniser learns from: add texts, or other sources"
-    if isinstance(recipe, HubertRecipe):
-        return has_labels, "labels, which a HuBERT learns from: make them with xycodec data targets"
-    return None, ""
-
-
-def _state(recipe: Recipe, run: Path, resume: bool) -> RunState | None:
+def _state(recipe: RunConfig, run: Path, resume: bool) -> RunState | None:
     found = checkpoints(run)
     if found and not resume:
         raise ConfigError(f"{run}: holds a run already: pass --resume to go on, or choose another output")
     if not found:
         return None
     state = load_state(found[-1])
-    if state.stage != recipe.stage:
+    if all_stages().get(state.stage) is not stage_of(recipe):
         raise CheckpointError(f"{found[-1]}: a {state.stage} run cannot go on as {recipe.stage}: choose another output")
     return state
 
 
-def _starting(recipe: Recipe, run: Path, state: RunState | None) -> Recipe:
-    """The recipe, but a run that goes on takes its weights from its own checkpoint and from nowhere else.
-
-    So it does the characters that they stand for: the texts may have changed.
-    """
+def _starting(recipe: RunConfig, run: Path, state: RunState | None) -> RunConfig:
+    """The recipe, but a run that goes on takes its weights from its own checkpoint and from nowhere else."""
     if state is None:
         return recipe
-    if isinstance(recipe, PosttrainRecipe):
-        return recipe.model_copy(update={"weights": str(checkpoints(run)[-1])})
-    if isinstance(recipe, PretrainRecipe):
-        return recipe.model_copy(update={"weights": None, "towers": None, "vocos": None, "start": "plain"})
-    if isinstance(recipe, XCodecRecipe):
-        return recipe.model_copy(update={"weights": None, "semantic_weights": None})
-    if isinstance(recipe, RecogniseRecipe) and state.recogniser is not None:
-        return recipe.model_copy(update={"characters": state.recogniser["characters"]})
-    return recipe
+    return recipe.model_copy(update=stage_of(recipe).resumed(recipe, checkpoints(run)[-1], state))
 
 
 class _Corpus:
     """The recipe's data as this process reads them."""
 
     def __init__(
-        self, recipe: Recipe, engine: Engine, output_sample_rate: int, train: Cuts, valid: Cuts | None
+        self, recipe: RunConfig, engine: Engine, output_sample_rate: int, train: Cuts, valid: Cuts | None
     ) -> None:
         self._config, self._clips = recipe.data, recipe.validation.clips
         self._valid = () if valid is None else valid
@@ -211,31 +169,24 @@ class _Corpus:
         return validation_batches(self._valid, self._config, clips=self._clips, **self._share)
 
 
-def remarks(recipe: Recipe, output_sample_rate: int, most: int | None = SURVEYED) -> Iterator[str]:
-    """What a person should know of the data before the first step, a line each, from the first `most` clips.
+def remarks(recipe: RunConfig, output_sample_rate: int, most: int | None = SURVEYED) -> Iterator[str]:
+    """Remarks on the data for a person before the first step, a line each, from the first `most` clips.
 
-    Raises ConfigError if the language model is to learn from clips of which none has a text.
+    Raises ConfigError if the stage can learn nothing from them.
     """
     found = survey_sources(recipe, output_sample_rate, most)
     if found is None:
         return
-    asr = isinstance(recipe, PretrainRecipe) and bool(recipe.loss.asr)
-    if asr and found.clips and not found.with_text:
-        raise ConfigError("data.train: no clip has a text, which the ASR loss needs: set loss.asr=0, or add texts")
+    own = list(stage_of(recipe).remarks(recipe, found))
     seen = found.clips + sum(left.clips for left in found.left_out)
     first = "the first " if seen == most else ""
     yield f"data: {first}{found.clips:,} clips, {found.hours:,.2f} h, {found.with_text:,} with text"
     for left in found.left_out:
         yield f"left out: {left.clips:,} clips {left.reason}, the first is {left.first_id}"
-    if asr and found.with_text < found.clips:
-        yield f"without text: {found.clips - found.with_text:,} clips, which train reconstruction only"
-    if isinstance(recipe, RecogniseRecipe) and found.with_text < found.clips:
-        yield f"without text: {found.clips - found.with_text:,} clips, which are passed over"
-    if isinstance(recipe, HubertRecipe) and found.with_labels < found.clips:
-        yield f"without labels: {found.clips - found.with_labels:,} clips, which are passed over"
+    yield from own
 
 
-def survey_sources(recipe: Recipe, output_sample_rate: int, most: int | None) -> Survey | None:
+def survey_sources(recipe: RunConfig, output_sample_rate: int, most: int | None) -> Survey | None:
     """Counts of the first `most` training clips; None where only reading whole tars would tell."""
     if not all(_is_manifest(source) for source in recipe.data.train):
         return None

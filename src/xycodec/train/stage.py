@@ -1,23 +1,30 @@
-"""What the trainer asks of a stage, and how losses of uneven batches become one loss."""
+"""The interface of a training stage, the table of stages, and one loss out of those of uneven batches."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
+from lhotse.cut import Cut
 from torch import Tensor, nn
 
 from xycodec.data.batch import Batch
+from xycodec.data.survey import Survey
 from xycodec.distributed import all_reduce_, world_size
 from xycodec.eval.metrics.wer import WordErrors
+from xycodec.io.config import Config
 from xycodec.nn.mean import Mean
+from xycodec.train.checkpoint import RunState
+from xycodec.train.config import RunConfig
+from xycodec.train.engine import Engine
 from xycodec.train.optimize import Updater
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one step tells. Every tensor stays on the device, so that nothing waits for it."""
+    """Losses, gradient norms and code counts of one step, on the device, so that nothing waits for them."""
 
     values: dict[str, Tensor]
     """Scalars whose average over processes is the value: losses, accuracies."""
@@ -29,7 +36,7 @@ class StepReport:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one validation batch tells; it adds up over batches and processes."""
+    """Measures of one validation batch; they add up over batches and processes."""
 
     means: dict[str, Mean]
     counts: Tensor | None = None
@@ -40,17 +47,86 @@ class Measured:
     texts: tuple[str, ...] = ()
 
 
-class Stage(ABC):
-    """One kind of training: networks, their updates, and what a batch teaches them."""
+@dataclass(frozen=True)
+class Networks:
+    """The networks of a recipe before an engine has wrapped them."""
 
-    name: str
+    model: Any
+    """The module that the stage trains."""
+    output_sample_rate: int
+    """Rate of the audio that the stage compares with, Hz."""
+    discriminators: nn.Module | None = None
+
+
+@dataclass(frozen=True)
+class Needs:
+    """A condition on clips: those that do not meet it cannot be learned from, and are passed over."""
+
+    holds: Callable[[Cut], bool]
+    lacking: str
+    """The rest of the message "no clip has ...", with what to do about it."""
+
+
+RecipeT = TypeVar("RecipeT", bound=RunConfig)
+
+
+class Stage(ABC, Generic[RecipeT]):
+    """One kind of training: its recipe, its networks and their updates, and what a batch teaches them.
+
+    A stage is one file in `train/stages`, whose class is decorated with `register`. The class methods are asked before
+    there is a run, on a recipe alone; an instance is a run's stage, with its networks on their device.
+    """
+
+    name: ClassVar[str]
+    """Value of a recipe's `stage`."""
+    once: ClassVar[tuple[str, ...]] = ()
+    """Earlier names, which recipes and checkpoints may still have."""
+    recipe_class: ClassVar[type[RunConfig]]
+    presets: ClassVar[Mapping[str, Config]] = {}
+    """Configurations that `model.preset` of a recipe may name."""
+    trains: ClassVar[str] = "codec"
+    """Field of a checkpoint that holds `model_config`: `codec`, `recogniser` or `self_supervised`."""
+    needs: ClassVar[Needs | None] = None
+    """Condition on the clips that are read; None: all are."""
+
     networks: dict[str, nn.Module]
-    """As the engine wrapped them. `model` holds the codec as `codec`, a recogniser as `recogniser`, or a HuBERT as
-    `hubert`; `ema` holds the codec's average, if there is one."""
+    """Networks as the engine wrapped them. `model` holds the codec as `codec`, a recogniser as `recogniser`, or a
+    HuBERT as `hubert`; `ema` holds the codec's average, if there is one."""
     updaters: dict[str, Updater]
     output_sample_rate: int
     words_name = "wer"
     """What `Measured.words` are called."""
+
+    # ---- before the run ------------------------------------------------------------------------
+
+    @abstractmethod
+    def __init__(self, recipe: RecipeT, engine: Engine) -> None: ...
+
+    @classmethod
+    @abstractmethod
+    def build(cls, recipe: RecipeT, *, meta: bool = False) -> Networks:
+        """The networks of a recipe with their starting weights; `meta` builds them without any, to count them."""
+
+    @classmethod
+    def rehearse(cls, networks: Networks, batch: Batch) -> None:
+        """Run the forward passes of a step once, whatever they give: a plan measures what they keep."""
+        networks.model.train()(batch)
+
+    @classmethod
+    def check_clip(cls, recipe: RecipeT, cut: Cut, source: str) -> None:
+        """Raise ConfigError if the first clip of `source` that has what the stage needs is not what the recipe says."""
+
+    @classmethod
+    def resumed(cls, recipe: RecipeT, checkpoint: Path, state: RunState) -> dict[str, Any]:
+        """Settings that change when a run goes on from its own checkpoint: sources of weights, above all."""
+        return {}
+
+    @classmethod
+    def remarks(cls, recipe: RecipeT, found: Survey) -> Iterator[str]:
+        """Yield remarks on the data for a person before the first step, a line each. Raises ConfigError."""
+        yield from ()
+
+    # ---- the run -------------------------------------------------------------------------------
 
     @abstractmethod
     def step(self, batches: Sequence[Batch], step: int) -> StepReport:
@@ -64,21 +140,26 @@ class Stage(ABC):
     def loss(self, values: Mapping[str, float]) -> float:
         """The loss that validation compares, from the values of `measure`'s means."""
 
-    def codec_config(self) -> dict[str, Any] | None:
-        """The configuration of the codec that is trained, if it is one."""
-        return None
-
-    def recogniser_config(self) -> dict[str, Any] | None:
-        """The configuration of the recogniser that is trained, if it is one."""
-        return None
-
-    def self_supervised_config(self) -> dict[str, Any] | None:
-        """The configuration of the self-supervised model that is trained, if it is one."""
-        return None
+    @abstractmethod
+    def model_config(self) -> dict[str, Any]:
+        """The configuration of what is trained, as a checkpoint keeps it under the name `trains`."""
 
     def kept(self, network: str, key: str) -> bool:
         """Whether a checkpoint holds this tensor; what is frozen and comes from elsewhere need not be in it."""
         return True
+
+
+STAGES: dict[str, type[Stage[Any]]] = {}
+"""Every registered stage by its name and its earlier ones."""
+StageT = TypeVar("StageT", bound=Stage[Any])
+
+
+def register(stage: type[StageT]) -> type[StageT]:
+    """Class decorator: put a stage into the table. Raises ValueError if a name is taken."""
+    for name in (stage.name, *stage.once):
+        if STAGES.setdefault(name, stage) is not stage:
+            raise ValueError(f"stage {name!r} is registered already")
+    return stage
 
 
 def joint_values(means: Mapping[str, Mean]) -> dict[str, Tensor]:

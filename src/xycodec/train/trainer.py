@@ -30,9 +30,9 @@ from xycodec.train.checkpoint import (
     optimizer_state,
     save_state,
 )
+from xycodec.train.config import RunConfig
 from xycodec.train.engine import Engine
 from xycodec.train.monitor import Monitor, record_skipped, skipped_file
-from xycodec.train.recipe import Recipe
 from xycodec.train.stage import Stage
 from xycodec.train.validate import validate
 from xycodec.train.words import WordJudge
@@ -65,8 +65,8 @@ class Trainer:
 
     def __init__(
         self,
-        recipe: Recipe,
-        stage: Stage,
+        recipe: RunConfig,
+        stage: Stage[Any],
         engine: Engine,
         stream: Callable[[Position], Iterator[Batch]],
         validation: Callable[[], Iterator[Batch]],
@@ -110,9 +110,6 @@ class Trainer:
             epoch=self._position.epoch,
             batch=self._position.batch,
             best=self.best,
-            codec=self.stage.codec_config(),
-            recogniser=self.stage.recogniser_config(),
-            self_supervised=self.stage.self_supervised_config(),
             recipe=self.recipe.model_dump(mode="json"),
             networks={
                 name: network_state(network, partial(self.stage.kept, name))
@@ -122,6 +119,7 @@ class Trainer:
                 name: optimizer_state(updater.network, updater.optimizer)
                 for name, updater in self.stage.updaters.items()
             },
+            **({"codec": None} | {self.stage.trains: self.stage.model_config()}),
         )
         if self.monitor is not None:
             self.monitor.flush()
@@ -305,7 +303,7 @@ class Trainer:
 
 
 class _Window:
-    """What happened since the last line of progress."""
+    """Sums over the steps since the last line of progress."""
 
     def __init__(self) -> None:
         self._began = time.perf_counter()

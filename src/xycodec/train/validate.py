@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import soxr
 import torch
@@ -23,7 +24,7 @@ from xycodec.train.words import WordJudge
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """What a validation found, over all processes; clips and transcripts are this process's."""
+    """Result of a validation over all processes; clips and transcripts are this process's."""
 
     values: dict[str, float]
     counts: Tensor | None
@@ -36,7 +37,7 @@ class ValidationResult:
 
 
 def validate(
-    stage: Stage,
+    stage: Stage[Any],
     engine: Engine,
     batches: Iterator[Batch],
     config: ValidationConfig,

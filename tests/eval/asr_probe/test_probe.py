@@ -4,21 +4,20 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tests.published_xcodec import tiny_config as tiny_xcodec
 
 from published_layout import tiny_config
-from xycodec.checkpoints.load import random_codec
+from xycodec.checkpoints.build import random_codec
 from xycodec.errors import AudioError, ConfigError, XycodecError
-from xycodec.eval.asr_probe import codes as probe_codes
 from xycodec.eval.asr_probe.codes import cached_codes
 from xycodec.eval.asr_probe.data import Features, Spoken, open_clips
 from xycodec.eval.asr_probe.model import Probe, alphabet_of, augmented
 from xycodec.eval.asr_probe.run import run_probe
 from xycodec.eval.asr_probe.training import ProbeConfig, ProbeTraining
-from xycodec.eval.coding import fingerprint
 from xycodec.eval.corpus import open_corpora
 from xycodec.io.audio import read_audio
+from xycodec.models.base import fingerprint
 from xycodec.models.longform import encode_long
 from xycodec.models.xy_tokenizer.ctc import Alphabet
 
@@ -179,9 +178,9 @@ def test_codes_are_those_of_the_codec_and_are_kept(codec, train, tmp_path):
     for item, codes in zip(items, found, strict=True):
         expected = encode_long(codec, read_audio(tmp_path / f"{item.clip}.wav"))
         assert torch.equal(codes.long(), expected)
-    (part,) = (tmp_path / "cache").rglob("*.safetensors")
+    (kept,) = (tmp_path / "cache").rglob("codes.u2")
     # What is on disk is what the next call gets.
-    save_file({key: codes + 1 for key, codes in load_file(part).items()}, part)
+    (np.fromfile(kept, "<u2") + 1).astype("<u2").tofile(kept)
     again = cached_codes(codec, items, tmp_path / "cache")
     assert all(torch.equal(codes, before + 1) for codes, before in zip(again, found, strict=True))
 
@@ -200,8 +199,7 @@ def test_no_other_model_nor_other_recording_gets_cached_codes(codec, train, tmp_
     assert torch.equal(changed[1], first[1])
 
 
-def test_encoding_that_was_stopped_goes_on(codec, train, tmp_path, monkeypatch):
-    monkeypatch.setattr(probe_codes, "PART", 2)
+def test_encoding_that_was_stopped_goes_on(codec, train, tmp_path):
     items, done = open_corpora([train]), []
 
     def stop(seconds):
@@ -211,18 +209,18 @@ def test_encoding_that_was_stopped_goes_on(codec, train, tmp_path, monkeypatch):
 
     with pytest.raises(KeyboardInterrupt):
         cached_codes(codec, items, tmp_path / "cache", advance=stop)
-    (part,) = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
-    assert len(load_file(part)) == 2
+    (journal,) = (tmp_path / "cache").rglob("codes.jsonl")
+    assert len(journal.read_text().splitlines()) == 1 + 3
     resumed = cached_codes(codec, items, tmp_path / "cache")
     assert all(map(torch.equal, resumed, cached_codes(codec, items, tmp_path / "other")))
-    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 3
+    assert len(journal.read_text().splitlines()) == 1 + len(items)
 
 
 def test_a_damaged_cache_is_named(codec, train, tmp_path):
     cached_codes(codec, open_corpora([train]), tmp_path)
-    (part,) = tmp_path.rglob("*.safetensors")
-    part.write_bytes(part.read_bytes()[:-1])
-    with pytest.raises(XycodecError, match=f"{part.name}: damaged .*: remove it"):
+    (kept,) = tmp_path.rglob("codes.u2")
+    kept.write_bytes(kept.read_bytes()[:-1])
+    with pytest.raises(XycodecError, match=r"codes\.u2: lacks codes .*: remove the folder"):
         cached_codes(codec, open_corpora([train]), tmp_path)
 
 

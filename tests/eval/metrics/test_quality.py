@@ -11,8 +11,8 @@ import xycodec
 from xycodec.errors import AudioError, XycodecError
 from xycodec.eval.metrics.distances import mel_distance
 from xycodec.eval.metrics.pitch import compare_pitch, pitch_track
-from xycodec.eval.metrics.quality import METERS, PIECE_S, PROTOCOL, RATE, ROUNDTRIP, measure_quality, plain
-from xycodec.eval.results import METRICS, ClipResult, Scores, pooled
+from xycodec.eval.metrics.quality import METERS, PIECE_S, PROTOCOL, RATE, measure_quality, plain
+from xycodec.eval.results import METRICS, ROUNDTRIP, ClipResult, Scores, pooled
 from xycodec.io.audio import read_audio
 
 PIECE = round(PIECE_S * RATE)

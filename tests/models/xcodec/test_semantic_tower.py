@@ -6,7 +6,9 @@ from tests.published_xcodec import tiny_config as x_config
 from torch.nn import functional as F
 
 import reference
-from xycodec.checkpoints.load import load_codec, random_codec, save_codec
+from xycodec.checkpoints.build import random_codec
+from xycodec.checkpoints.load import load_codec
+from xycodec.checkpoints.save import save_codec
 from xycodec.errors import ConfigError
 from xycodec.io.config import parse_config
 from xycodec.models.xcodec.config import SemanticTowerConfig, XCodecConfig

@@ -3,7 +3,8 @@ import torch
 from torch.nn import functional as F
 
 from published_xcodec import BANDWIDTHS, KINDS, tiny_config, transformers_model
-from xycodec.checkpoints.load import load_codec, random_codec
+from xycodec.checkpoints.build import random_codec
+from xycodec.checkpoints.load import load_codec
 from xycodec.errors import CheckpointError, ConfigError, XycodecError
 from xycodec.io.config import parse_config
 from xycodec.models.longform import decode_long, embed_long, encode_long

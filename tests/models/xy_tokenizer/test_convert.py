@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from published_layout import LAYOUTS, official_state, published_settings, respelled, tiny_config
-from xycodec.checkpoints.load import random_codec
+from xycodec.checkpoints.build import random_codec
 from xycodec.errors import CheckpointError
 from xycodec.models.xy_tokenizer.config import CONFIGS
 from xycodec.models.xy_tokenizer.convert import (
@@ -188,7 +188,7 @@ def test_a_gain_of_the_wrong_shape_is_refused_and_does_not_crash_the_process():
     # In a process of its own: torch reads and writes past the end of a gain that is too short.
     program = (
         "import torch; from published_layout import *; from xycodec.models.xy_tokenizer.convert import to_ours;"
-        "from xycodec.checkpoints.load import random_codec; state = official_state(random_codec(tiny_config()));"
+        "from xycodec.checkpoints.build import random_codec; state = official_state(random_codec(tiny_config()));"
         "state['quantizer.input_proj.weight_g'] = torch.zeros(3, 1, 1); to_ours(state, 'part.ckpt')"
     )
     ran = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], capture_output=True, text=True)

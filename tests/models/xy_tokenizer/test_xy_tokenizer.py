@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import reference
-from xycodec.checkpoints.load import random_codec
+from xycodec.checkpoints.build import random_codec
 from xycodec.errors import AudioError, XycodecError
 from xycodec.models.xy_tokenizer.config import CONFIGS, QuantizerConfig
 from xycodec.models.xy_tokenizer.model import XYTokenizer

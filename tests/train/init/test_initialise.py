@@ -3,7 +3,8 @@ import torch
 from tests.reference import TINY, randomise, spread_codebooks
 from tests.training import batch, clip, pretraining, save_lm, seeded, tiny_model
 
-from xycodec.checkpoints.load import load_codec, save_codec
+from xycodec.checkpoints.load import load_codec
+from xycodec.checkpoints.save import save_codec
 from xycodec.errors import CheckpointError
 from xycodec.models.xy_tokenizer.model import RAISE, XYTokenizer
 from xycodec.train.checkpoint import RunState, network_state, save_state
@@ -37,7 +38,7 @@ def run(tmp_path_factory):
         seeded(number)
         stage.step([batch(clip(0), clip(1))], number)
         kept = {"model": network_state(stage.model, lambda key: stage.kept("model", key))}
-        save_state(folder, RunState("pretrain", number + 1, 0, 1, None, stage.codec_config(), {}, kept), 5, False)
+        save_state(folder, RunState("pretrain", number + 1, 0, 1, None, stage.model_config(), {}, kept), 5, False)
     return folder, stage
 
 

@@ -7,13 +7,15 @@ from tests.published_xcodec import tiny_config
 from tests.training import recipe
 
 import reference
-from xycodec.checkpoints.load import load_codec, random_codec, save_codec
+from xycodec.checkpoints.build import random_codec
+from xycodec.checkpoints.load import load_codec
+from xycodec.checkpoints.save import save_codec
 from xycodec.errors import CheckpointError, ConfigError
 from xycodec.models.xy_tokenizer.model import XYTokenizer
 from xycodec.train.checkpoint import RunState, network_state, save_state
 from xycodec.train.engine import Engine
 from xycodec.train.init.weights import start_towers
-from xycodec.train.stages.ctc import RecogniseStage
+from xycodec.train.stages.ctc import CtcStage
 from xycodec.train.stages.xcodec import XCodecStage, build
 
 DATA = {"train": ["unused"], "clip_seconds": 1}
@@ -22,12 +24,10 @@ TOWER = {"kind": "tower", "d_model": 32, "layers": 2, "heads": 4, "ffn_dim": 48,
 
 def from_recogniser(folder):
     sizes = {key: TOWER[key] for key in ("d_model", "layers", "heads", "ffn_dim")}
-    made = recipe(
-        "recognise", tower=sizes, window_frames=20, characters="ab ", data={"train": ["unused"], "clip_seconds": 1}
-    )
-    stage = RecogniseStage(made, Engine(made.engine))
+    made = recipe("ctc", tower=sizes, window_frames=20, characters="ab ", data={"train": ["unused"], "clip_seconds": 1})
+    stage = CtcStage(made, Engine(made.engine))
     networks = {name: network_state(network, lambda _: True) for name, network in stage.networks.items()}
-    about = stage.recogniser_config()
+    about = stage.model_config()
     save_state(folder, RunState(stage.name, 1, 0, 1, None, None, {}, networks, recogniser=about), 1, best=False)
     return stage.recogniser.tower
 
@@ -108,7 +108,7 @@ def saved_run(folder):
     for network in stage.networks.values():
         reference.randomise(network, seed=3)
     networks = {name: network_state(network, lambda _: True) for name, network in stage.networks.items()}
-    save_state(folder, RunState(stage.name, 1, 0, 1, None, stage.codec_config(), {}, networks), 1, best=False)
+    save_state(folder, RunState(stage.name, 1, 0, 1, None, stage.model_config(), {}, networks), 1, best=False)
     return stage
 
 

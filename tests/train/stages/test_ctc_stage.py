@@ -25,11 +25,11 @@ from xycodec.train.config import ValidationConfig
 from xycodec.train.engine import Engine
 from xycodec.train.export import export_weights
 from xycodec.train.plan import _longest_batch, plan_run
-from xycodec.train.recipe import MaskingConfig
 from xycodec.train.recipe_file import load_recipe
 from xycodec.train.run import open_stage, train
 from xycodec.train.stages.ctc import (
-    RecogniseStage,
+    CtcStage,
+    MaskingConfig,
     Targets,
     build,
     collect_characters,
@@ -49,12 +49,12 @@ RATE = 16_000
 
 def recognising(**changes):
     own = {"tower": TINY.model_dump(), "window_frames": 25, "characters": LETTERS, "masking": CLEAR}
-    return recipe("recognise", **{**own, **changes})
+    return recipe("ctc", **{**own, **changes})
 
 
 def stage_of(**changes):
     made = recognising(**changes)
-    return RecogniseStage(made, Engine(made.engine))
+    return CtcStage(made, Engine(made.engine))
 
 
 def run_settings(cuts, output, /, **changes):
@@ -63,7 +63,7 @@ def run_settings(cuts, output, /, **changes):
     for name in ("model", "towers", "freeze_semantic", "lm", "loss"):
         del whole[name]
     tower = {"d_model": 16, "layers": 1, "heads": 2, "ffn_dim": 24}
-    return whole | {"stage": "recognise", "tower": tower, "window_frames": 13} | changes
+    return whole | {"stage": "ctc", "tower": tower, "window_frames": 13} | changes
 
 
 def begin(folder, mapping, resume=False):
@@ -381,6 +381,16 @@ def test_a_run_keeps_its_characters_where_texts_have_changed(tmp_path, corpus):
     assert read_checkpoint(checkpoints(tmp_path / "run")[-1])["recogniser"]["characters"] == " 0123456789dorsw"
 
 
+def test_a_run_under_the_stages_earlier_name_goes_on(tmp_path, corpus, run):
+    begin(tmp_path, run_settings(corpus, tmp_path / "run", steps=10, stage="recognise"))
+    path = checkpoints(tmp_path / "run")[-1]
+    made = torch.load(path, weights_only=True)
+    assert made["stage"] == "ctc"
+    torch.save(made | {"stage": "recognise"}, path)
+    assert begin(tmp_path, run_settings(corpus, tmp_path / "run", stage="recognise"), resume=True).finished
+    assert lines_of(tmp_path / "run")[-1]["step"] == lines_of(run)[-1]["step"]
+
+
 def test_a_dry_run_counts_what_a_run_has(corpus, tmp_path):
     mapping = run_settings(corpus, tmp_path / "run")
     made = load_recipe(write_recipe(tmp_path / "recipe.yaml", mapping))
@@ -389,7 +399,7 @@ def test_a_dry_run_counts_what_a_run_has(corpus, tmp_path):
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in stage.recogniser.named_children()}
     assert {part.name: part.parameters for part in plan.parts} == {"tower": sizes["tower"], "head": sizes["head"]}
     assert all(part.trainable == part.parameters for part in plan.parts)
-    assert (plan.stage, plan.steps_per_epoch) == ("recognise", 5)
+    assert (plan.stage, plan.steps_per_epoch) == ("ctc", 5)
     assert plan.remarks == ("data: 10 clips, 0.00 h, 10 with text",)
     expected = kept_by(stage, _longest_batch(made, RATE))
     assert plan.memory_gib["activations"] * 2**30 == pytest.approx(expected, rel=0.1)
@@ -570,5 +580,5 @@ def test_resuming_with_another_tower(tmp_path, run, corpus):
     with pytest.raises(CheckpointError, match=r"of another architecture, recogniser\.tower\.layers\.0\.fc1\.weight is"):
         begin(tmp_path, run_settings(corpus, run, tower=wider), resume=True)
     other = settings(corpus, run)
-    with pytest.raises(CheckpointError, match="a recognise run cannot go on as pretrain"):
+    with pytest.raises(CheckpointError, match="a ctc run cannot go on as pretrain"):
         begin(tmp_path, other, resume=True)

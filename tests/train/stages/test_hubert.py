@@ -1,7 +1,6 @@
 """HuBERT's training: what is hidden, what is guessed, that it learns, and that its result serves."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,14 +29,22 @@ from xycodec.train.engine import Engine
 from xycodec.train.export import export_transformers, export_weights
 from xycodec.train.init.weights import start_towers
 from xycodec.train.plan import plan_run
-from xycodec.train.recipe import HubertOptimizerConfig, SpanMaskingConfig
-from xycodec.train.recipe_file import load_recipe
+from xycodec.train.recipe_file import BUNDLED, load_recipe
 from xycodec.train.run import train
-from xycodec.train.stages.hubert import HubertStage, LabelHead, Task, draw_spans, frames_within, measures
+from xycodec.train.stages.hubert import (
+    HubertOptimizerConfig,
+    HubertStage,
+    LabelHead,
+    SpanMaskingConfig,
+    Task,
+    draw_spans,
+    frames_within,
+    measures,
+)
 from xycodec.train.stages.xcodec import build as build_xcodec
 from xycodec.train.validate import validate
 
-CONFIG = Path(__file__).parents[3] / "configs" / "xcodec" / "hubert_general.yaml"
+CONFIG = BUNDLED / "xcodec" / "hubert_general.yaml"
 SIZES = {"d_model": 16, "layers": 2, "heads": 2, "ffn_dim": 24, "conv_dim": 8, "position_kernel": 8,
          "position_groups": 2}  # fmt: skip
 LABELS = 12

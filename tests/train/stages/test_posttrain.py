@@ -2,7 +2,9 @@ import pytest
 import torch
 from tests.training import NoLooking, batch, clip, posttraining, pretraining, seeded, tiny_model
 
-from xycodec.checkpoints.load import load_codec, random_codec, save_codec
+from xycodec.checkpoints.build import random_codec
+from xycodec.checkpoints.load import load_codec
+from xycodec.checkpoints.save import save_codec
 from xycodec.errors import ConfigError
 from xycodec.models.xy_tokenizer.config import VocosConfig
 from xycodec.nn.discriminators import Discriminators
@@ -39,7 +41,7 @@ def run(stage, steps=2, clips=CLIPS, rate=16_000):
 def save(stage, run):
     """A checkpoint of a stage's networks, as the trainer writes it."""
     networks = {name: network_state(network, lambda _: True) for name, network in stage.networks.items()}
-    state = RunState(stage.name, 1, 0, 1, None, stage.codec_config(), {}, networks)
+    state = RunState(stage.name, 1, 0, 1, None, stage.model_config(), {}, networks)
     return save_state(run, state, keep=1, best=False)
 
 
@@ -75,9 +77,9 @@ def test_encoder_and_codebooks_stay_bit_for_bit(weights, precision):
 
 
 def test_another_rate_is_another_model(weights):
-    name = stage_of(weights).codec_config()["model_id"]
-    assert stage_of(weights, output_sample_rate=24000).codec_config()["model_id"] == f"{name}-24k"
-    assert stage_of(weights, output_sample_rate=16000).codec_config()["model_id"] == name
+    name = stage_of(weights).model_config()["model_id"]
+    assert stage_of(weights, output_sample_rate=24000).model_config()["model_id"] == f"{name}-24k"
+    assert stage_of(weights, output_sample_rate=16000).model_config()["model_id"] == name
 
 
 @pytest.mark.parametrize(("left_out", "kept"), [("feature", "adversarial"), ("adversarial", "feature")])
@@ -137,7 +139,7 @@ def test_mel_alone_needs_no_judgement(weights):
 
 
 def test_a_part_of_each_clip_is_judged(weights):
-    stage = stage_of(weights, hear_seconds=0.16)
+    stage = stage_of(weights, segment_seconds=0.16)
     judged, heard = [], []
     stage.discriminators.register_forward_hook(lambda _, args, out: judged.append(args[0]))
     stage.mel.register_forward_hook(lambda _, args, out: heard.append(args))

@@ -1,7 +1,5 @@
 """X-Codec's training: what moves, what stays, what a step draws, where it starts, and that it learns."""
 
-from pathlib import Path
-
 import pytest
 import torch
 import transformers
@@ -10,7 +8,9 @@ from tests.training import NoLooking, batch, clip, recipe, seeded, two_processes
 from tests.training_runs import assert_same_lines, lines_of, settings, write_corpus, write_recipe, xycodec
 from torch.nn import functional as F
 
-from xycodec.checkpoints.load import load_codec, random_codec, save_codec
+from xycodec.checkpoints.build import random_codec
+from xycodec.checkpoints.load import load_codec
+from xycodec.checkpoints.save import save_codec
 from xycodec.checkpoints.training import read_checkpoint
 from xycodec.distributed import all_reduce_, world_size
 from xycodec.errors import CheckpointError, ConfigError
@@ -22,13 +22,12 @@ from xycodec.train.config import ValidationConfig
 from xycodec.train.engine import Engine
 from xycodec.train.init.weights import find_checkpoint
 from xycodec.train.plan import plan_run
-from xycodec.train.recipe import XCodecOptimizerConfig
-from xycodec.train.recipe_file import load_recipe
+from xycodec.train.recipe_file import BUNDLED, load_recipe
 from xycodec.train.run import open_stage
-from xycodec.train.stages.xcodec import XCodecStage, build
+from xycodec.train.stages.xcodec import XCodecOptimizerConfig, XCodecStage, build
 from xycodec.train.validate import validate
 
-CONFIG_FOLDER = Path(__file__).parents[3] / "configs" / "xcodec"
+CONFIG_FOLDER = BUNDLED / "xcodec"
 SECONDS = 0.64
 CLIPS = (clip(0, SECONDS), clip(1, 0.5), clip(2, SECONDS))
 QUICK = CodebooksConfig(codebook_size=16, decay=0.5, kmeans_iterations=3)
@@ -72,7 +71,7 @@ def copy_of(module):
 
 def save(stage, folder):
     networks = {name: network_state(network, lambda _: True) for name, network in stage.networks.items()}
-    return save_state(folder, RunState(stage.name, 1, 0, 1, None, stage.codec_config(), {}, networks), 1, best=False)
+    return save_state(folder, RunState(stage.name, 1, 0, 1, None, stage.model_config(), {}, networks), 1, best=False)
 
 
 # ---- what moves ------------------------------------------------------------------------------------

@@ -19,7 +19,8 @@ import numpy as np
 from xycodec.data.manifest import import_manifest
 from xycodec.data.synthetic.utterances import Utterance, draw_utterance
 from xycodec.errors import AudioError, ConfigError
-from xycodec.io.audio import Samples, atomic_path, audio_info, ignore, read_audio, write_audio
+from xycodec.io.audio import Samples, audio_info, ignore, read_audio, write_audio
+from xycodec.io.files import atomic_path
 
 RATE = 16_000  # Hz
 CUTS = "cuts.jsonl.gz"

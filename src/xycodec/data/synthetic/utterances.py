@@ -1,4 +1,4 @@
-"""What is said in synthetic speech, and by whom: utterance i follows from the seed and i alone.
+"""Texts and voices of synthetic speech: utterance i follows from the seed and i alone.
 
 Sentences come from grammars, `assets/sentences_*.yaml`. Their `symbols` map a name to its alternatives: a list, or
 words separated by spaces, where _ is a space within one. `<name>` becomes one of them, each as likely as the others;
@@ -57,7 +57,7 @@ _SHARES = {
 
 @dataclass(frozen=True)
 class Utterance:
-    """Who says what and how: `rate` is a factor on the voice's own speed, `pitch` semitones from its own."""
+    """One utterance: `rate` is a factor on the voice's own speed, `pitch` semitones from its own."""
 
     index: int
     voice: Voice

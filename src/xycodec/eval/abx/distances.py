@@ -25,7 +25,7 @@ class Features:
     rows: NDArray[Any]
     """(F, D), distinct frames; it may be on disk."""
     frames: Sequence[NDArray[np.int64]]
-    """Of each item, at least one row number; repeated where a frame lasts longer than a step in time."""
+    """Row numbers of each item, at least one; repeated where a frame lasts longer than a step in time."""
     metric: Literal["angle", "share"]
     """Distance of frames: their angle over pi (Libri-light's cosine distance), where the zero vector is at 1 from all
     others; or the share of their numbers that differ."""
@@ -100,9 +100,9 @@ class _Frames:
 
     distinct: NDArray[np.int64]
     places: NDArray[np.int64]
-    """Of all items, one after another."""
+    """Row numbers of all items, one item after another."""
     sizes: NDArray[np.int64]
-    """Of each item."""
+    """Number of rows of each item."""
 
     @classmethod
     def of(cls, features: Features, items: Iterable[int]) -> "_Frames":
@@ -112,7 +112,7 @@ class _Frames:
 
     @property
     def starts(self) -> NDArray[np.int64]:
-        """Of each item, in `places`."""
+        """Place in `places` where each item begins."""
         return np.cumsum(self.sizes) - self.sizes
 
 

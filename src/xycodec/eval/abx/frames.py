@@ -1,8 +1,8 @@
 """The frames that items of ABX have a part in: recordings encoded once, and looked up from then on."""
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,60 +11,68 @@ from numpy.typing import NDArray
 
 from xycodec.eval.abx.distances import item_frames
 from xycodec.eval.abx.items import Omissions, PhoneItem
-from xycodec.io.xyc import CodecFile
+from xycodec.io.audio import stream_audio
+from xycodec.io.codes import Codes, digest_of, file_stamp
 from xycodec.models.base import Codec
-from xycodec.models.files import encode_file
-from xycodec.models.longform import embed_long
+from xycodec.models.longform import CountedBlocks, embed_long, encode_long
+from xycodec.tokenize.cache import open_cache
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The codes (n_q, L) of a recording, and its seconds."""
+
+    codes: Codes
+    seconds: float
 
 
 def encode_recordings(
     codec: Codec,
     recordings: Mapping[str, Path],
     items: Sequence[PhoneItem],
-    folder: Path,
+    cache: Path,
     omissions: Omissions,
     advance: Callable[[float], None],
-) -> dict[str, CodecFile]:
-    """All codes of each recording, by its name; from `folder` where they are there, of this very file.
+) -> dict[str, Encoded]:
+    """All codes of each recording, by its name; from `cache` where they are there, of this very file.
 
-    Items of a recording that cannot be encoded are left out.
+    Items of a recording that cannot be encoded are left out. Raises XycodecError if `cache` cannot be written.
     """
-    codes = {}
+    store = open_cache(cache, codec)
+    found = {}
     for name, source in recordings.items():
         try:
             # A file of this name elsewhere, or another one here tomorrow, is another recording.
-            stat = source.stat()
-            place = f"{source.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-            target = folder / f"{name}-{hashlib.blake2b(place.encode(), digest_size=8).hexdigest()}.xyc"
-            if not target.exists():
-                encode_file(codec, str(source), str(target))
-            codes[name] = CodecFile.read(str(target))
+            key = digest_of(["recording", *file_stamp(source)])
+            if key not in store:
+                rate = codec.input_sample_rate
+                audio = CountedBlocks(stream_audio(source, rate), rate)
+                store.add(key, encode_long(codec, audio).numpy(), seconds=audio.samples / rate)
+            found[name] = Encoded(store.codes(key), store.newest[key]["seconds"])
         except Exception as error:  # whatever somebody's codec raises: the other recordings are still worth having
             why = " ".join(str(error).split())
             omissions.add("its recording cannot be encoded", why, sum(item.file == name for item in items))
             continue
-        advance(codes[name].duration)
-    return codes
+        advance(found[name].seconds)
+    return found
 
 
 class ItemFrames:
     """The frames that items have a part in, recording by recording, each once."""
 
-    def __init__(self, items: Sequence[PhoneItem], codes: dict[str, CodecFile], rate: float, repeat: int) -> None:
+    def __init__(self, items: Sequence[PhoneItem], recordings: Mapping[str, Encoded], rate: float, repeat: int) -> None:
         self.of_items: list[NDArray[np.int64]] = [np.empty(0, np.int64)] * len(items)
-        """Of each item, numbers of rows of the features."""
-        self._codes: list[NDArray[np.uint16]] = []
+        """Rows of the features that belong to each item."""
+        self._codes: list[Codes] = []
         self._kept: list[NDArray[np.int64]] = []
         self._rows = 0
         by_file = defaultdict(list)
         for index, item in enumerate(items):
             by_file[item.file].append(index)
         for file, indices in by_file.items():
-            self._add(indices, [items[index] for index in indices], codes[file].codes, rate, repeat)
+            self._add(indices, [items[index] for index in indices], recordings[file].codes, rate, repeat)
 
-    def _add(
-        self, indices: Sequence[int], items: Sequence[PhoneItem], codes: NDArray[np.uint16], rate: float, repeat: int
-    ) -> None:
+    def _add(self, indices: Sequence[int], items: Sequence[PhoneItem], codes: Codes, rate: float, repeat: int) -> None:
         length = codes.shape[1]
         frames = [item_frames(item.onset, item.offset, rate, length, repeat) for item in items]
         kept = np.unique(np.concatenate(frames))
@@ -74,7 +82,7 @@ class ItemFrames:
         self._codes.append(codes)
         self._kept.append(kept)
 
-    def codes(self, n_q: int) -> NDArray[np.uint16]:
+    def codes(self, n_q: int) -> Codes:
         """(F, n_q)."""
         return np.concatenate([codes[:n_q, kept].T for codes, kept in zip(self._codes, self._kept, strict=True)])
 

@@ -13,7 +13,8 @@ from math import isfinite
 from pathlib import Path
 
 from xycodec.errors import ConfigError, XycodecError
-from xycodec.io.audio import audio_files, open_input
+from xycodec.io.audio import audio_files
+from xycodec.io.files import open_input
 
 COLUMNS = "#file onset offset #phone prev-phone next-phone speaker"
 _SLACK_S = 0.1  # aligners round, and pad the end of a recording
@@ -41,7 +42,7 @@ class LeftOut:
     reason: str
     items: int
     places: tuple[str, ...]
-    """What to look at: lines of the item file, or recordings."""
+    """Places to look at: lines of the item file, or recordings."""
 
 
 class Omissions:
@@ -55,7 +56,7 @@ class Omissions:
         self._places[reason][place] += items
 
     def listed(self) -> tuple[LeftOut, ...]:
-        """All, in the order in which the reasons came up."""
+        """List all reasons, in the order in which they came up."""
         return tuple(LeftOut(reason, places.total(), tuple(places)) for reason, places in self._places.items())
 
 

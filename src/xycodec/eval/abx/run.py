@@ -25,8 +25,6 @@ from xycodec.eval.abx.distances import Features, block_distances
 from xycodec.eval.abx.frames import ItemFrames, encode_recordings
 from xycodec.eval.abx.items import LeftOut, Omissions, PhoneItem, find_audio, read_items, within_audio
 from xycodec.eval.abx.triples import Block, Mode, error_rate, plan_triples
-from xycodec.eval.coding import fingerprint
-from xycodec.io.audio import os_error_line
 from xycodec.models.base import Codec
 
 Kind = Literal["embeddings", "codes"]
@@ -48,29 +46,29 @@ class AbxScore:
 
 @dataclass(frozen=True)
 class AbxCounts:
-    """What the errors of a mode are means of."""
+    """Numbers of triples, distances and items behind the errors of a mode."""
 
     mode: Mode
     triples: int
     cells: int
     """Context, speakers and pair of phones; triples are averaged in them first."""
     items: int
-    """That are in a triple; the others have no partner, or were not drawn."""
+    """Items that are in a triple; the others have no partner, or were not drawn."""
     lonely: tuple[str, ...]
     """Speakers who are in no triple."""
 
 
 @dataclass(frozen=True)
 class AbxResult:
-    """What `run_abx` found."""
+    """Result of `run_abx`."""
 
     model: str
     item_file: str
     items: int
-    """That could be used."""
+    """Items that could be used."""
     left_out: tuple[LeftOut, ...]
     branch: str | None
-    """Whose output `embeddings` are; None: the quantizer's."""
+    """Branch that the `embeddings` are the output of; None: the quantizer."""
     frame_rate: float
     """Steps a second that were compared: the codec's rate times the repetition."""
     seed: int
@@ -81,7 +79,7 @@ class AbxResult:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What is missing, a line each."""
+        """Remarks on what is missing, a line each."""
         lines = [f"items left out ({one.items:,}): {one.reason}: {_some(one.places)}" for one in self.left_out]
         needs = {
             "within": "a speaker who says a phone twice and another phone in the same context",
@@ -158,9 +156,8 @@ def run_abx(
         codec.embed(torch.zeros(1, 1, 1, dtype=torch.int64), branch=branch)  # is there one?
     with tempfile.TemporaryDirectory(prefix="xycodec.") as temporary:
         scratch = Path(temporary)
-        folder = _codes_folder(cache or scratch, codec)
-        codes = encode_recordings(codec, recordings, listed, folder, omissions, advance)
-        lengths = {name: file.duration if file.frames else 0.0 for name, file in codes.items()}
+        codes = encode_recordings(codec, recordings, listed, cache or scratch, omissions, advance)
+        lengths = {name: one.seconds if one.codes.size else 0.0 for name, one in codes.items()}
         used = within_audio(listed, lengths, omissions)
         plans = {mode: plan_triples(used, mode, seed=seed, max_group=max_group, max_x=max_x) for mode in modes}
         if not any(plans.values()):
@@ -199,16 +196,6 @@ def _check_settings(kinds: Sequence[str], modes: Sequence[str], max_group: int, 
             raise XycodecError(f"{name} must be at least {least}, got {value}")
     if not 0 < least_rate <= 1000:
         raise XycodecError(f"least_rate must be over 0 and at most 1000 steps a second, got {least_rate:g}")
-
-
-def _codes_folder(parent: Path, codec: Codec) -> Path:
-    """Where the codes of a codec are; one with other weights has another."""
-    folder = parent / f"{codec.model_id.replace('/', '_')}-{fingerprint(codec)}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise XycodecError(os_error_line(str(folder), "made", error)) from error
-    return folder
 
 
 def _no_triple(items: Path, left_out: Sequence[LeftOut]) -> str:

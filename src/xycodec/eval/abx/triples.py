@@ -52,12 +52,12 @@ class Block:
 
     @property
     def cells(self) -> int:
-        """How many there are."""
+        """Number of distances to compute."""
         return len(self.x) * len(self.b)
 
     @property
     def triples(self) -> int:
-        """How many there are."""
+        """Number of triples."""
         same = len(self.a) if self.x == (self.a,) else 0
         return (len(self.rows) * len(self.a) - same) * (len(self.columns) - len(self.a))
 

@@ -1,28 +1,24 @@
 """Codes of clips, computed once and kept on disk: what a probe learns from."""
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import soxr
 import torch
 from lhotse.cut import Cut
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from xycodec.data.clip import INPUT_RATE
 from xycodec.data.shards import member_of
-from xycodec.errors import AudioError, XycodecError
-from xycodec.eval.coding import fingerprint
+from xycodec.errors import AudioError
 from xycodec.eval.corpus import Item
-from xycodec.io.audio import atomic_path, os_error_line
+from xycodec.io.codes import digest_of, file_stamp
+from xycodec.io.files import os_error_line
 from xycodec.models.base import Codec
 from xycodec.models.longform import encode_long
-
-PART = 64  # clips of a file: so many are computed again at most where a run was killed
+from xycodec.tokenize.cache import open_cache
 
 
 def cached_codes(
@@ -42,34 +38,26 @@ def cached_codes(
 
     Raises XycodecError if the cache cannot be read or written, or the codec fails.
     """
-    folder = cache / f"{codec.model_id.replace('/', '_')}-{fingerprint(codec)}"
-    known = _read(folder)
+    store = open_cache(cache, codec)
     found: list[Tensor | AudioError] = []
-    fresh: dict[str, Tensor] = {}
     for item in items:
         try:
             key = _key(item)
-            if key not in known:
-                known[key] = fresh[key] = _encode(codec, item)
-            found.append(known[key])
+            if key not in store:
+                store.add(key, _encode(codec, item))
+            found.append(torch.from_numpy(store.codes(key).astype(np.int32, order="C")))
         except AudioError as error:
             found.append(error)
-        if len(fresh) == PART:
-            _write(folder, fresh)
-            fresh = {}
         advance(item.seconds)
-    if fresh:
-        _write(folder, fresh)
     return found
 
 
 def _key(item: Item) -> str:
-    """What tells a clip's audio from all others; its text may change."""
+    """Key of a clip's audio, which no other audio has; its text may change."""
     if isinstance(item.cut, AudioError):
         raise item.cut
     place: dict[str, Any] = item.cut.to_dict() | {"supervisions": None}
-    stamps = [(path, stat.st_size, stat.st_mtime_ns) for path in _files(item.cut) if (stat := _stat(path))]
-    return hashlib.blake2b(json.dumps([place, stamps], default=repr).encode(), digest_size=16).hexdigest()
+    return digest_of([place, [_stamp(path) for path in _files(item.cut)]])
 
 
 def _files(cut: Cut) -> Iterator[str]:
@@ -80,46 +68,15 @@ def _files(cut: Cut) -> Iterator[str]:
         yield from (source.source for source in recording.sources if source.type == "file")
 
 
-def _stat(path: str) -> Any:
+def _stamp(path: str) -> list[Any]:
     try:
-        return Path(path).stat()
+        return file_stamp(Path(path))
     except OSError as error:
         raise AudioError(os_error_line(repr(path), "read", error)) from error
 
 
-def _encode(codec: Codec, item: Item) -> Tensor:
+def _encode(codec: Codec, item: Item) -> Any:
     samples, rate = item.load(), codec.input_sample_rate
     if rate != INPUT_RATE:
         samples = soxr.resample(samples, INPUT_RATE, rate)
-    # A copy, because a window's codes are a view of a batch's.
-    return encode_long(codec, samples).to(torch.int32).contiguous()
-
-
-# ---- files -------------------------------------------------------------------------------------
-
-
-def _read(folder: Path) -> dict[str, Tensor]:
-    known: dict[str, Tensor] = {}
-    for path in sorted(folder.glob("[!.]*.safetensors")):
-        try:
-            known |= load_file(path)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise XycodecError(f"{path}: damaged ({error}): remove it, and its clips are encoded again") from error
-    return known
-
-
-def _write(folder: Path, codes: dict[str, Tensor]) -> None:
-    # Named by its first clip, so that two runs that share a cache do not take the same name for unlike files.
-    path = folder / f"{next(iter(codes))}.safetensors"
-    write_whole(path, lambda scratch: scratch.write_bytes(save(codes)))
-
-
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` make a file that takes the name `path` once it is complete. Raises XycodecError if it cannot be."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path, XycodecError) as scratch:
-            write(scratch)
-    # torch and safetensors report a full disk in their own ways.
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise XycodecError(os_error_line(str(path), "written", error)) from error
+    return encode_long(codec, samples).numpy()

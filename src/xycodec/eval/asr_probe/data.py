@@ -1,4 +1,4 @@
-"""What a probe learns from and is measured on: transcribed clips as codes, and features made of them."""
+"""Data of a probe: transcribed clips as codes, and features made of them."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -95,11 +95,11 @@ class Features:
         self._repeat = ceil(FRAME_RATE / codec.frame_rate)
 
     def frames(self, one: Spoken) -> int:
-        """How many frames the features of a clip have."""
+        """Number of frames of a clip's features."""
         return one.codes.shape[1] * self._repeat
 
     def width(self, clips: Sequence[Spoken]) -> int:
-        """How many features a frame has."""
+        """Number of features of a frame."""
         return self(clips[0]).shape[1]
 
     def __call__(self, one: Spoken) -> Tensor:

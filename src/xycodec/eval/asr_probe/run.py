@@ -1,6 +1,6 @@
 """The ASR probe: how well a small recogniser can read the words from a frozen codec's embeddings.
 
-The protocol is that of the paper (section 10 of the specification): quantized embeddings, repeated to at least 50
+The protocol is the paper's (docs/models/xy_tokenizer.md, Evaluation): quantized embeddings, repeated to at least 50
 frames a second, go through two bidirectional LSTMs with CTC over characters; batches of 4, learning rate 1e-4, 400,000
 steps. Where the paper is silent it is SUPERB's ASR task: a linear map to 1024 before LSTMs of 1024, dropout 0.2, Adam
 at a constant rate, gradients clipped at 1, SpecAugment, batches of clips of like length, greedy decoding without a
@@ -18,18 +18,17 @@ import torch
 from xycodec.baselines.open import open_codec
 from xycodec.checkpoints.load import resolve_device
 from xycodec.errors import XycodecError
-from xycodec.eval.asr_probe.codes import write_whole
 from xycodec.eval.asr_probe.data import Clips, Features, open_clips
 from xycodec.eval.asr_probe.training import Point, ProbeConfig, ProbeTraining, Transcript, read_state
-from xycodec.eval.coding import fingerprint
-from xycodec.models.base import Codec
+from xycodec.io.files import write_whole
+from xycodec.models.base import Codec, fingerprint
 
 RESULT = "result.json"
 
 
 @dataclass(frozen=True)
 class ProbeProgress:
-    """How far a probe is: seconds of clips that are encoded, or steps."""
+    """Progress of a probe: seconds of clips that are encoded, or steps."""
 
     phase: Literal["encoding", "training"]
     done: float
@@ -40,11 +39,11 @@ class ProbeProgress:
 
 @dataclass(frozen=True)
 class ClipCounts:
-    """What became of a corpus's clips."""
+    """Counts of a corpus's clips: used, and left out."""
 
     used: int
     seconds: float
-    """Of those that were used."""
+    """Duration of the clips that were used."""
     without_text: int
     crowded: int
     """Have more characters than CTC can spell in their frames: left out of training, counted in WER and CER."""
@@ -54,7 +53,7 @@ class ClipCounts:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What a probe found: error rates on the dev clips, at the evaluation with the lowest WER."""
+    """Error rates of a probe on the dev clips, at the evaluation with the lowest WER."""
 
     model: str
     n_q: int
@@ -66,7 +65,7 @@ class ProbeResult:
     steps: int
     curve: tuple[Point, ...]
     transcripts: tuple[Transcript, ...]
-    """Of dev clips from all over the manifest, at the best step."""
+    """Transcripts of dev clips from all over the manifest, at the best step."""
     train: ClipCounts
     dev: ClipCounts
     config: dict[str, Any]

@@ -19,12 +19,11 @@ from torch.nn.utils import clip_grad_norm_
 from torch.nn.utils.rnn import pad_sequence
 
 from xycodec.errors import XycodecError
-from xycodec.eval.asr_probe.codes import write_whole
 from xycodec.eval.asr_probe.data import Features, Spoken
 from xycodec.eval.asr_probe.model import Probe, alphabet_of, augmented
 from xycodec.eval.metrics.wer import character_errors, word_error_rate
-from xycodec.io.audio import os_error_line
 from xycodec.io.config import Config, Probability
+from xycodec.io.files import os_error_line, write_whole
 from xycodec.models.xy_tokenizer.ctc import BLANK, rows_needed
 
 STATE, BEST, LOG = "state.pt", "best.safetensors", "log.jsonl"
@@ -36,18 +35,18 @@ OTHER = "choose another folder"
 
 
 class ProbeConfig(Config):
-    """How a probe learns; defaults are the protocol's."""
+    """Settings of a probe's training; defaults are the protocol's."""
 
     n_q: PositiveInt | None = None
     """Layers of the codec that it reads, from the first on; None: all."""
     branch: str | None = None
-    """Of `Codec.embed`: whose output it reads; None: what the quantizer passes on."""
+    """Branch of `Codec.embed` to read; None: the quantizer's output."""
     steps: PositiveInt = 400_000
     batch: PositiveInt = 4
     lr: PositiveFloat = 1e-4
     projection: PositiveInt = 1024
     hidden: PositiveInt = 1024
-    """Of each direction of each LSTM."""
+    """Width of each direction of each LSTM."""
     layers: PositiveInt = 2
     dropout: Probability = 0.2
     augment: bool = True
@@ -65,14 +64,14 @@ class Point:
 
     step: int
     loss: float
-    """Of the training steps since the last line of the log."""
+    """Mean loss of the training steps since the last line of the log."""
     wer: float
     cer: float
 
 
 @dataclass(frozen=True)
 class Transcript:
-    """What is said in a dev clip, and what the probe read."""
+    """Reference text of a dev clip, and the probe's."""
 
     clip: str
     said: str
@@ -213,7 +212,7 @@ class ProbeTraining:
 
     @torch.no_grad()
     def read(self, clips: Sequence[Spoken]) -> list[str]:
-        """What the probe reads in clips, in their order: the likeliest column of each frame."""
+        """Transcribe clips greedily, in their order: the most likely column of each frame."""
         self.probe.eval()
         heard = [""] * len(clips)
         frames = [self._features.frames(one) for one in clips]
@@ -264,7 +263,7 @@ class ProbeTraining:
 
 
 def read_state(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """Where the run in a folder stands, or None. Raises XycodecError if it has not all of `settings`, or is damaged."""
+    """State of the run in a folder, or None. Raises XycodecError if it has not all of `settings`, or is damaged."""
     path = folder / STATE
     if not path.exists():
         return None

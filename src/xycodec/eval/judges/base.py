@@ -36,7 +36,7 @@ class Judge(ABC):
     """
 
     names: tuple[str, ...]
-    """Of its metrics."""
+    """Names of its metrics."""
     shortest: int
     """Samples of the shortest clip that it can judge."""
     rows: int = 1

@@ -1,4 +1,4 @@
-"""What listeners would say of decoded audio, as models predict it, on the scale from 1 to 5."""
+"""Predicted opinion of listeners on decoded audio, on the scale from 1 to 5."""
 
 import warnings
 from abc import abstractmethod
@@ -28,11 +28,11 @@ class Opinion(Judge):
     shortest = RATE // 4
 
     def refusal(self, pair: Pair) -> str | None:
-        """As of any judge; nobody has an opinion of silence."""
+        """Tell why a pair cannot be judged; silence gets no opinion."""
         return super().refusal(pair) or (None if pair.decoded.any() else "decoded to silence")
 
     def judge(self, pairs: Sequence[Pair]) -> list[Scores]:
-        """About 1 to 5; the models do not bound it."""
+        """Score each pair from about 1 to 5; the models do not bound it."""
         return [Scores({self.names[0]: self.rate(pair.decoded)}) for pair in pairs]
 
     @abstractmethod
@@ -66,7 +66,7 @@ class Dnsmos(Opinion):
         )
 
     def rate(self, audio: Samples) -> float:
-        """As its authors compute it."""
+        """Compute the score as its authors do."""
         while len(audio) < self._WINDOW:
             audio = np.concatenate([audio, audio])
         # Their count of windows, which leaves the last one out where it would fit by less than a second.
@@ -115,7 +115,7 @@ class Utmos(Opinion):
         )
 
     def rate(self, audio: Samples) -> float:
-        """Of whole clips at their level."""
+        """Rate a whole clip at its own level."""
         scores = [self._model.score(torch.from_numpy(piece).to(self._place)).item() for piece in pieces(audio)]
         return float(np.mean(scores))
 
@@ -135,4 +135,4 @@ def _require_whole(library: Any, weights: Path) -> None:
 
 
 OPINIONS: dict[str, Callable[[str], Opinion]] = {"dnsmos": Dnsmos, "utmos": Utmos}
-"""By metric; each takes a device."""
+"""Classes of judges by the metric they score; each takes a device."""

@@ -51,14 +51,14 @@ class Transcriber(Protocol):
     normaliser: str
     """The one of `NORMALISERS` that its spelling goes with."""
     spellings: Mapping[str, str]
-    """For Whisper's normaliser."""
+    """Spelling variants for Whisper's normaliser."""
     languages: frozenset[str] | None
-    """Codes of those that it writes; None: nobody knows, and it is not told which one to write."""
+    """Codes of the languages that it writes; None: nobody knows, and it is not told which one to write."""
 
     def __call__(self, clips: Sequence[Samples], languages: Sequence[str]) -> list[Transcript]:
-        """At most `rows` clips (n,) at 16 kHz, of any length, and the code of each one's language.
+        """Transcribe at most `rows` clips (n,) at 16 kHz, of any length, in the language whose code each has.
 
-        The transcript of each does not depend on the other clips.
+        No transcript depends on the other clips.
         """
 
 
@@ -103,7 +103,7 @@ class Recognition(Judge):
         )
 
     def refusal(self, pair: Pair) -> str | None:
-        """As of any judge. A reference without words has no rate: it could count insertions only."""
+        """Tell why a pair cannot be judged. A reference without words has no rate: it could count insertions only."""
         language = self._language_of(pair)
         if not self._knows(language):
             return f"the recogniser knows no language {language!r}"
@@ -188,7 +188,7 @@ class Ctc:
         )
 
     def __call__(self, clips: Sequence[Samples], languages: Sequence[str]) -> list[Transcript]:
-        """As `Transcriber`."""
+        """Transcribe clips (see `Transcriber`)."""
         return [Transcript(" ".join(filter(None, map(self._spell, pieces(clip))))) for clip in clips]
 
     @torch.inference_mode()
@@ -231,7 +231,7 @@ class Whisper:
         )
 
     def __call__(self, clips: Sequence[Samples], languages: Sequence[str]) -> list[Transcript]:
-        """As `Transcriber`."""
+        """Transcribe clips (see `Transcriber`)."""
         heard = [Transcript(text) for text in self._hear(clips, languages)]
         looped = [n for n, clip in enumerate(clips) if loops(heard[n].text, len(clip) / self._window)]
         if looped:

@@ -22,7 +22,7 @@ class Source:
     """A model of Transformers on disk."""
 
     name: str
-    """As it was asked for: a hub id or a folder."""
+    """Name that was asked for: a hub id or a folder."""
     folder: Path
     revision: str | None
     """The hub's commit; None of a folder."""
@@ -44,7 +44,7 @@ def locate(name: str) -> Source:
 
 
 def load_part(source: Source, loader: str, what: str, **options: Any) -> Any:
-    """What the class `loader` of Transformers makes of the source. Raises CheckpointError, which names `what`."""
+    """Load the source with the class `loader` of Transformers. Raises CheckpointError, which names `what`."""
     library = need("transformers")
     library.utils.logging.disable_progress_bar()
     try:

@@ -55,11 +55,11 @@ class SpeakerSimilarity(Judge):
         )
 
     def refusal(self, pair: Pair) -> str | None:
-        """As of any judge; nobody speaks in a silent original."""
+        """Tell why a pair cannot be judged; nobody speaks in a silent original."""
         return super().refusal(pair) or (None if pair.original.any() else "silent")
 
     def judge(self, pairs: Sequence[Pair]) -> list[Scores]:
-        """From -1 to 1, which is equality."""
+        """Score each pair by the cosine of its embeddings, from -1 to 1, which is equality."""
         return [Scores({"similarity": self._similarity(pair)}) for pair in pairs]
 
     def _similarity(self, pair: Pair) -> float:

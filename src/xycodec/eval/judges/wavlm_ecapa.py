@@ -223,7 +223,7 @@ def _ours(key: str) -> str:
 
 
 def _wavlm_config(state: State) -> Any:
-    """As microsoft/wavlm-large, with the sizes of the weights."""
+    """Configuration like microsoft/wavlm-large, with the sizes of the weights."""
     convolutions = [state[f"wavlm.feature_extractor.conv_layers.{layer}.conv.weight"] for layer in range(len(_STRIDES))]
     position = state["wavlm.encoder.pos_conv_embed.conv.parametrizations.weight.original1"]
     buckets, heads = state["wavlm.encoder.layers.0.attention.rel_attn_embed.weight"].shape

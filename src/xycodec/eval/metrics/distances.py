@@ -93,7 +93,7 @@ class Moments:
 
     @staticmethod
     def of(decoded: Samples, original: Samples) -> "Moments":
-        """Of two 1-D arrays of equal length."""
+        """Moments of two 1-D arrays of equal length."""
         pair = np.stack([decoded, original]).astype(np.float64)
         mean = pair.mean(axis=1)
         pair -= mean[:, None]

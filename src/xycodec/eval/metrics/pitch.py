@@ -41,7 +41,7 @@ def pitch_track(audio: NDArray[np.float32], sample_rate: int) -> Track:
 
 @dataclass(frozen=True)
 class PitchErrors:
-    """What two tracks differ in, as counts that add up over pieces."""
+    """Differences of two pitch tracks, as counts that add up over pieces."""
 
     frames: int = 0
     voiced: int = 0

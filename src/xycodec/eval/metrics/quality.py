@@ -1,4 +1,4 @@
-"""How near a decoding is to its original, with every choice that the metrics leave open (`PROTOCOL`)."""
+"""Signal metrics of a decoding against its original, with every choice that they leave open (`PROTOCOL`)."""
 
 import warnings
 from collections.abc import Callable, Iterable
@@ -22,7 +22,7 @@ from xycodec.eval.metrics.distances import (
     stft_distance,
 )
 from xycodec.eval.metrics.pitch import CEILING_HZ, FLOOR_HZ, SHORTEST_S, STEP_S, PitchErrors, compare_pitch, pitch_track
-from xycodec.eval.results import Scores
+from xycodec.eval.results import ROUNDTRIP, Scores
 from xycodec.io.audio import Samples
 
 RATE = 16_000
@@ -49,9 +49,6 @@ PROTOCOL = {
     "left in; frames count alike over all pieces and clips.",
 }
 """Every choice in one sentence, as reports print it."""
-
-ROUNDTRIP = ("stoi", "pesq_wb", "pesq_nb", "mel_distance")
-"""What `xycodec roundtrip` shows."""
 
 
 def measure_quality(
@@ -86,7 +83,7 @@ def require_metrics(names: Iterable[str]) -> None:
 
 
 def plain(scores: Scores) -> dict[str, Any]:
-    """As one row of JSON: each metric by its name, None where it is missing, and `missing`, which says why."""
+    """Scores as one row of JSON: each metric by its name, None where it is missing, and `missing`, which says why."""
     return {**scores.values, **dict.fromkeys(scores.missing), "missing": scores.missing}
 
 
@@ -257,4 +254,4 @@ METERS: dict[str, Callable[[], _Meter]] = {
     "f0_error": partial(_Pitch, lambda errors: (errors.square_cents, errors.voiced)),
     "voicing_error": partial(_Pitch, lambda errors: (errors.flipped, errors.frames)),
 }
-"""What `measure_quality` can measure: makers of what adds up over the pieces of a clip."""
+"""Makers of the meters of `measure_quality`, by metric; a meter adds up over the pieces of a clip."""

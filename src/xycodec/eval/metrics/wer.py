@@ -59,7 +59,7 @@ def word_error_rate(
 def character_errors(
     references: Sequence[str], hypotheses: Sequence[str], normaliser: Normaliser | None = None
 ) -> CharacterErrors:
-    """As `word_error_rate`, of characters."""
+    """Character error rate, otherwise like `word_error_rate`."""
     import jiwer
 
     measured = jiwer.process_characters(*_normalised(references, hypotheses, normaliser))

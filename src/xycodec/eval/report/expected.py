@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from xycodec.errors import ConfigError
 from xycodec.eval.coding import CodecSpec
-from xycodec.io.audio import os_error_line
+from xycodec.io.files import os_error_line
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class ExpectedTable:
 
     source: str
     values: dict[str, dict[str, float]]
-    """By name of the codec in the evaluation, then by metric."""
+    """Values by name of the codec in the evaluation, then by metric."""
 
 
 def read_expected(path: Path, codecs: Sequence[str], metrics: Sequence[str]) -> ExpectedTable:

@@ -28,7 +28,7 @@ class Player:
     codec: str
     values: dict[str, float]
     heard: str | None
-    """What the recogniser heard."""
+    """Text that the recogniser heard."""
     error: str | None
     """Why there is none: of the codec, or of its file."""
     audio: str | None
@@ -44,7 +44,7 @@ class ListenClip:
     rank: str
     """`best`, `median` or `worst`."""
     metric: str
-    """By which it was chosen."""
+    """Metric by which the clip was chosen."""
     by: str
     """The codec whose values chose it."""
     clip: str

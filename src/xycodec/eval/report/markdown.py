@@ -197,6 +197,6 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _plain(text: str) -> str:
-    """On one line, and without what Markdown or HTML would take for a sign."""
+    """Put text on one line, without what Markdown or HTML would take for a sign."""
     text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
     return "".join(f"\\{sign}" if sign in "\\|`*" else sign for sign in text)

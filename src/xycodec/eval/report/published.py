@@ -16,7 +16,7 @@ class PublishedPoint:
     """Bits a second."""
     frame_rate: float | None
     values: dict[str, float]
-    """By metric, as `xycodec.eval.results` names them; besides `probe_wer`, and `abx_within` and `abx_across` in %."""
+    """Values by metric, as in `xycodec.eval.results`; also `probe_wer`, and `abx_within` and `abx_across` in %."""
     source: str
     """The paper."""
     data: str

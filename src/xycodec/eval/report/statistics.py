@@ -1,4 +1,4 @@
-"""How sure the numbers of an evaluation are: bootstrap intervals, and codecs compared on the clips both have.
+"""Bootstrap intervals of an evaluation's numbers, and codecs compared on the clips both have.
 
 Speakers are drawn anew, all clips of one together, since clips of one voice are alike; where fewer than 5 are named,
 clips are drawn. A clip whose speaker is not named is drawn as a speaker of its own.
@@ -27,12 +27,12 @@ class Estimate:
     """A metric over clips."""
 
     value: float
-    """As `pooled` gives it."""
+    """Value over all clips, as `pooled` gives it."""
     low: float | None
-    """With `high`: where 95 % of the resamples lie; None of a single clip or speaker."""
+    """Bounds, with `high`, of 95 % of the resamples; None for a single clip or speaker."""
     high: float | None
     clips: int
-    """That have the metric."""
+    """Clips that have the metric."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Resamples:
         self._seed = seed
 
     def estimates(self, codecs: Mapping[str, Clips], metrics: Sequence[str]) -> dict[str, dict[str, Estimate]]:
-        """Of each codec and each metric for which it has a value."""
+        """Estimates of each codec for each metric for which it has a value."""
         intervals = self._intervals([_Ratio(clips, metric) for clips in codecs.values() for metric in metrics])
         found: dict[str, dict[str, Estimate]] = {name: {} for name in codecs}
         for name, clips in codecs.items():
@@ -80,7 +80,7 @@ class Resamples:
     def differences(
         self, codecs: Mapping[str, Clips], base: Clips, metrics: Sequence[str]
     ) -> dict[str, dict[str, Difference]]:
-        """Of each codec to `base`, for each metric that both have of a clip."""
+        """Differences of each codec to `base`, for each metric that both have of a clip."""
         pairs = [(name, metric, *_shared(clips, base, metric)) for name, clips in codecs.items() for metric in metrics]
         intervals = self._intervals([_Ratio(clips, metric, less) for _, metric, clips, less in pairs])
         found: dict[str, dict[str, Difference]] = {name: {} for name in codecs}

@@ -11,14 +11,14 @@ from xycodec.eval.report.statistics import Difference, Estimate, Resamples
 from xycodec.eval.results import METRICS, ORIGINAL, ClipResult, CodebookUse, CodecResult, Evaluation, Metric, pooled
 
 Results = Mapping[str, Mapping[str, ClipResult]]
-"""By codec and clip."""
+"""Results of clips by codec and clip."""
 
 SHOWN_CLIPS = 3  # names that stand for all clips with one defect
 
 
 @dataclass(frozen=True)
 class CodecRow:
-    """What a codec is and how fast, without its clips."""
+    """Name, size and speed of a codec, without its clips."""
 
     name: str
     title: str
@@ -42,10 +42,10 @@ class Group:
     clips: int
     seconds: float
     unit: str
-    """What the bootstrap draws: `clip` or `speaker`."""
+    """Unit that the bootstrap draws: `clip` or `speaker`."""
     units: int
     scores: dict[str, dict[str, Estimate]]
-    """By codec and metric."""
+    """Estimates by codec and metric."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Tables:
     expected: tuple[Expected, ...]
     expected_source: str
     published: tuple[PublishedPoint, ...]
-    """Those that have one of the metrics."""
+    """Published points that have one of the metrics."""
     protocol: dict[str, str]
     versions: dict[str, str]
     machine: str

@@ -15,7 +15,7 @@ from xycodec.eval.report.markdown import make_markdown
 from xycodec.eval.report.page import make_page
 from xycodec.eval.report.tables import Tables, make_tables
 from xycodec.eval.results import Evaluation
-from xycodec.io.audio import atomic_path
+from xycodec.io.files import atomic_path
 
 REPORTS = ("report.json", "report.csv", "summary.csv", "report.md", "report.html")
 

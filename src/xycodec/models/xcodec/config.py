@@ -12,7 +12,10 @@ SEMANTIC_HOP = 320  # samples of a frame of HuBERT and WavLM
 
 
 class SelfSupervisedConfig(TowerConfig):
-    """Size of a self-supervised model in the form of HuBERT base or WavLM base (X-Codec's spec, section 4.1)."""
+    """Size of a self-supervised model in the form of HuBERT base or WavLM base.
+
+    See docs/models/x_codec.md, Semantic model.
+    """
 
     kind: Literal["hubert", "wavlm"] = "hubert"
     d_model: PositiveInt = 768
@@ -59,7 +62,7 @@ class XCodecConfig(Config):
     window_frames: PositiveInt = 1000
     """Code frames of 20 ms; the published model takes a clip whole."""
     strides: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (8, 5, 4, 2)
-    """Of the acoustic encoder and, in the same order, of the decoder."""
+    """Strides of the acoustic encoder and, in the same order, of the decoder."""
     encoder_width: PositiveInt = 64
     """Channels before the first stride; each doubles them."""
     decoder_width: PositiveInt = 1024

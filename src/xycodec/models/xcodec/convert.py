@@ -1,4 +1,6 @@
-"""X-Codec's published state dicts -> ours, as tables (X-Codec's spec, section 8), and the configuration they imply.
+"""X-Codec's published state dicts -> ours, as tables, and the configuration they imply.
+
+See docs/models/x_codec.md, Published checkpoints.
 
 There are two layouts: the authors' and that of Transformers, into whose names the authors' are turned first. Both hold
 the weights of the self-supervised model. Ours stacks the quantizer's buffers over layers and folds weight norm.

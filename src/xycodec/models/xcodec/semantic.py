@@ -1,4 +1,6 @@
-"""The frozen model whose features X-Codec reads (its spec, 4.1): HuBERT or WavLM through Transformers, or a tower.
+"""The frozen model whose features X-Codec reads: HuBERT or WavLM through Transformers, or a tower.
+
+See docs/models/x_codec.md, Semantic model.
 
 Frames are 20 ms: audio of T samples has (T + 240) // 320 of them.
 """
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from xycodec.baselines.transformers_codec import transformers_library
+from xycodec.io.libraries import transformers_library
 from xycodec.nn.deterministic.linear import Linear, gelu
 from xycodec.nn.deterministic.rows import plain_inference
 from xycodec.nn.mel import LogMel
@@ -66,7 +68,7 @@ def transformers_model(
 
 
 class FrozenModel(nn.Module):
-    """Without a gradient, and in eval mode whatever the rest of a model is in.
+    """A model that computes without a gradient, and in eval mode whatever the rest is in.
 
     The published training left the model in train mode, where dropout, layer drop and masking corrupt the features.
     """
@@ -158,7 +160,7 @@ class SelfSupervisedModel(FrozenModel):
 
 
 class SemanticTower(FrozenModel):
-    """Audio to the mean of all states of a Whisper-style tower, of a recogniser say ([choice]: not in the paper).
+    """Audio to the mean of all states of a Whisper-style tower, of a recogniser say (ours: not in the paper).
 
     Such a tower norms what its layers read and not what they give: before the mean, every state is brought to one size,
     that the last ones may not drown the others.

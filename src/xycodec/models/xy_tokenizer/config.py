@@ -13,13 +13,13 @@ TOWER_RATE = 50  # transformer rows a second, after the stride 2 of the convolut
 
 
 class QuantizerConfig(CodebooksConfig):
-    """XY-Tokenizer's quantizer, with maps to the codebooks' width and back (spec section 5)."""
+    """XY-Tokenizer's quantizer, with maps to the codebooks' width and back (docs/models/xy_tokenizer.md, Quantizer)."""
 
     codebook_dim: PositiveInt = 512
 
 
 class VocosConfig(Config):
-    """The vocoder's ConvNeXt backbone (spec section 4.8); its FFT follows from the output rate."""
+    """The vocoder's ConvNeXt backbone (docs/models/xy_tokenizer.md, Vocoder); its FFT follows from the output rate."""
 
     dim: PositiveInt = 512
     intermediate_dim: PositiveInt = 4096
@@ -97,7 +97,7 @@ class RecogniserConfig(Config):
     """Code frames of 80 ms."""
     tower: TowerConfig
     characters: Annotated[str, Field(min_length=1)]
-    """What may be said, in the order of the output's columns."""
+    """Characters of the output, in the order of its columns."""
 
     @property
     def tower_positions(self) -> int:
@@ -159,7 +159,7 @@ CONFIGS: dict[str, XYTokenizerConfig] = {
 
 
 class LanguageModelConfig(Config):
-    """The language model that transcribes, in pre-training only (spec section 8.1)."""
+    """The language model that transcribes, in pre-training only (docs/models/xy_tokenizer.md, Language model)."""
 
     source: str = "Qwen/Qwen2.5-0.5B"
     """Any causal language model of Transformers, or a Whisper, whose decoder it then is: a hub id or a folder."""
@@ -169,7 +169,7 @@ class LanguageModelConfig(Config):
     trainable: bool = False
     adapter: TowerConfig = TowerConfig(d_model=768, layers=4, heads=12, ffn_dim=3072)
     reads: Literal["post_rvq_adapter", "quantizer"] = "post_rvq_adapter"
-    """Whose output the adapter reads."""
+    """Part whose output the adapter reads."""
     prompt: str = ""
     """Fixed text between the speech and its transcript."""
     max_tokens: PositiveInt = 448

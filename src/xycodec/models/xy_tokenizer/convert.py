@@ -1,4 +1,6 @@
-"""Published state dicts -> ours, as tables (spec section 7), and the configuration they imply.
+"""Published state dicts -> ours, as tables, and the configuration they imply.
+
+See docs/models/xy_tokenizer.md, Published checkpoints.
 
 Ours differs from the published layout in four places: queries, keys and values are one matrix; convolutions
 whose kernel equals their stride are plain matrices; the quantizer's buffers are stacked over layers; its

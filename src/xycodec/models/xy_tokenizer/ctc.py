@@ -32,7 +32,7 @@ class Alphabet:
         return [self._columns[character] for character in text if character in self._columns]
 
     def read(self, columns: Iterable[int]) -> str:
-        """What the column of each frame spells: repetitions are one, blanks none, white space joined."""
+        """Collapse the best column of each frame into text: repetitions are one, blanks none, white space joined."""
         spelt = (self.characters[column - 1] for column, _ in groupby(columns) if column != BLANK)
         return " ".join("".join(spelt).split())
 
@@ -76,7 +76,7 @@ class Recogniser(nn.Module):
     # ---- characters ----------------------------------------------------------------------------
 
     def read(self, log_probs: Tensor, lengths: Sequence[int]) -> list[str]:
-        """What the likeliest column of every row spells."""
+        """Greedy CTC decoding: the text of the most likely column of every row."""
         best = log_probs.argmax(dim=-1).tolist()
         return [self.alphabet.read(columns[:count]) for columns, count in zip(best, rows_of(lengths), strict=True)]
 

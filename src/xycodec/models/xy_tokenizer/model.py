@@ -30,7 +30,7 @@ RAISE = 2.0
 
 
 class Encoded(NamedTuple):
-    """What the encoder gives for a batch of clips."""
+    """Latents of a batch of clips before the quantizer, and the semantic tower's states."""
 
     latents: Tensor
     """(B, L, latent_dim) float32 before the quantizer."""
@@ -42,7 +42,7 @@ class Encoded(NamedTuple):
 
 
 class XYTokenizer(Codec):
-    """The whole model. Parts carry the names of the published checkpoint (spec section 1)."""
+    """The whole model. Parts carry the names of the published checkpoint (docs/models/xy_tokenizer.md, Overview)."""
 
     def __init__(self, config: XYTokenizerConfig) -> None:
         super().__init__(
@@ -148,7 +148,7 @@ class XYTokenizer(Codec):
     def ideal_features(self, audio: Tensor, lengths: Sequence[int]) -> Tensor:
         """Features (B, n_mels, 2 * factor * L) of audio (B, T): its log-mel, raised to where a GELU is nearly linear.
 
-        Where decoder and vocoder can meet when each learns alone ([choice]; the paper lets them find their own).
+        Where decoder and vocoder can meet when each learns alone (ours; the paper lets them find their own).
         """
         frames = 2 * max(self._rows(n) for n in lengths)
         log_mel: Tensor = self.mel(self._with_margin(audio, lengths))

@@ -1,4 +1,4 @@
-"""What reads a codec's features in pre-training and says what was spoken: the part that all such models share."""
+"""The part that all models share which read a codec's features in pre-training and transcribe them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ from xycodec.nn.mean import Mean
 from xycodec.nn.transformer import Adapter
 
 IGNORED = -100
-"""As a target: no loss."""
+"""Target id that has no loss."""
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """What a batch is to be transcribed as; all of it lies on the CPU."""
+    """Target tokens of a batch; all of it lies on the CPU."""
 
     ids: Tensor
     """(B, N) int64, N >= 1: transcripts and their ends, each followed by zeros."""
@@ -29,7 +29,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class LMOutput:
-    """Both are means over target tokens; `accuracy` has no gradient."""
+    """Loss and accuracy of a batch, means over target tokens; `accuracy` has no gradient."""
 
     loss: Mean
     accuracy: Mean
@@ -59,7 +59,7 @@ class SemanticBranch(nn.Module, ABC):
         self.train()
 
     def train(self, mode: bool = True) -> "SemanticBranch":
-        """As of any module, but a frozen `lm` stays in eval mode: it has no use for dropout."""
+        """Set the training mode, but for a frozen `lm`, which stays in eval mode: it has no use for dropout."""
         super().train(mode)
         self.lm.train(mode and self.trainable)
         return self
@@ -89,7 +89,7 @@ class SemanticBranch(nn.Module, ABC):
 
     @abstractmethod
     def transcribe(self, features: Tensor, frames: Sequence[int], max_new_tokens: int) -> list[str]:
-        """What the model hears in features (B, L, input_dim), greedily; empty for an item without frames.
+        """Transcribe features (B, L, input_dim) greedily; empty for an item without frames.
 
         Call it in eval mode: dropout of a trainable model would make it random.
         """

@@ -1,8 +1,8 @@
 """The semantic branch of pre-training: a causal language model that reads the codec's features and transcribes them.
 
-A sequence is [speech][prompt][transcript][end of text], and the loss is on the transcript and its end alone (spec
-section 8.1). Padding stands at the end of a sequence, where a causal model never looks: no attention mask is needed,
-and any causal model of Transformers will do.
+A sequence is [speech][prompt][transcript][end of text], and the loss is on the transcript and its end alone (see
+Language model in docs/models/xy_tokenizer.md). Padding stands at the end of a sequence, where a causal model never
+looks: no attention mask is needed, and any causal model of Transformers will do.
 """
 
 import inspect
@@ -59,7 +59,7 @@ class SemanticLM(SemanticBranch):
         super().__init__(lm, tokenizer, adapter, prompt=ids, max_tokens=max_tokens, trainable=trainable)
 
     def forward(self, features: Tensor, frames: Sequence[int], tokens: Tokens) -> LMOutput:
-        """As of any `SemanticBranch`."""
+        """Loss and accuracy of the next token (see `SemanticBranch`)."""
         layout = _layout(frames, tokens, self.prompt, features.shape[1])
         device = features.device
         order, readers, targets = (
@@ -81,7 +81,7 @@ class SemanticLM(SemanticBranch):
 
     @torch.no_grad()
     def transcribe(self, features: Tensor, frames: Sequence[int], max_new_tokens: int) -> list[str]:
-        """As of any `SemanticBranch`."""
+        """Transcribe features greedily (see `SemanticBranch`)."""
         heard = [index for index, count in enumerate(frames) if count]
         texts = [""] * len(frames)
         if not heard:

@@ -1,8 +1,8 @@
 """The semantic branch with Whisper's decoder: it attends to the codec's features in place of its encoder's states.
 
 The decoder reads [its own prompt][transcript] and looks across at the speech, so that a frozen one knows from the first
-step what a transcript is, and has only to find in the adapter's output what it knows from its encoder (spec section
-8.1 has a causal model in its place).
+step what a transcript is, and has only to find in the adapter's output what it knows from its encoder (the paper has a
+causal model in its place: see Language model in docs/models/xy_tokenizer.md).
 """
 
 import re
@@ -69,7 +69,7 @@ class WhisperLM(SemanticBranch):
         return names.get(lower, re.split("[-_]", lower)[0]) == self.language
 
     def forward(self, features: Tensor, frames: Sequence[int], tokens: Tokens) -> LMOutput:
-        """As of any `SemanticBranch`."""
+        """Loss and accuracy of the next token (see `SemanticBranch`)."""
         items, kept = counted_items(frames, tokens)
         device = features.device
         index = torch.tensor(items)
@@ -86,7 +86,7 @@ class WhisperLM(SemanticBranch):
 
     @torch.no_grad()
     def transcribe(self, features: Tensor, frames: Sequence[int], max_new_tokens: int) -> list[str]:
-        """As of any `SemanticBranch`."""
+        """Transcribe features greedily (see `SemanticBranch`)."""
         heard = [index for index, count in enumerate(frames) if count]
         texts = [""] * len(frames)
         if not heard:

@@ -40,7 +40,7 @@ def whole_rows(rows: int) -> int:
 
 @cache
 def pieces(terms: int) -> tuple[slice, ...]:
-    """Where a sum of `terms` is cut."""
+    """Indices at which a sum of `terms` terms is cut."""
     if terms <= _SHORT or terms == _LONG:
         return (slice(0, terms),)
     size = _LONG if terms > _LONG else _SHORT

@@ -138,7 +138,7 @@ def _part(units: Sequence[ResidualFilter], x: Tensor) -> Tensor:
 
 
 def _versions(weights: UnitWeights) -> list[int | None]:
-    """How often each was changed, or None where that is not known: of inference tensors, and of what is trained."""
+    """Version counter of each weight, or None where there is none: inference tensors, and weights in training."""
     return [None if weight.is_inference() or weight.requires_grad else weight._version for weight in weights]
 
 

@@ -1,4 +1,4 @@
-"""An X-Codec whose acoustic half hears its input from the first step on ([choice]: published is torch's own start).
+"""An X-Codec whose acoustic half hears its input from the first step on (ours: published is torch's own start).
 
 With torch's own start, biases are ten times as large as speech, and every strided convolution takes away a part of what
 is left: the latents of a mini model varied by 0.007 from frame to frame, the semantic ones by 3. After 500 steps they

@@ -59,7 +59,7 @@ def load_weights(model: nn.Module, source: Path) -> None:
 
 
 def start_towers(codec: XYTokenizer, source: str, *, semantic_only: bool = False) -> None:
-    """Start the towers from `source`: a Whisper, or a run of stage `recognise` or one of its checkpoints.
+    """Start the towers from `source`: a Whisper, or a run of stage `ctc` or one of its checkpoints.
 
     Whisper's encoder becomes both. A recogniser's tower becomes the semantic one, and the acoustic one too where that
     is of the same size or the only one. `semantic_only` leaves the acoustic one as it is, if there are two. Raises
@@ -83,7 +83,7 @@ def start_towers(codec: XYTokenizer, source: str, *, semantic_only: bool = False
 
 
 def find_recogniser(checkpoint: Path) -> FoundTower | None:
-    """The tower of a checkpoint of stage `recognise`; None of any other stage's."""
+    """The tower of a checkpoint of stage `ctc`; None of any other stage's."""
     data = read_checkpoint(checkpoint)
     if data.get("recogniser") is None:
         return None

@@ -1,4 +1,4 @@
-"""What an X-Codec starts from: another one, or for its frozen half whatever model that was trained as."""
+"""Starting weights of an X-Codec: another one's, or for its frozen half those of the model it was trained as."""
 
 import json
 from pathlib import Path
@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from xycodec.baselines.transformers_codec import transformers_library
 from xycodec.checkpoints.load import load_codec
 from xycodec.checkpoints.whisper import FoundTower, find_whisper
 from xycodec.errors import CheckpointError, ConfigError, reason_of
 from xycodec.io.config import Config
 from xycodec.io.hub import fetch, is_path
+from xycodec.io.libraries import transformers_library
 from xycodec.models.registry import MODELS
 from xycodec.models.xcodec.config import SemanticTowerConfig
 from xycodec.models.xcodec.model import XCodec
@@ -89,12 +89,12 @@ def _find_tower(source: str) -> FoundTower:
         size, frozen = config.semantic, cast(SemanticTower, loaded.semantic_model)
         return FoundTower(source, size, size.n_mels, size.positions, frozen.tower.state_dict)
     raise CheckpointError(
-        f"{source}: holds no tower: name a Whisper, a run of stage recognise, or a codec with a semantic tower"
+        f"{source}: holds no tower: name a Whisper, a run of stage ctc, or a codec with a semantic tower"
     )
 
 
 def _transformers_folder(source: str) -> Path | None:
-    """Where a model of Transformers lies, its configuration at least; None if `source` is something else."""
+    """Folder of a model of Transformers, its configuration at least; None if `source` is something else."""
     folder = Path(source)
     if source in MODELS or folder.exists():
         return folder if _kind(folder) in KINDS else None

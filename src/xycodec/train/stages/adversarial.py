@@ -2,28 +2,50 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Generic
+from typing import Generic, TypeVar
 
 import torch
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from xycodec.checkpoints.training import AVERAGE
 from xycodec.data.batch import Batch
 from xycodec.errors import ConfigError
+from xycodec.io.config import Config
 from xycodec.losses.adversarial import adversarial_loss, discriminator_loss
 from xycodec.nn.discriminators import DiscriminatorOutput
 from xycodec.nn.mean import Mean
 from xycodec.train.average import CodecT, WeightAverage
+from xycodec.train.config import OptimizerConfig, RunConfig
 from xycodec.train.engine import Engine, plain
 from xycodec.train.excerpt import Heard
 from xycodec.train.optimize import Updater
-from xycodec.train.recipe import PosttrainRecipe, XCodecRecipe
-from xycodec.train.stage import Stage, StepReport, joint_values, weighted
+from xycodec.train.stage import Networks, Stage, StepReport, joint_values, weighted
 
 Matching = Callable[[Sequence[DiscriminatorOutput], Sequence[DiscriminatorOutput]], Mean]
 
 
-class AdversarialStage(Stage, Generic[CodecT]):
+class AdversarialRecipe(RunConfig):
+    """Settings that recipes of a generator against discriminators share."""
+
+    weights: str | None
+    keep_discriminators: bool = True
+    """Whether to go on with the discriminators of `weights`, if it has any."""
+    loss: Config
+    optimizer: OptimizerConfig
+    discriminator_optimizer: OptimizerConfig
+
+    @model_validator(mode="after")
+    def _whole(self) -> "AdversarialRecipe":
+        if self.engine.kind == "fsdp2":
+            raise ValueError("engine.kind: a stage with discriminators has two optimizers and runs on ddp or single")
+        return self
+
+
+AdversarialRecipeT = TypeVar("AdversarialRecipeT", bound=AdversarialRecipe)
+
+
+class AdversarialStage(Stage[AdversarialRecipeT], Generic[AdversarialRecipeT, CodecT]):
     """A stage with a generator, which holds `codec`, and discriminators, each with an updater.
 
     `matching` compares what discriminators make of decoded and of true audio. Losses are weighted by `recipe.loss`.
@@ -31,7 +53,7 @@ class AdversarialStage(Stage, Generic[CodecT]):
 
     def __init__(
         self,
-        recipe: PosttrainRecipe | XCodecRecipe,
+        recipe: AdversarialRecipeT,
         engine: Engine,
         generator: nn.Module,
         codec: CodecT,
@@ -61,6 +83,13 @@ class AdversarialStage(Stage, Generic[CodecT]):
     @abstractmethod
     def _distances(self, heard: Heard) -> dict[str, Mean]:
         """Losses that need the audio alone, but for those of weight 0."""
+
+    @classmethod
+    def rehearse(cls, networks: Networks, batch: Batch) -> None:
+        """Run generator and discriminators once."""
+        fake, real, _ = networks.model(batch)[0]
+        assert networks.discriminators is not None
+        networks.discriminators(torch.cat([real, fake]))
 
     def step(self, batches: Sequence[Batch], step: int) -> StepReport:
         """The discriminators learn first. Of several micro-batches, the last one meets them after that."""
@@ -134,7 +163,7 @@ def adopt_discriminators(discriminators: nn.Module, state: dict[str, Tensor], so
 
 
 def _scaled(mean: Mean, share: float) -> Mean:
-    """As if `share` of everything had been there."""
+    """Scale a mean as if only `share` of everything had been there."""
     return Mean(mean.total * share, mean.count * share)
 
 

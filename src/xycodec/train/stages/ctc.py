@@ -1,27 +1,69 @@
 """A tower learns to recognise characters, so that a codec's semantic tower can start from it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from lhotse.cut import Cut
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xycodec.data.batch import Batch
 from xycodec.data.clip import INPUT_RATE
 from xycodec.data.sources import open_once
+from xycodec.data.survey import Survey, has_text
 from xycodec.distributed import all_reduce_, world_size
 from xycodec.errors import ConfigError
 from xycodec.eval.metrics.wer import WordErrors, character_errors, normalise, word_error_rate
-from xycodec.models.xy_tokenizer.config import RecogniserConfig
+from xycodec.io.config import Config, Probability
+from xycodec.models.config import TowerConfig
+from xycodec.models.xy_tokenizer.config import CONFIGS, RecogniserConfig
 from xycodec.models.xy_tokenizer.ctc import BLANK, Recogniser, rows_needed, rows_of
 from xycodec.nn.mean import Mean
+from xycodec.train.checkpoint import RunState
+from xycodec.train.config import OptimizerConfig, RunConfig, refuse_listening
 from xycodec.train.engine import Engine
 from xycodec.train.optimize import Updater
-from xycodec.train.recipe import MaskingConfig, RecogniseRecipe
-from xycodec.train.stage import Measured, Stage, StepReport
+from xycodec.train.stage import Measured, Needs, Networks, Stage, StepReport, register
+
+# ---- the recipe ----------------------------------------------------------------------------------
+
+
+class MaskingConfig(Config):
+    """Stretches of time and of frequency that are hidden from a recogniser in training (SpecAugment, Park 2019)."""
+
+    time_masks: NonNegativeInt = 2
+    time_frames: PositiveInt = 40
+    """The longest one, in log-mel frames of 10 ms."""
+    time_share: Probability = 0.1
+    """The longest one as a share of its clip: one that takes a whole word teaches guessing."""
+    frequency_masks: NonNegativeInt = 2
+    frequency_bins: PositiveInt = 15
+    """The widest one, in mel bins."""
+
+
+class CtcRecipe(RunConfig):
+    """A tower learns to recognise characters (CTC), for a codec's semantic tower to start from."""
+
+    stage: Literal["ctc"]
+    tower: TowerConfig
+    n_mels: PositiveInt = 80
+    window_frames: PositiveInt = 375
+    """Code frames of 80 ms, as many as the codec's window has."""
+    characters: Annotated[str, Field(min_length=1)] | None = None
+    """Output characters in lower case, with the space; null: those of the training texts. Others are left out."""
+    masking: MaskingConfig = MaskingConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+    @model_validator(mode="after")
+    def _no_average(self) -> "CtcRecipe":
+        refuse_listening(self)
+        if self.ema is not None:
+            raise ValueError("ema: only a codec's weights are averaged: leave it out")
+        return self
 
 
 def normalised(text: str | None) -> str:
@@ -34,7 +76,7 @@ def normalised(text: str | None) -> str:
 
 @dataclass(frozen=True)
 class Targets:
-    """What a batch is to be recognised as; all of it lies on the CPU."""
+    """Target characters of a batch; all of it lies on the CPU."""
 
     columns: Tensor
     """(B, N) int64, N >= 1: characters of each item, followed by zeros."""
@@ -115,12 +157,18 @@ class Recognition(nn.Module):
         return log_probs
 
 
-class RecogniseStage(Stage):
+@register
+class CtcStage(Stage[CtcRecipe]):
     """Recognition as the trainer sees it."""
 
-    name = "recognise"
+    name = "ctc"
+    once = ("recognise",)
+    recipe_class = CtcRecipe
+    presets: ClassVar[Mapping[str, Config]] = CONFIGS
+    trains = "recogniser"
+    needs = Needs(has_text, "a text, which a recogniser learns from: add texts, or other sources")
 
-    def __init__(self, recipe: RecogniseRecipe, engine: Engine) -> None:
+    def __init__(self, recipe: CtcRecipe, engine: Engine) -> None:
         self.recipe, self.engine = recipe, engine
         self.output_sample_rate = INPUT_RATE
         model = build(recipe)
@@ -128,6 +176,22 @@ class RecogniseStage(Stage):
         self.model = engine.wrap(model)
         self.networks = {"model": self.model}
         self.updaters = {"model": Updater(self.model, recipe.optimizer, recipe.steps)}
+
+    @classmethod
+    def build(cls, recipe: CtcRecipe, *, meta: bool = False) -> Networks:
+        """The networks of a recipe, as `build` makes them."""
+        return Networks(build(recipe, meta=meta), INPUT_RATE)
+
+    @classmethod
+    def resumed(cls, recipe: CtcRecipe, checkpoint: Path, state: RunState) -> dict[str, Any]:
+        """The characters that the outputs stand for are the checkpoint's: the texts may have changed."""
+        return {} if state.recogniser is None else {"characters": state.recogniser["characters"]}
+
+    @classmethod
+    def remarks(cls, recipe: CtcRecipe, found: Survey) -> Iterator[str]:
+        """Clips without text."""
+        if found.with_text < found.clips:
+            yield f"without text: {found.clips - found.with_text:,} clips, which are passed over"
 
     def step(self, batches: Sequence[Batch], step: int) -> StepReport:
         """One mean over the characters of all micro-batches and processes, which are known before the first pass."""
@@ -155,10 +219,10 @@ class RecogniseStage(Stage):
         return Measured(means, words=words, texts=tuple(heard) if transcribe else ())
 
     def loss(self, values: Mapping[str, float]) -> float:
-        """What training lessens."""
+        """The CTC loss a character."""
         return values["loss"]
 
-    def recogniser_config(self) -> dict[str, Any]:
+    def model_config(self) -> dict[str, Any]:
         """Its sizes and its characters."""
         return self.recogniser.config.model_dump(mode="json")
 
@@ -177,7 +241,7 @@ def _character_errors(pairs: Sequence[tuple[str, str]], device: torch.device) ->
 # ---- building ----------------------------------------------------------------------------------
 
 
-def build(recipe: RecogniseRecipe, *, meta: bool = False) -> Recognition:
+def build(recipe: CtcRecipe, *, meta: bool = False) -> Recognition:
     """The networks of a recipe with random weights; `meta` builds them without any, to count them.
 
     Raises ConfigError if there are no characters to learn, or clips may be longer than the window.
@@ -200,7 +264,7 @@ def build(recipe: RecogniseRecipe, *, meta: bool = False) -> Recognition:
     return Recognition(recogniser, recipe.masking)
 
 
-def _characters(recipe: RecogniseRecipe) -> str:
+def _characters(recipe: CtcRecipe) -> str:
     if recipe.characters is None:
         return collect_characters(open_once(recipe.data.train))
     for character in recipe.characters:

@@ -1,33 +1,118 @@
-"""A HuBERT learns to guess the labels of frames it cannot see, so that an X-Codec can read it (X-Codec's spec, 7.2).
+"""A HuBERT learns to guess the labels of frames it cannot see, so that an X-Codec can read it.
+
+See docs/models/x_codec.md, HuBERT.
 
 Labels are codes of another codec (`data targets`), where HuBERT's authors clustered features (Hsu 2021).
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from lhotse.cut import Cut
 from numpy.random import Generator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xycodec.data.batch import Batch
 from xycodec.data.clip import INPUT_RATE, generator_of
+from xycodec.data.survey import Survey, has_labels
 from xycodec.data.targets import NO_LABEL, TARGETS_OF, targets_of
 from xycodec.distributed import all_reduce_, world_size
 from xycodec.errors import ConfigError
-from xycodec.models.xcodec.config import SEMANTIC_HOP
+from xycodec.io.config import Config, Decay, Probability
+from xycodec.models.xcodec.config import SEMANTIC_HOP, SelfSupervisedConfig
 from xycodec.models.xcodec.semantic import FIELD, transformers_model
 from xycodec.nn.mean import Mean, masked_mean
 from xycodec.nn.transformer import frame_mask
+from xycodec.train.config import OptimizerConfig, RunConfig, refuse_listening
 from xycodec.train.engine import Engine
 from xycodec.train.optimize import Updater
-from xycodec.train.recipe import HubertRecipe, SpanMaskingConfig
-from xycodec.train.stage import Measured, Stage, StepReport, weighted
+from xycodec.train.stage import Measured, Needs, Networks, Stage, StepReport, register, weighted
 
 VALIDATION = "validation"  # in the place of a step's number: the same frames are hidden each time
+
+
+# ---- the recipe ----------------------------------------------------------------------------------
+
+
+class SpanMaskingConfig(Config):
+    """Span masking: the frames of 20 ms that are hidden in training."""
+
+    share: Annotated[float, Field(gt=0, le=1)] = 0.08
+    """Share of a clip's frames that begin a span, one at least; spans may overlap."""
+    frames: PositiveInt = 10
+    """Length of a span in frames."""
+
+
+class HubertLoss(Config):
+    """Weights of the losses; 0 leaves one out."""
+
+    masked: NonNegativeFloat = 1.0
+    """Weight of the cross-entropy on hidden frames."""
+    unmasked: NonNegativeFloat = 0.0
+    """Weight of the cross-entropy on the other frames."""
+    features: NonNegativeFloat = 10.0
+    """Mean square of what the convolutions give."""
+
+
+class HubertOptimizerConfig(OptimizerConfig):
+    """X-Codec's paper's rate and schedule (docs/models/x_codec.md, HuBERT); the rest is HuBERT's."""
+
+    lr: PositiveFloat = 3e-4
+    betas: tuple[Decay, Decay] = (0.9, 0.98)
+    eps: PositiveFloat = 1e-6
+    schedule: Literal["cosine", "inverse_sqrt"] = "inverse_sqrt"
+    warmup_steps: NonNegativeInt = 32_000
+    clip: PositiveFloat | None = 10.0
+
+
+class HubertRecipe(RunConfig):
+    """A HuBERT learns to guess codes of hidden frames, for X-Codec to read (docs/models/x_codec.md, HuBERT)."""
+
+    stage: Literal["hubert"]
+    model: SelfSupervisedConfig = SelfSupervisedConfig()
+    codebook_size: PositiveInt = 1024
+    """Labels of a layer, as `xycodec data targets` printed."""
+    codebooks: PositiveInt = 1
+    """Number of label layers to learn, the first ones."""
+    masking: SpanMaskingConfig = SpanMaskingConfig()
+    dropout: Probability = 0.1
+    """Dropout of the transformer's input, its attention, and its layers' outputs."""
+    layer_drop: Probability = 0.05
+    """Probability that a layer is skipped."""
+    feature_gradient: Probability = 0.1
+    """Share of the gradient that reaches the convolutions."""
+    label_dim: PositiveInt = 256
+    """Width in which a frame is compared with the labels."""
+    temperature: PositiveFloat = 0.1
+    """Softmax temperature for the cosine logits."""
+    loss: HubertLoss = HubertLoss()
+    optimizer: HubertOptimizerConfig = HubertOptimizerConfig()
+
+    @model_validator(mode="after")
+    def _fitting(self) -> "HubertRecipe":
+        if self.model.kind != "hubert":
+            raise ValueError(f"model.kind: {self.model.kind} is not trained here: set it to hubert")
+        if self.data.augment.speed:
+            raise ValueError("data.augment.speed: it would move the audio away from its labels: set it to 0")
+        if self.ema is not None:
+            raise ValueError("ema: only a codec's weights are averaged: leave it out")
+        refuse_listening(self)
+        if self.engine.kind == "fsdp2":
+            raise ValueError("engine.kind: HuBERT's layers are Transformers', which are not sharded: use ddp or single")
+        if self.engine.compile:
+            raise ValueError(
+                "engine.compile: HuBERT's layers, which are Transformers', are not compiled: set it to false"
+            )
+        if not (self.loss.masked or self.loss.unmasked):
+            raise ValueError("loss: nothing is guessed: give masked or unmasked a weight")
+        return self
+
+
+# ---- what can be guessed -------------------------------------------------------------------------
 
 
 def frames_within(samples: int) -> int:
@@ -66,7 +151,7 @@ def draw_spans(config: SpanMaskingConfig, frames: int, generator: Generator) -> 
 
 
 class Task(NamedTuple):
-    """What is to be guessed in a batch. All are (B, L) bool, but for the labels."""
+    """Labels and masks of a batch. All are (B, L) bool, but for the labels."""
 
     labels: Tensor
     """(B, L, codebooks) int64; where there is no label, any."""
@@ -105,7 +190,7 @@ def measures(logits: Tensor, features: Tensor, task: Task) -> dict[str, Mean]:
 
 
 class LabelHead(nn.Module):
-    """How alike a frame is to each label: cosines in a space of its own, over a temperature."""
+    """Scaled cosine similarity of each frame to each label's embedding, in a projected space."""
 
     def __init__(self, d_model: int, recipe: HubertRecipe) -> None:
         super().__init__()
@@ -173,10 +258,14 @@ class _LayerDrop:
         return torch.where(dropped.to(made.device, non_blocking=True), given[0], made)
 
 
-class HubertStage(Stage):
+@register
+class HubertStage(Stage[HubertRecipe]):
     """Masked prediction as the trainer sees it."""
 
     name = "hubert"
+    recipe_class = HubertRecipe
+    trains = "self_supervised"
+    needs = Needs(has_labels, "labels, which a HuBERT learns from: make them with xycodec data targets")
 
     def __init__(self, recipe: HubertRecipe, engine: Engine) -> None:
         self.recipe, self.engine = recipe, engine
@@ -187,8 +276,24 @@ class HubertStage(Stage):
         self.networks = {"model": self.model}
         self.updaters = {"model": Updater(self.model, recipe.optimizer, recipe.steps)}
 
+    @classmethod
+    def build(cls, recipe: HubertRecipe, *, meta: bool = False) -> Networks:
+        """The networks of a recipe, as `build` makes them."""
+        return Networks(build(recipe, meta=meta), INPUT_RATE)
+
+    @classmethod
+    def check_clip(cls, recipe: HubertRecipe, cut: Cut, source: str) -> None:
+        """Labels have to be those that the recipe learns."""
+        require_labels(recipe, cut, source)
+
+    @classmethod
+    def remarks(cls, recipe: HubertRecipe, found: Survey) -> Iterator[str]:
+        """Clips without labels."""
+        if found.with_labels < found.clips:
+            yield f"without labels: {found.clips - found.with_labels:,} clips, which are passed over"
+
     def task(self, batch: Batch, step: int | str) -> Task:
-        """What is hidden of each clip follows from the run's seed, the step and the clip's id alone."""
+        """Draw a batch's masks: the run's seed, the step and a clip's id alone decide them."""
         frames = self.plain.frames
         hidden = torch.zeros(len(batch.ids), frames, dtype=torch.bool)
         inside = torch.zeros_like(hidden)
@@ -235,7 +340,7 @@ class HubertStage(Stage):
         """The weighted sum that training lessens."""
         return float(weighted(values, self.weights))
 
-    def self_supervised_config(self) -> dict[str, Any]:
+    def model_config(self) -> dict[str, Any]:
         """Its sizes."""
         return self.recipe.model.model_dump(mode="json")
 

@@ -1,10 +1,14 @@
-"""Y-shaped post-training: encoder and quantizer frozen, the decoder against discriminators (spec section 9)."""
+"""Y-shaped post-training: encoder and quantizer frozen, the decoder against discriminators.
+
+See docs/models/xy_tokenizer.md, Post-training.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -12,25 +16,82 @@ from xycodec.checkpoints.load import load_xy_tokenizer
 from xycodec.checkpoints.training import read_checkpoint
 from xycodec.data.batch import Batch
 from xycodec.errors import ConfigError
-from xycodec.io.config import parse_config
+from xycodec.io.config import Config, parse_config
 from xycodec.losses.adversarial import feature_matching
 from xycodec.losses.mel import MultiScaleMel
-from xycodec.models.xy_tokenizer.config import XYTokenizerConfig
+from xycodec.models.xy_tokenizer.config import VocosConfig, XYTokenizerConfig
 from xycodec.models.xy_tokenizer.model import XYTokenizer
 from xycodec.nn.discriminators import Discriminators
 from xycodec.nn.mean import Mean
 from xycodec.nn.transformer import frame_mask
+from xycodec.train.checkpoint import RunState
+from xycodec.train.config import OptimizerConfig, require_a_loss
 from xycodec.train.distances import feature_distance, state_distance, states_of_audio
 from xycodec.train.engine import Engine
 from xycodec.train.excerpt import Heard, synthesise_excerpts
 from xycodec.train.init.weights import adopt_codec, find_checkpoint
-from xycodec.train.recipe import PosttrainingLoss, PosttrainRecipe
-from xycodec.train.stage import Measured
-from xycodec.train.stages.adversarial import AdversarialStage, adopt_discriminators
+from xycodec.train.stage import Measured, Networks, register
+from xycodec.train.stages.adversarial import AdversarialRecipe, AdversarialStage, adopt_discriminators
 
 FROZEN = (
     "semantic_encoder", "semantic_encoder_adapter", "acoustic_encoder", "pre_rvq_adapter", "downsample", "quantizer",
 )  # fmt: skip
+
+
+# ---- the recipe ----------------------------------------------------------------------------------
+
+
+class PosttrainingLoss(Config):
+    """Weights of the generator's losses; 0 leaves one out."""
+
+    mel: NonNegativeFloat = 15.0
+    feature: NonNegativeFloat = 1.0
+    """Feature matching: of what discriminators make of decoded and of true audio."""
+    adversarial: NonNegativeFloat = 1.0
+    log_mel: NonNegativeFloat = 0.0
+    """Distance of what the vocoder reads from the clip's log-mel, as `features` of pre-training (not the paper's)."""
+    states: NonNegativeFloat = 0.0
+    """Relative distance of what the frozen semantic tower hears in the decoded audio from what it hears in the true
+    audio (not the paper's)."""
+
+
+class DiscriminatorsConfig(Config):
+    """Families of discriminators, and their width (docs/models/xy_tokenizer.md, "Discriminators")."""
+
+    period: bool = True
+    scale: bool = True
+    spectrogram: bool = True
+    channels: PositiveInt = 32
+    """A multiple of 4; 32 gives the published sizes."""
+
+
+class PosttrainRecipe(AdversarialRecipe):
+    """Y-shaped post-training: encoder and quantizer frozen, the decoder against discriminators."""
+
+    stage: Literal["posttrain"]
+    weights: str
+    """A run, checkpoint or codec to start from: a name, folder, file or hub id."""
+    output_sample_rate: Literal[16000, 24000, 32000] | None = None
+    """Rate of the decoded audio (default: as in `weights`). A new rate gets a new vocoder head."""
+    vocos: VocosConfig | None = None
+    """Another vocoder than that of `weights`; it starts at random where shapes differ."""
+    model_id: str | None = None
+    discriminators: DiscriminatorsConfig = DiscriminatorsConfig()
+    segment_seconds: PositiveFloat | None = None
+    """Discriminators and mel loss hear so much of each clip, from a random place; null: all of it."""
+    positions: Literal["first", "random"] = "first"
+    """Positions of a batch's clips in the window, as in pre-training."""
+    loss: PosttrainingLoss = PosttrainingLoss()
+    optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5)
+    discriminator_optimizer: OptimizerConfig = OptimizerConfig(lr=1e-4)
+
+    @model_validator(mode="after")
+    def _has_a_loss(self) -> "PosttrainRecipe":
+        require_a_loss(self.loss)
+        return self
+
+
+# ---- the networks --------------------------------------------------------------------------------
 
 
 class PostTraining(nn.Module):
@@ -44,12 +105,12 @@ class PostTraining(nn.Module):
         codec: XYTokenizer,
         min_samples: int,
         weights: PosttrainingLoss,
-        hear_seconds: float | None = None,
+        segment_seconds: float | None = None,
         random_positions: bool = False,
     ) -> None:
         super().__init__()
         self.codec, self.weights = codec, weights
-        self.min_samples, self.hear_seconds, self.random_positions = min_samples, hear_seconds, random_positions
+        self.min_samples, self.segment_seconds, self.random_positions = min_samples, segment_seconds, random_positions
         for part in self._frozen():
             part.requires_grad_(False)
 
@@ -57,14 +118,14 @@ class PostTraining(nn.Module):
         return [part for name in FROZEN if (part := getattr(self.codec, name)) is not None]
 
     def train(self, mode: bool = True) -> "PostTraining":
-        """As of any module, but what is frozen stays in eval mode: the codebooks must not move."""
+        """Set the training mode, but for frozen parts, which stay in eval mode: the codebooks must not move."""
         super().train(mode)
         for part in self._frozen():
             part.eval()
         return self
 
     def forward(self, batch: Batch) -> tuple[Heard, Tensor, dict[str, tuple[Tensor, Tensor]]]:
-        """Decoded and true audio, in training of `hear_seconds` of each clip; counts of the codes (n_q, K).
+        """Decoded and true audio, in training of `segment_seconds` of each clip; counts of the codes (n_q, K).
 
         Last, total and count of each loss that is computed here.
         """
@@ -80,7 +141,7 @@ class PostTraining(nn.Module):
         device_mask = None if mask is None else mask.to(latents.device, non_blocking=True)
         hidden = codec.post_rvq_adapter(quantized.quantized, device_mask, first)
         features = codec.acoustic_features(hidden, device_mask, first)
-        seconds = self.hear_seconds if self.training else None
+        seconds = self.segment_seconds if self.training else None
         audio, target, lengths = synthesise_excerpts(codec, features, frames, batch, seconds)
         # Past its end a clip is silent in both, which teaches neither side anything.
         inside = torch.arange(audio.shape[1]) < lengths[:, None]
@@ -96,7 +157,7 @@ class PostTraining(nn.Module):
         return heard, quantized.counts, {name: (mean.total.clone(), mean.count) for name, mean in losses.items()}
 
     def _state_distance(self, audio: Tensor, target: Tensor, lengths: Tensor, first: int) -> Mean:
-        """How unlike the decoded audio sounds to the semantic tower."""
+        """Distance of the semantic tower's states for decoded and for true audio."""
         row = 2 * self.codec.mel.hop_length
         counts = (-(-lengths // row)).tolist()
         mask = frame_mask(counts, audio.shape[1] // row)
@@ -106,10 +167,12 @@ class PostTraining(nn.Module):
         return state_distance(states_of_audio(self.codec, audio, mask, first), true)
 
 
-class PosttrainStage(AdversarialStage[XYTokenizer]):
+@register
+class PosttrainStage(AdversarialStage[PosttrainRecipe, XYTokenizer]):
     """Post-training as the trainer sees it."""
 
     name = "posttrain"
+    recipe_class = PosttrainRecipe
 
     def __init__(self, recipe: PosttrainRecipe, engine: Engine) -> None:
         generator, discriminators = build(recipe)
@@ -119,6 +182,23 @@ class PosttrainStage(AdversarialStage[XYTokenizer]):
         self.measured = self.generator
         if self.average is not None:
             self.measured = PostTraining(self.average.codec, generator.min_samples, recipe.loss)
+
+    @classmethod
+    def build(cls, recipe: PosttrainRecipe, *, meta: bool = False) -> Networks:
+        """The networks of a recipe, as `build` makes them."""
+        generator, discriminators = build(recipe, meta=meta)
+        return Networks(generator, generator.codec.output_sample_rate, discriminators)
+
+    @classmethod
+    def rehearse(cls, networks: Networks, batch: Batch) -> None:
+        """Run generator and discriminators once."""
+        networks.model.train()
+        super().rehearse(networks, batch)
+
+    @classmethod
+    def resumed(cls, recipe: PosttrainRecipe, checkpoint: Path, state: RunState) -> dict[str, Any]:
+        """The codec's sizes and weights are its own checkpoint's."""
+        return {"weights": str(checkpoint)}
 
     def _generate(self, batch: Batch, step: int) -> tuple[Heard, Tensor, dict[str, Mean]]:
         heard, counts, losses = self.generator(batch)
@@ -140,7 +220,7 @@ class PosttrainStage(AdversarialStage[XYTokenizer]):
         """The mel distance."""
         return values["mel"]
 
-    def codec_config(self) -> dict[str, Any]:
+    def model_config(self) -> dict[str, Any]:
         """The configuration of the codec that is trained."""
         return self.config.model_dump(mode="json")
 
@@ -170,7 +250,7 @@ def build(recipe: PosttrainRecipe, *, meta: bool = False) -> tuple[PostTraining,
         if data is not None and "discriminators" in data["networks"] and recipe.keep_discriminators:
             adopt_discriminators(discriminators, data["networks"]["discriminators"], str(checkpoint))
     random_positions = recipe.positions == "random"
-    generator = PostTraining(codec, discriminators.min_samples, recipe.loss, recipe.hear_seconds, random_positions)
+    generator = PostTraining(codec, discriminators.min_samples, recipe.loss, recipe.segment_seconds, random_positions)
     return generator, discriminators
 
 

@@ -1,11 +1,15 @@
-"""X-shaped pre-training: one quantizer, read by the acoustic decoder and by a language model (spec section 8)."""
+"""X-shaped pre-training: one quantizer, read by the acoustic decoder and by a language model.
+
+See docs/models/xy_tokenizer.md, Pre-training.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from math import ceil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
+from pydantic import NonNegativeFloat, PositiveFloat, model_validator
 from torch import Tensor, nn
 
 from xycodec.checkpoints.training import AVERAGE
@@ -13,37 +17,111 @@ from xycodec.data.batch import Batch
 from xycodec.data.clip import FRAME, INPUT_RATE
 from xycodec.data.sources import open_sources
 from xycodec.data.stream import BatchStream
+from xycodec.data.survey import Survey
 from xycodec.distributed import world_size
 from xycodec.errors import ConfigError
 from xycodec.eval.metrics.wer import WordErrors, word_error_rate
+from xycodec.io.config import Config
 from xycodec.losses.mel import MultiScaleMel
+from xycodec.models.xy_tokenizer.config import CONFIGS, LanguageModelConfig, XYTokenizerConfig
 from xycodec.models.xy_tokenizer.model import XYTokenizer
 from xycodec.models.xy_tokenizer.semantic_branch import SemanticBranch, Tokens
 from xycodec.models.xy_tokenizer.semantic_lm import load_semantic_lm
 from xycodec.nn.mean import Mean
 from xycodec.nn.transformer import frame_mask
 from xycodec.train.average import WeightAverage
+from xycodec.train.checkpoint import RunState
+from xycodec.train.config import OptimizerConfig, RunConfig, require_a_loss
 from xycodec.train.distances import feature_distance, state_distance, states_of_features
 from xycodec.train.engine import Engine
 from xycodec.train.excerpt import synthesise_excerpts
 from xycodec.train.init.linear import start_linear
 from xycodec.train.init.weights import adopt_vocoder, load_weights, start_towers
 from xycodec.train.optimize import Updater
-from xycodec.train.recipe import PretrainRecipe
-from xycodec.train.stage import Measured, Stage, StepReport, joint_values, weighted
+from xycodec.train.stage import Measured, Networks, Stage, StepReport, joint_values, register, weighted
 
 STARTING_CLIPS, STARTING_FRAMES = 1000, 25  # what a linear start looks at: 2 s of each clip
 SEARCHED = 50_000  # clips at most, since a mix of short ones has no end
 TOKENS_PER_SECOND = 10  # more than anyone says: where transcription gives up
 
 
+# ---- the recipe ----------------------------------------------------------------------------------
+
+
+class PretrainingLoss(Config):
+    """Weights of the losses; 0 leaves one out."""
+
+    asr: NonNegativeFloat = 20.0
+    mel: NonNegativeFloat = 15.0
+    commitment: NonNegativeFloat = 1.0
+    features: NonNegativeFloat = 0.0
+    """Distance of what the vocoder reads from the clip's log-mel; cheap, since no audio is made for it. Not the
+    paper's: for a vocoder that has learned from log-mels alone (stage `vocoder`)."""
+    states: NonNegativeFloat = 0.0
+    """Relative distance of what the frozen semantic tower hears in those features from what it hears in the clip's
+    log-mel: keeps words that a distance of log-mels blurs. Not the paper's; needs `features`."""
+
+
+def _require_teacher(model: XYTokenizerConfig) -> None:
+    if model.semantic_encoder is None:
+        raise ValueError("loss.states: the semantic tower compares, and the model has none: set it to 0")
+
+
+class PretrainRecipe(RunConfig):
+    """X-shaped pre-training: one quantizer, read by the acoustic decoder and by a language model."""
+
+    stage: Literal["pretrain"]
+    model: XYTokenizerConfig
+    towers: str | None = "openai/whisper-small"
+    """The Whisper whose encoder both towers start from, a hub id or a folder; or a run or checkpoint of stage
+    `ctc`, whose tower the semantic one starts from, and the acoustic one if it is of that size; null starts at
+    random. With `start: linear`, which fills the acoustic tower, it is the semantic one's alone."""
+    freeze_semantic: bool = True
+    start: Literal["plain", "linear"] = "plain"
+    """Initialization of parts without weights: torch's own, or a linear codec fitted to the data (not in the paper)."""
+    weights: str | None = None
+    """A run, checkpoint or codec whose weights to start from, instead of `towers`."""
+    vocos: str | None = None
+    """A run, checkpoint or codec whose vocoder to start from, whatever the rest starts from."""
+    segment_seconds: PositiveFloat | None = None
+    """Audio is made of so much of each clip, from a random place, for the mel loss; null: of all of it. Most of a
+    step's time goes into audio, so that more clips are seen."""
+    mel_reaches: Literal["all", "vocoder"] = "all"
+    """Parts that get the mel loss's gradient. Through a vocoder that is still learning, other parts get noise from
+    it, and learn better from `loss.features` alone."""
+    positions: Literal["first", "random"] = "first"
+    """Positions of a batch's clips in the window: its beginning, or a random place, so that clips shorter than the
+    window teach all of its positions."""
+    lm: LanguageModelConfig | None = LanguageModelConfig()
+    loss: PretrainingLoss = PretrainingLoss()
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+    @model_validator(mode="after")
+    def _listener(self) -> "PretrainRecipe":
+        if self.loss.asr and self.lm is None:
+            raise ValueError("loss.asr needs a language model: give lm, or set loss.asr to 0")
+        require_a_loss(self.loss)
+        if self.start == "linear" and self.weights is not None:
+            raise ValueError("start: linear would undo what weights gives: set one of the two to plain or null")
+        if self.loss.states:
+            _require_teacher(self.model)
+            if not self.freeze_semantic or not self.loss.features:
+                raise ValueError("loss.states needs freeze_semantic, and a weight for loss.features")
+        if self.mel_reaches == "vocoder" and self.loss.mel and not self.loss.features:
+            raise ValueError("mel_reaches: with vocoder the decoder learns from loss.features alone: give it a weight")
+        return self
+
+
+# ---- the networks --------------------------------------------------------------------------------
+
+
 class Pass(NamedTuple):
-    """What the model gives for a batch. Plain tuples, because FSDP looks for tensors in them. Losses have gradients."""
+    """Result of a forward pass. Plain tuples, because FSDP looks for tensors in them. Losses have gradients."""
 
     losses: dict[str, tuple[Tensor, Tensor]]
     """Total and count of each loss's `Mean`."""
     accuracy: tuple[Tensor, Tensor] | None
-    """Of the language model's next token."""
+    """Total and count of the language model's next-token accuracy."""
     counts: Tensor
     """(n_q, codebook_size) uses of every code."""
     audio: Tensor
@@ -59,7 +137,7 @@ class PreTraining(nn.Module):
         super().__init__()
         self.codec, self.semantic_lm = codec, semantic_lm
         self.mel = MultiScaleMel(codec.output_sample_rate)
-        self.weights, self.hear_seconds, self.mel_reaches = recipe.loss, recipe.hear_seconds, recipe.mel_reaches
+        self.weights, self.segment_seconds, self.mel_reaches = recipe.loss, recipe.segment_seconds, recipe.mel_reaches
         self.random_positions = recipe.positions == "random"
         self.reads_adapter = recipe.lm is None or recipe.lm.reads == "post_rvq_adapter"
 
@@ -87,7 +165,7 @@ class PreTraining(nn.Module):
                 losses["states"] = state_distance(states_of_features(codec, features, rows, first), encoded.semantic)
             if self.weights.mel or not self.training:
                 heard = features.detach() if self.mel_reaches == "vocoder" else features
-                seconds = self.hear_seconds if self.training else None
+                seconds = self.segment_seconds if self.training else None
                 audio, target, lengths = synthesise_excerpts(codec, heard, frames, batch, seconds)
                 losses["mel"] = self.mel(audio, target, lengths)
         if self.weights.commitment:
@@ -113,10 +191,13 @@ class PreTraining(nn.Module):
         return int(torch.randint(self.codec.window_frames - frames + 1, ()))
 
 
-class PretrainStage(Stage):
+@register
+class PretrainStage(Stage[PretrainRecipe]):
     """Pre-training as the trainer sees it."""
 
     name = "pretrain"
+    recipe_class = PretrainRecipe
+    presets: ClassVar[Mapping[str, Config]] = CONFIGS
     words_name = "asr_wer"  # of the language model, which listens to the codec; the other is of the decoded audio
 
     def __init__(self, recipe: PretrainRecipe, engine: Engine) -> None:
@@ -132,6 +213,33 @@ class PretrainStage(Stage):
             self.networks[AVERAGE] = self.average
             self.measured = PreTraining(self.average.codec, self.semantic_lm, recipe).to(engine.device)
         self.updaters = {"model": Updater(self.model, recipe.optimizer, recipe.steps)}
+
+    @classmethod
+    def build(cls, recipe: PretrainRecipe, *, meta: bool = False) -> Networks:
+        """The networks of a recipe, as `build` makes them."""
+        return Networks(build(recipe, meta=meta), recipe.model.output_sample_rate)
+
+    @classmethod
+    def rehearse(cls, networks: Networks, batch: Batch) -> None:
+        """Run the codec and its listener once, with about as many tokens as are said in 30 s."""
+        tokens = Tokens(torch.zeros(len(batch.ids), 100, dtype=torch.int64), (100,) * len(batch.ids))
+        model = networks.model.eval()
+        model(batch, None if model.semantic_lm is None else tokens)
+
+    @classmethod
+    def resumed(cls, recipe: PretrainRecipe, checkpoint: Path, state: RunState) -> dict[str, Any]:
+        """A run that goes on starts from nothing else."""
+        return {"weights": None, "towers": None, "vocos": None, "start": "plain"}
+
+    @classmethod
+    def remarks(cls, recipe: PretrainRecipe, found: Survey) -> Iterator[str]:
+        """Clips without text, which the ASR loss passes over; ConfigError if it would pass over all."""
+        if not recipe.loss.asr:
+            return
+        if found.clips and not found.with_text:
+            raise ConfigError("data.train: no clip has a text, which the ASR loss needs: set loss.asr=0, or add texts")
+        if found.with_text < found.clips:
+            yield f"without text: {found.clips - found.with_text:,} clips, which train reconstruction only"
 
     def step(self, batches: Sequence[Batch], step: int) -> StepReport:
         """Gradients of the micro-batches add up; each is a mean over what its batches hold on all processes."""
@@ -176,12 +284,12 @@ class PretrainStage(Stage):
         """The weighted sum that training lessens."""
         return float(weighted(values, self._active(values)))
 
-    def codec_config(self) -> dict[str, Any]:
+    def model_config(self) -> dict[str, Any]:
         """The configuration of the codec that is trained."""
         return self.recipe.model.model_dump(mode="json")
 
     def kept(self, network: str, key: str) -> bool:
-        """All but a frozen language model, which comes from its source again."""
+        """Leave out a frozen language model, which comes from its source again."""
         frozen = self.semantic_lm is not None and not self.semantic_lm.trainable
         return not (frozen and key.startswith("semantic_lm.lm."))
 

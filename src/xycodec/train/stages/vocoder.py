@@ -5,7 +5,7 @@ learn its part at once, the vocoder from true features and the decoder to give t
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,16 +13,26 @@ from torch.nn import functional as F
 
 from xycodec.checkpoints.training import AVERAGE
 from xycodec.data.batch import Batch
+from xycodec.io.config import Config
 from xycodec.losses.mel import MultiScaleMel
+from xycodec.models.xy_tokenizer.config import CONFIGS, XYTokenizerConfig
 from xycodec.models.xy_tokenizer.model import XYTokenizer
 from xycodec.nn.mean import Mean
 from xycodec.nn.transformer import frame_mask
 from xycodec.train.average import WeightAverage
+from xycodec.train.config import OptimizerConfig, RunConfig
 from xycodec.train.engine import Engine
 from xycodec.train.init.weights import centre_vocoder
 from xycodec.train.optimize import Updater
-from xycodec.train.recipe import VocoderRecipe
-from xycodec.train.stage import Measured, Stage, StepReport, joint_values
+from xycodec.train.stage import Measured, Networks, Stage, StepReport, joint_values, register
+
+
+class VocoderRecipe(RunConfig):
+    """The vocoder alone, from log-mels of the data: a start for `vocos` of pre-training (not in the paper)."""
+
+    stage: Literal["vocoder"]
+    model: XYTokenizerConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
 
 
 class VocoderTraining(nn.Module):
@@ -48,10 +58,13 @@ class VocoderTraining(nn.Module):
         return mean.total.clone(), mean.count, audio.detach()
 
 
-class VocoderStage(Stage):
+@register
+class VocoderStage(Stage[VocoderRecipe]):
     """The vocoder's training as the trainer sees it."""
 
     name = "vocoder"
+    recipe_class = VocoderRecipe
+    presets: ClassVar[Mapping[str, Config]] = CONFIGS
 
     def __init__(self, recipe: VocoderRecipe, engine: Engine) -> None:
         self.engine, self.config = engine, recipe.model
@@ -65,6 +78,11 @@ class VocoderStage(Stage):
             self.networks[AVERAGE] = self.average
             self.measured = VocoderTraining(self.average.codec).to(engine.device)
         self.updaters = {"model": Updater(self.model, recipe.optimizer, recipe.steps)}
+
+    @classmethod
+    def build(cls, recipe: VocoderRecipe, *, meta: bool = False) -> Networks:
+        """The networks of a recipe, as `build` makes them."""
+        return Networks(build(recipe, meta=meta), recipe.model.output_sample_rate)
 
     def step(self, batches: Sequence[Batch], step: int) -> StepReport:
         """One update of the vocoder from all micro-batches."""
@@ -94,7 +112,7 @@ class VocoderStage(Stage):
         """The mel distance."""
         return values["mel"]
 
-    def codec_config(self) -> dict[str, Any]:
+    def model_config(self) -> dict[str, Any]:
         """The configuration of the codec whose vocoder is trained."""
         return self.config.model_dump(mode="json")
 

@@ -1,43 +1,132 @@
-"""X-Codec's training: one generator against discriminators, and a frozen model's features to keep (its spec, 7)."""
+"""X-Codec's training: one generator against discriminators, and a frozen model's features to keep.
+
+See docs/models/x_codec.md, Training.
+"""
 
 from collections.abc import Mapping
 from math import ceil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xycodec.checkpoints.training import read_checkpoint
 from xycodec.data.batch import Batch
 from xycodec.data.clip import INPUT_RATE
+from xycodec.io.config import Config, Decay, Probability
 from xycodec.losses.adversarial import plain_feature_matching
 from xycodec.losses.semantic import semantic_distance
 from xycodec.losses.stft import FullBandStft, LogMelDistance, SubBandStft, WaveformDistance
+from xycodec.models.xcodec.config import X_MINI_CONFIGS, XCODEC_CONFIGS, XCodecConfig
 from xycodec.models.xcodec.model import XCodec
 from xycodec.nn.frequency_discriminator import MultiFrequencyDiscriminator
 from xycodec.nn.mean import Mean
 from xycodec.nn.transformer import frame_mask
+from xycodec.train.checkpoint import RunState
+from xycodec.train.config import OptimizerConfig
 from xycodec.train.engine import Engine
 from xycodec.train.excerpt import Heard
 from xycodec.train.init.scaled import start_scaled
 from xycodec.train.init.weights import find_checkpoint
 from xycodec.train.init.xcodec import start_codec, start_semantic
-from xycodec.train.recipe import XCodecRecipe
-from xycodec.train.stage import Measured, weighted
-from xycodec.train.stages.adversarial import AdversarialStage, adopt_discriminators
+from xycodec.train.stage import Measured, Networks, register, weighted
+from xycodec.train.stages.adversarial import AdversarialRecipe, AdversarialStage, adopt_discriminators
+
+# ---- the recipe ----------------------------------------------------------------------------------
+
+
+class XCodecLoss(Config):
+    """Weights of the generator's losses; 0 leaves one out. `semantic` has no meaning to a model without that branch."""
+
+    adversarial: NonNegativeFloat = 1.0
+    feature: NonNegativeFloat = 20.0
+    stft: NonNegativeFloat = 1.0
+    subband_stft: NonNegativeFloat = 1.0
+    mel: NonNegativeFloat = 0.0
+    """Weight of the log-mel distance; the published code has 45 where it is on."""
+    waveform: NonNegativeFloat = 0.0
+    """Weight of the distance of samples (not in the paper): a short run finds the voice sooner by it."""
+    commitment: NonNegativeFloat = 1.0
+    semantic: NonNegativeFloat = 100.0
+
+    @model_validator(mode="after")
+    def _heard(self) -> "XCodecLoss":
+        if not any(weight for name, weight in self if name not in ("commitment", "semantic")):
+            raise ValueError("the decoder has none: give stft, subband_stft, mel, waveform or another one a weight")
+        return self
+
+
+class FrequencyDiscriminatorConfig(Config):
+    """Width of X-Codec's discriminator (docs/models/x_codec.md, "Discriminators")."""
+
+    channels: Annotated[int, Field(ge=8, multiple_of=8)] = 512
+    """A multiple of 8; 512 gives the published size."""
+
+
+class XCodecOptimizerConfig(OptimizerConfig):
+    """AdamW as published, but for the schedule (docs/models/x_codec.md, Training)."""
+
+    lr: PositiveFloat = 2e-4
+    betas: tuple[Decay, Decay] = (0.8, 0.99)
+    eps: PositiveFloat = 1e-6
+    warmup_steps: NonNegativeInt = 0
+    final_lr: Probability = 0.9
+    """The published rate loses a thousandth an epoch: 400,000 steps of 64 clips of LibriSpeech leave as much."""
+    clip: PositiveFloat | None = 2.0
+
+
+class XCodecRecipe(AdversarialRecipe):
+    """X-Codec, or its acoustic baseline, against discriminators from the first step.
+
+    See docs/models/x_codec.md, Training.
+    """
+
+    stage: Literal["xcodec"]
+    model: XCodecConfig
+    semantic_weights: str | None = "facebook/hubert-base-ls960"
+    """Source of the frozen semantic model's weights: a HuBERT or WavLM of Transformers, a hub id or a folder;
+    or an X-Codec, its run or a checkpoint of it. null: at random; a model without a semantic one has to have null."""
+    weights: str | None = None
+    """A run, checkpoint or codec whose weights to start from, all of them: `semantic_weights` is not read then."""
+    n_q: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 2, 3, 4, 8)
+    """Each step runs so many of the codebooks, one of these numbers at random, the same on all processes."""
+    start: Literal["plain", "scaled"] = "plain"
+    """Initialization of the acoustic half: torch's own (published), or convolutions that keep the variance of what they
+    read (ours). Biases drown speech in the plain one, which takes a short run too long to undo."""
+    quantize_from: NonNegativeInt = 0
+    """Before that step latents pass the quantizer by (ours; published: 0), so that codebooks start from latents
+    that mean something."""
+    discriminators: FrequencyDiscriminatorConfig = FrequencyDiscriminatorConfig()
+    loss: XCodecLoss = XCodecLoss()
+    optimizer: XCodecOptimizerConfig = XCodecOptimizerConfig()
+    discriminator_optimizer: XCodecOptimizerConfig = XCodecOptimizerConfig()
+
+    @model_validator(mode="after")
+    def _fitting(self) -> "XCodecRecipe":
+        if self.model.semantic is None and self.semantic_weights is not None:
+            raise ValueError("semantic_weights: model.semantic is null, so nothing takes them: set them to null")
+        if self.weights is not None and self.start != "plain":
+            raise ValueError("start: what it makes, weights would replace: set one of the two to plain or null")
+        if max(self.n_q) > self.model.quantizer.n_q:
+            raise ValueError(f"n_q: {max(self.n_q)} codebooks of {self.model.quantizer.n_q}: ask for no more than that")
+        return self
+
+
+# ---- the networks --------------------------------------------------------------------------------
 
 
 class Pass(NamedTuple):
-    """What the generator gives for a batch. Audio and losses have gradients."""
+    """Result of the generator's forward pass. Audio and losses have gradients."""
 
     heard: Heard
     counts: Tensor
     """(n_q, codebook_size) uses of every code."""
     losses: dict[str, Mean]
-    """Those that need more than the audio: of the quantizer and, if there is one, of the semantic branch."""
+    """Losses that need more than the audio: the quantizer's and, if there is one, the semantic branch's."""
 
 
 class XCodecTraining(nn.Module):
@@ -75,10 +164,13 @@ class XCodecTraining(nn.Module):
         return Pass(Heard(decoded, audio, lengths), counts, losses)
 
 
-class XCodecStage(AdversarialStage[XCodec]):
+@register
+class XCodecStage(AdversarialStage[XCodecRecipe, XCodec]):
     """X-Codec's training as the trainer sees it."""
 
     name = "xcodec"
+    recipe_class = XCodecRecipe
+    presets: ClassVar[Mapping[str, Config]] = XCODEC_CONFIGS | X_MINI_CONFIGS
 
     def __init__(self, recipe: XCodecRecipe, engine: Engine) -> None:
         generator, discriminators = build(recipe)
@@ -96,8 +188,25 @@ class XCodecStage(AdversarialStage[XCodec]):
         if self.average is not None:
             self.measured = XCodecTraining(self.average.codec, generator.samples, semantic=generator.semantic)
 
+    @classmethod
+    def build(cls, recipe: XCodecRecipe, *, meta: bool = False) -> Networks:
+        """The networks of a recipe, as `build` makes them."""
+        generator, discriminators = build(recipe, meta=meta)
+        return Networks(generator, generator.codec.output_sample_rate, discriminators)
+
+    @classmethod
+    def rehearse(cls, networks: Networks, batch: Batch) -> None:
+        """Run generator and discriminators once; codebooks that learn would ask whether they hold something yet."""
+        networks.model.eval()
+        super().rehearse(networks, batch)
+
+    @classmethod
+    def resumed(cls, recipe: XCodecRecipe, checkpoint: Path, state: RunState) -> dict[str, Any]:
+        """A run that goes on starts from nothing else."""
+        return {"weights": None, "semantic_weights": None}
+
     def codebooks_of(self, step: int) -> int:
-        """How many codebooks run in a step: the run's seed and the step alone decide it, on every process."""
+        """Number of codebooks that run in a step, drawn from the run's seed and the step alone."""
         return int(np.random.default_rng([self.seed, step]).choice(self.n_q))
 
     def _generate(self, batch: Batch, step: int) -> tuple[Heard, Tensor, dict[str, Mean]]:
@@ -109,7 +218,7 @@ class XCodecStage(AdversarialStage[XCodec]):
 
     @torch.no_grad()
     def measure(self, batch: Batch, *, transcribe: bool) -> Measured:
-        """All losses but the discriminators', with all codebooks, or with none as long as they hold nothing."""
+        """Measure all losses but the discriminators', with all codebooks, or with none as long as they hold nothing."""
         self.measured.eval()
         quantize = bool(self.codec.quantizer.inited.all())
         with self.engine.autocast():
@@ -121,7 +230,7 @@ class XCodecStage(AdversarialStage[XCodec]):
         """The weighted sum that training lessens, but for what discriminators say, who change as it goes on."""
         return float(weighted(values, {name: weight for name, weight in self.weights.items() if name in values}))
 
-    def codec_config(self) -> dict[str, Any]:
+    def model_config(self) -> dict[str, Any]:
         """The configuration of the codec that is trained."""
         return self.config.model_dump(mode="json")
 

@@ -1,0 +1,43 @@
+"""A file encoded, decoded, and compared with itself."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from xycodec.eval.metrics.quality import RATE, measure_quality
+from xycodec.eval.results import Scores
+from xycodec.io.audio import Samples, ignore, stream_audio
+from xycodec.io.parallel import Advance
+from xycodec.io.xyc import CodecFile
+from xycodec.models.base import Codec
+from xycodec.models.files import Transcoded, decode_file, encode_file
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Cost of encoding and decoding one file, and the quality that was kept."""
+
+    encoded: Transcoded
+    decoded: Transcoded
+    quality: Scores
+    """Values of the metrics in `xycodec.eval.results.ROUNDTRIP`."""
+
+
+def roundtrip_file(
+    codec: Codec,
+    source: str,
+    code_file: str,
+    target: str,
+    *,
+    n_q: int | None = None,
+    overlap_s: float | None = None,
+    advance: Advance = lambda seconds: None,
+) -> Comparison:
+    """Encode `source` into `code_file`, decode that into `target`, and compare source and target."""
+    encoded = encode_file(codec, source, code_file, n_q=n_q, overlap_s=overlap_s, advance=advance)
+    file = CodecFile.read(code_file)
+    decoded = decode_file(codec, file, target, name=code_file, overlap_s=overlap_s, advance=advance)
+
+    def again(path: str) -> Iterator[Samples]:
+        return stream_audio(path, RATE, tell=ignore)  # encoding has told what is odd about the source
+
+    return Comparison(encoded, decoded, measure_quality(again(target), again(source)))

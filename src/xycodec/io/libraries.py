@@ -1,0 +1,14 @@
+"""Optional packages, imported when something needs them."""
+
+from typing import Any
+
+from xycodec.errors import CheckpointError
+
+
+def transformers_library() -> Any:
+    """Import the package `transformers`. Raises CheckpointError, which names the extra, where it is not installed."""
+    try:
+        import transformers
+    except ImportError:
+        raise CheckpointError("transformers is not installed: pip install 'xycodec[eval]'") from None
+    return transformers
