@@ -9,7 +9,8 @@ from lhotse import AudioSource, Recording, SupervisionSegment
 
 from xycodec.data.clip import load_clip
 from xycodec.data.config import Augmentation
-from xycodec.errors import AudioError
+from xycodec.data.manifest import row_cut
+from xycodec.errors import AudioError, AudioWarning
 from xycodec.io.audio import open_audio
 
 FORMATS = (".wav", ".flac", ".mp3", ".ogg", ".opus")
@@ -258,3 +259,13 @@ def test_a_clip_that_holds_no_sample_of_the_input_is_refused(tmp_path, rate):
     cut = cut_of(save(tmp_path / "a.wav", np.full(1, 0.5, np.float32), 48000))
     with pytest.raises(AudioError, match="too short for a sample at 16000 Hz"):
         load(cut, rate)
+
+
+def test_what_is_left_out_is_told(tmp_path):
+    data = bytearray(encoded(noise(4, 44100), 44100, ".mp3"))
+    path = tmp_path / "a.mp3"
+    path.write_bytes(b"no audio at all" * 20 + data)
+    with pytest.warns(AudioWarning, match="its first 300 bytes are no audio and were left out"):
+        cut = row_cut(tmp_path, {"audio": "a.mp3"})
+    with pytest.warns(AudioWarning, match=r"a\.mp3: its first 300 bytes"):
+        assert len(load(cut).audio) == 32000

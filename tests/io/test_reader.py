@@ -79,7 +79,9 @@ def delay(audio, original):
 def read(data, rate=None):
     """The audio at its own rate, and what was told."""
     told = []
-    audio = read_audio(io.BytesIO(data), rate or audio_info(io.BytesIO(data)).sample_rate, tell=told.append)
+    with open_audio(io.BytesIO(data)) as opened:
+        rate = rate or opened.sample_rate
+    audio = read_audio(io.BytesIO(data), rate, tell=told.append)
     return audio, told
 
 
@@ -144,14 +146,21 @@ def test_a_file_does_not_choose_what_else_is_read(tmp_path, monkeypatch, text):
 # files joined, with tags between them
 
 
-@pytest.mark.parametrize("between", [b"", ID3V1, ID3V1 + ID3, APE + ID3V1], ids=["", "id3v1", "id3", "ape"])
-@pytest.mark.parametrize("kind", [*SNDFILE, "m4a", "webm", "mka"])
+# libsndfile takes what follows the samples of W64 for samples, so that no tag may lie between two.
+JOINS = [
+    pytest.param(kind, between, id=f"{kind} {name}")
+    for kind in (*SNDFILE, "m4a", "webm", "mka")
+    for name, between in (("", b""), ("id3v1", ID3V1), ("id3", ID3V1 + ID3), ("ape", APE + ID3V1))
+    if kind != "w64" or not between
+]
+
+
+@pytest.mark.parametrize(("kind", "between"), JOINS)
 def test_joined_files_are_read_one_after_another(kind, between):
     (one, first), (two, second) = made(kind, 1.5), made(kind, 1.0, seed=1)
-    if kind == "w64" and between:
-        pytest.skip("libsndfile takes what follows the samples of W64 for samples")
     audio, _ = read(one + between + two)
-    assert audio_info(io.BytesIO(one + between + two)).num_samples == len(audio)
+    with open_audio(io.BytesIO(one + between + two)) as opened:
+        assert opened.length() == len(audio)
     late = len(audio) - len(first) - len(second)
     assert 0 <= late <= (2 * 1152 if kind == "mp3" and between else 0)
     assert delay(audio[: len(first)], first) == 0
@@ -288,7 +297,9 @@ def test_junk_and_tags_before_the_first_mp3_frame(before):
     data, samples = made("mp3", 4.0)
     audio, told = read(before + data)
     np.testing.assert_array_equal(audio, read(data)[0])
-    assert len(audio) == len(samples) == audio_info(io.BytesIO(before + data)).num_samples
+    assert len(audio) == len(samples)
+    with open_audio(io.BytesIO(before + data)) as opened:
+        assert opened.length() == len(samples)
     assert all("are no audio and were left out" in line for line in told)
 
 
@@ -462,4 +473,5 @@ def test_hidden_files_are_not_found(tmp_path):
 )
 def test_the_recorded_cases(name, seconds):
     assert len(read_audio(CASES / name, tell=ignore)) / 16_000 == pytest.approx(seconds, abs=0.001)
-    assert audio_info(CASES / name).duration == pytest.approx(seconds, abs=0.001)
+    with open_audio(CASES / name) as opened:
+        assert opened.length() / opened.sample_rate == pytest.approx(seconds, abs=0.001)

@@ -4,8 +4,9 @@ Nothing heavy is imported before a command runs, so that `--help` answers at onc
 """
 
 import sys
+import warnings
 from io import TextIOWrapper
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import typer
 
@@ -15,7 +16,7 @@ from xycodec.cli.evaluate import abx, evaluate, probe
 from xycodec.cli.models import bench, convert, info, models
 from xycodec.cli.terminal import print_error
 from xycodec.cli.train import export, train
-from xycodec.errors import XycodecError
+from xycodec.errors import AudioWarning, XycodecError
 
 app = typer.Typer(
     name="xycodec",
@@ -30,12 +31,31 @@ for command in (encode, decode, roundtrip, info, models, convert, bench, train, 
 app.add_typer(data_app, name="data")
 
 
+_usual_warning = warnings.showwarning
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print what the reader tells of a file as a note; other warnings as ever."""
+    if issubclass(category, AudioWarning):
+        print(f"note: {message}", file=sys.stderr)
+    else:
+        _usual_warning(message, category, filename, lineno, file, line)
+
+
 def main() -> NoReturn:
     """Run the command line. Exit code 0: all well; 1: something failed, said in a line; 2: wrong usage."""
     for stream in (sys.stdout, sys.stderr):
         # A file name need not be text in the terminal's encoding.
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    warnings.showwarning = _show_warning
     try:
         app()
     except XycodecError as error:

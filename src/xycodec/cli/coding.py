@@ -114,12 +114,12 @@ def roundtrip(
     as_json: AsJson = False,
 ) -> None:
     """Encode and decode one file: codes, audio, a picture, and a table of what it cost."""
+    if source == "-" or (os.path.exists(source) and not os.path.isfile(source) and not os.path.isdir(source)):
+        raise typer.BadParameter(f"a round trip reads its source twice: give a file, not {source}", param_hint="SOURCE")
     from xycodec.eval.metrics.quality import plain
     from xycodec.eval.roundtrip import roundtrip_file
     from xycodec.io.pictures import draw_roundtrip
 
-    if source == "-" or (os.path.exists(source) and not os.path.isfile(source) and not os.path.isdir(source)):
-        raise typer.BadParameter(f"a round trip reads its source twice: give a file, not {source}", param_hint="SOURCE")
     stem = Path(source).stem
     codes, audio, picture = (output / f"{stem}{end}" for end in (".xyc", ".decoded.wav", ".png"))
     for made in (codes, audio, picture):

@@ -1,6 +1,7 @@
 """The samples of a part of a Lhotse cut, decoding little more of the file than that part."""
 
 import io
+import warnings
 from contextlib import ExitStack
 
 import numpy as np
@@ -8,7 +9,7 @@ from lhotse import MonoCut, MultiCut
 from lhotse.cut import Cut
 
 from xycodec.data.shards import member_of
-from xycodec.errors import AudioError
+from xycodec.errors import AudioError, AudioWarning
 from xycodec.io.audio import Samples, open_audio
 from xycodec.io.reader import AudioFile, mean
 
@@ -20,6 +21,8 @@ def decode(cut: Cut, start: float, seconds: float) -> tuple[Samples, int]:
 
     Files, memory and members of tars are read as everywhere here, at the rate the file says, whatever the manifest
     says; every other kind of cut (mixed, of several files, from a URL) by Lhotse.
+
+    What had to be left out, such as a packet that cannot be decoded, is a Python warning (AudioWarning).
 
     Raises:
         AudioError: the audio is missing, cannot be decoded, or ends before that part does.
@@ -42,7 +45,10 @@ def decode(cut: Cut, start: float, seconds: float) -> tuple[Samples, int]:
                 audio = stack.enter_context(open_audio(io.BytesIO(source.source), "its audio"))
             else:
                 audio = stack.enter_context(open_audio(source.source))
-            return _excerpt(audio, columns, cut.start + start, cut.start + start + seconds), audio.sample_rate
+            samples = _excerpt(audio, columns, cut.start + start, cut.start + start + seconds)
+            for remark in audio.remarks:
+                warnings.warn(f"{cut.id}: {remark}", AudioWarning, stacklevel=2)
+            return samples, audio.sample_rate
     except AudioError as error:
         raise AudioError(f"{cut.id}: {error}") from error
 

@@ -90,11 +90,15 @@ def is_hidden(path: Path) -> bool:
 def audio_info(source: Source) -> AudioInfo:
     """Describe a recording. It is decoded only where no header tells reliably how long it is.
 
+    What had to be left out is a Python warning (AudioWarning).
+
     Raises:
         AudioError: `source` is missing, empty, not readable or not audio.
     """
     with open_audio(source) as audio:
         frames, rate = audio.length(), audio.sample_rate
+        for remark in audio.remarks:
+            _warn(f"{audio.name}: {remark}")
         return AudioInfo(rate, audio.channels, frames, frames / rate, audio.container.upper(), audio.coding.upper())
 
 
