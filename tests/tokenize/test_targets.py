@@ -150,6 +150,7 @@ def test_it_goes_on_after_a_kill(whole, corpus, codec, tmp_path, rows, torn):
     assert same(labels_of(folder), labels_of(whole))
 
 
+@pytest.mark.long
 def test_a_killed_command_loses_and_repeats_nothing(corpus, encodec, whole, tmp_path):
     arguments = ("data", "targets", corpus, "labels", "--codec", f"hf:{encodec}", "--layers", 2, "--device", "cpu")
     running = Running(tmp_path, *arguments)

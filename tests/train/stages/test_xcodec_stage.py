@@ -288,6 +288,7 @@ def test_the_baseline_is_the_same_without_the_branch():
 # ---- learning --------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_over_fits_two_clips():
     changes = {"optimizer": {**FAST, "lr": 3e-3}, "loss": {"mel": 1}, "seed": 1}
     stage = stage_of(model=model(encoder_width=8, acoustic_dim=20), **changes)
