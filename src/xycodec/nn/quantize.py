@@ -37,6 +37,13 @@ class QuantizerOutput:
     """(n_q, codebook_size) float32: how often each code was used in the batch of this process."""
 
 
+def smoothed_counts(cluster_size: Tensor) -> Tensor:
+    """Counts (n_q, K) that no code's is zero of, with the same sum: by them running sums are divided into codebooks."""
+    total = cluster_size.sum(dim=1, keepdim=True)
+    smoothed = (cluster_size + EPSILON) / (total + cluster_size.shape[1] * EPSILON) * total
+    return smoothed.clamp_min(EPSILON)
+
+
 def codebook_usage(counts: Tensor) -> Tensor:
     """Share of codes used at least once, per layer: (n_q, K) counts -> (n_q,) in [0, 1]."""
     return (counts > 0).float().mean(dim=-1)
@@ -224,9 +231,7 @@ class ResidualVectorQuantizer(nn.Module):
         codebook, embed_avg, cluster_size = self._first(len(inputs))
         cluster_size.lerp_(counts, rate)
         embed_avg.lerp_(sums, rate[..., None])
-        total = cluster_size.sum(dim=1, keepdim=True)
-        smoothed = (cluster_size + EPSILON) / (total + self.codebook_size * EPSILON) * total
-        moved = embed_avg / smoothed.clamp_min(EPSILON)[..., None]
+        moved = embed_avg / smoothed_counts(cluster_size)[..., None]
         codebook.copy_(torch.where(seen[..., None], moved, codebook))
         self._replace(fresh, seen)
 

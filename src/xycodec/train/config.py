@@ -67,6 +67,9 @@ class RunConfig(Config):
     steps: PositiveInt
     minutes: PositiveFloat | None = None
     """Save and stop after so long; `--resume` goes on."""
+    anneal: Literal["steps", "minutes"] = "steps"
+    """Whether learning rates fall with the steps or with the time: with `minutes`, a run that its limit stops has come
+    down to the end of its schedule, whatever the machine's speed. One process only, and never twice the same."""
     data: DataConfig
     ema: Decay | None = None
     """Decay of a moving average of the codec's weights (0.999, 0.9999), which is then what is measured, loaded and gone
@@ -76,6 +79,12 @@ class RunConfig(Config):
     checkpoint: CheckpointConfig = CheckpointConfig()
     log_every: PositiveInt = 10
     """Steps between two lines of progress and TensorBoard scalars; `metrics.jsonl` has every step."""
+
+    @model_validator(mode="after")
+    def _limited(self) -> "RunConfig":
+        if self.anneal == "minutes" and self.minutes is None:
+            raise ValueError("anneal: minutes needs a limit: set minutes")
+        return self
 
     @model_validator(mode="after")
     def _whole_weights(self) -> "RunConfig":

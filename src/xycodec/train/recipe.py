@@ -85,6 +85,8 @@ class VocoderRecipe(RunConfig):
 
     stage: Literal["vocoder"]
     model: XYTokenizerConfig
+    weights: str | None = None
+    """A run, checkpoint or codec whose vocoder to start from; null: at random."""
     optimizer: OptimizerConfig = OptimizerConfig()
 
 
@@ -309,6 +311,8 @@ class HubertRecipe(RunConfig):
 
     @model_validator(mode="after")
     def _fitting(self) -> "HubertRecipe":
+        if self.data.in_memory:
+            raise ValueError("data.in_memory: labels are not kept in the device's memory: set it to false")
         if self.model.kind != "hubert":
             raise ValueError(f"model.kind: {self.model.kind} is not trained here: set it to hubert")
         if self.data.augment.speed:

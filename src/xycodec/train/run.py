@@ -2,21 +2,25 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import cast
 
 import torch
 from lhotse.cut import Cut
+from torch import Tensor
 
+from xycodec.checkpoints.training import AVERAGE
 from xycodec.data.batch import Batch, Position
 from xycodec.data.config import SourceConfig
+from xycodec.data.memory import Memory
 from xycodec.data.sources import Cuts, open_once, open_source, open_sources
 from xycodec.data.stream import BatchStream, validation_batches
 from xycodec.data.survey import Survey, has_labels, has_text, survey
 from xycodec.errors import CheckpointError, ConfigError
 from xycodec.io.audio import os_error_line
-from xycodec.train.checkpoint import RunState, checkpoints, load_state
+from xycodec.train.checkpoint import RunState, checkpoints, load_state, network_state
 from xycodec.train.engine import Engine
 from xycodec.train.monitor import Monitor, forget_from, skipped_file
 from xycodec.train.recipe import (
@@ -37,6 +41,7 @@ from xycodec.train.stages.pretrain import PretrainStage
 from xycodec.train.stages.vocoder import VocoderStage
 from xycodec.train.stages.xcodec import XCodecStage
 from xycodec.train.trainer import Trainer, TrainingError
+from xycodec.train.validate import validate
 
 SURVEYED = 100_000  # clips: all of a large corpus take longer than the other processes wait
 
@@ -75,11 +80,14 @@ def _train(recipe: Recipe, run: Path, resume: bool, quiet: bool) -> Ended:
     engine = Engine(recipe.engine)
     monitor = None
     try:
+        if recipe.anneal == "minutes" and engine.world_size > 1:
+            raise ConfigError("anneal: minutes is for one process, whose clock all of the run follows: use steps")
         # Corpora first: they are quickly found to be missing.
         cuts = open_cuts(recipe, data.train)
         valid = open_cuts(recipe, data.valid) if data.valid else None
         stage = open_stage(_starting(recipe, run, state), engine)
-        corpus = _Corpus(recipe, engine, stage.output_sample_rate, cuts, valid)
+        memory = _memory(recipe, engine, stage.output_sample_rate)
+        corpus = _Corpus(recipe, engine, stage.output_sample_rate, cuts, valid, memory)
         trainer = Trainer(recipe, stage, engine, corpus.stream, corpus.validation, run)
         if state is not None:
             _restore(trainer, state, run)
@@ -88,6 +96,8 @@ def _train(recipe: Recipe, run: Path, resume: bool, quiet: bool) -> Ended:
         if engine.leads:
             said = list(remarks(recipe, stage.output_sample_rate))
             monitor = trainer.monitor = _open_run(recipe, run, trainer.step, quiet)
+            if corpus.memory is not None:
+                said.append(corpus.memory.remark)
             for line in said:
                 monitor.say(line)
         forget_from(skipped_file(run), trainer.step)
@@ -97,6 +107,38 @@ def _train(recipe: Recipe, run: Path, resume: bool, quiet: bool) -> Ended:
         if monitor is not None:
             monitor.close()
         engine.close()
+
+
+def measure(recipe: Recipe, *, resume: bool = False) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """What validation says of a recipe's start or, with `resume`, of its run's newest checkpoint; and those weights.
+
+    The weights are the whole model's, on the CPU, averages where the run keeps some. Raises as `train` does, and
+    ConfigError if `data.valid` gives no clip.
+    """
+    run = Path(recipe.output)
+    state = _state(recipe, run, resume)
+    engine = Engine(recipe.engine)
+    try:
+        valid = open_cuts(recipe, recipe.data.valid)
+        stage = open_stage(_starting(recipe, run, state), engine)
+        corpus = _Corpus(recipe, engine, stage.output_sample_rate, valid, valid)
+        if state is not None:
+            _restore(Trainer(recipe, stage, engine, corpus.stream, corpus.validation, run), state, run)
+        result = validate(stage, engine, corpus.validation(), recipe.validation)
+        if result is None:
+            raise ConfigError("data.valid: no clip of it can be used: name others")
+        weights = network_state(stage.networks["model"], partial(stage.kept, "model"))
+        if AVERAGE in stage.networks:
+            weights |= network_state(stage.networks[AVERAGE], lambda key: True)
+        return result.values, {key: value.clone() for key, value in weights.items()}
+    finally:
+        engine.close()
+
+
+def _memory(recipe: Recipe, engine: Engine, output_sample_rate: int) -> Memory | None:
+    if not recipe.data.in_memory:
+        return None
+    return Memory.load(open_once(recipe.data.train), output_sample_rate=output_sample_rate, device=engine.device)
 
 
 def _open_run(recipe: Recipe, run: Path, step: int, quiet: bool) -> Monitor:
@@ -175,6 +217,8 @@ def _starting(recipe: Recipe, run: Path, state: RunState | None) -> Recipe:
     """
     if state is None:
         return recipe
+    if isinstance(recipe, VocoderRecipe):
+        return recipe.model_copy(update={"weights": None})
     if isinstance(recipe, PosttrainRecipe):
         return recipe.model_copy(update={"weights": str(checkpoints(run)[-1])})
     if isinstance(recipe, PretrainRecipe):
@@ -190,14 +234,21 @@ class _Corpus:
     """The recipe's data as this process reads them."""
 
     def __init__(
-        self, recipe: Recipe, engine: Engine, output_sample_rate: int, train: Cuts, valid: Cuts | None
+        self,
+        recipe: Recipe,
+        engine: Engine,
+        output_sample_rate: int,
+        train: Cuts,
+        valid: Cuts | None,
+        memory: Memory | None = None,
     ) -> None:
+        self.memory = memory
         self._config, self._clips = recipe.data, recipe.validation.clips
         self._valid = () if valid is None else valid
         self._share = {
             "output_sample_rate": output_sample_rate, "rank": engine.rank, "world_size": engine.world_size,
         }  # fmt: skip
-        self._train = BatchStream(train, recipe.data, seed=recipe.seed, **self._share)
+        self._train = BatchStream(train, recipe.data, seed=recipe.seed, memory=memory, **self._share)
 
     def stream(self, start: Position) -> Iterator[Batch]:
         """Endless batches of this process."""

@@ -19,7 +19,7 @@ from xycodec.nn.mean import Mean
 from xycodec.nn.transformer import frame_mask
 from xycodec.train.average import WeightAverage
 from xycodec.train.engine import Engine
-from xycodec.train.init.weights import centre_vocoder
+from xycodec.train.init.weights import adopt_vocoder, centre_vocoder
 from xycodec.train.optimize import Updater
 from xycodec.train.recipe import VocoderRecipe
 from xycodec.train.stage import Measured, Stage, StepReport, joint_values
@@ -105,4 +105,6 @@ def build(recipe: VocoderRecipe, *, meta: bool = False) -> VocoderTraining:
         torch.manual_seed(recipe.seed)
         codec = XYTokenizer(recipe.model)
     centre_vocoder(codec)
+    if recipe.weights is not None and not meta:
+        adopt_vocoder(codec, recipe.weights)
     return VocoderTraining(codec)
