@@ -43,7 +43,7 @@ PART_BYTES = 15 * MB
 BACK_BYTES = 60 * MB  # of all that comes back
 FILE_SECONDS = 600  # of speech in a file: small ones fill loads well
 DEV_KBPS = 64
-RESERVE_S = 20.0  # to write the result
+RESERVE_S = 40.0  # to decode the speech and to write the result
 EXACT = ("quantizer.codebook", "quantizer.cluster_size")  # codes hang on them
 SUMS = "quantizer.embed_avg"  # what codebooks and counts give
 FOREVER = 1_000_000
@@ -182,18 +182,18 @@ def too_large(held, args):
     limit = args.loads * args.limit_mib * 2**20
     return (
         f"the bundle takes {sum(held.values()) / MB:.2f} MB ({parts}) and may take {limit / MB:.2f} MB in "
-        f"{args.loads} loads, all but speech and wheels in one of them: lower --hours or --kbps, or allow more --loads"
+        f"{args.loads} loads: lower --hours or --kbps, or allow more --loads"
     )
 
 
 def fill_loads(made, things, args):
-    """Move all files into load-1 to load-N, the code and the weights into the last one; returns their bytes."""
+    """Move all files into load-1 to load-N, the code into the last one; returns the bytes of each."""
     limit = args.limit_mib * 2**20
     held = weights_of(things)
     files = [path for path in sorted(things.rglob("*")) if path.is_file()]
-    # What the last call cannot do without, then the rest, large before small.
-    first = [path for path in files if path.relative_to(things).parts[0].partition("-")[0] not in ("speech", "wheels")]
-    rest = sorted(set(files) - set(first), key=lambda path: -path.stat().st_size)
+    first = [path for path in files if path.parent == things]
+    # Large before small, so that little room is lost.
+    rest = sorted(set(files) - set(first), key=lambda path: (-path.stat().st_size, path))
     sizes = [0] * args.loads
     for path in [*first, *rest]:
         size = path.stat().st_size

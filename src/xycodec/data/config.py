@@ -90,9 +90,7 @@ class DataConfig(Config):
     def _on_the_device(self) -> "DataConfig":
         changes = [name for name in ("pitch", "formant", "eq") if getattr(self.augment, name)]
         if self.in_memory and changes:
-            raise ValueError(
-                f"data.in_memory: augment.{changes[0]} is not computed on the device: set it to 0"
-            )
+            raise ValueError(f"data.in_memory: augment.{changes[0]} is not computed on the device: set it to 0")
         return self
 
     @model_validator(mode="after")
