@@ -63,7 +63,7 @@ def save_weights(
         (made / EXPORT_FILE).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
         files = save_tensors(tensors, made, EXPORT_STEM, part_bytes)
         size = sum(file.stat().st_size for file in files)
-    return Exported(told["step"], tuple(folder / file.name for file in files), size)
+    return Exported(about["step"], tuple(folder / file.name for file in files), size)
 
 
 def export_transformers(run: Path, folder: Path) -> Exported:
