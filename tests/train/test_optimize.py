@@ -1,12 +1,17 @@
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from tests.training import pretraining
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from xycodec.errors import ConfigError
 from xycodec.train.config import OptimizerConfig
 from xycodec.train.optimize import Updater, learning_rate
+from xycodec.train.trainer import Trainer
 
 
 def test_warm_up_then_half_a_cosine():
@@ -71,3 +76,25 @@ def test_gradients_are_clipped_to_their_norm(clip):
     # AdamW's first average holds a tenth of the gradient that it was given.
     given = updater.optimizer.state[net.plain.bias]["exp_avg"].item() / 0.1
     assert given == pytest.approx(0.3 * min(1, (clip or math.inf) / float(norm)), rel=1e-4)
+
+
+def test_rates_can_fall_with_the_time():
+    config = OptimizerConfig(lr=1.0, warmup_steps=0, final_lr=0.0)
+    updater = SimpleNamespace(steps=1_000_000)
+    recipe = pretraining(steps=1_000_000, minutes=1, anneal="minutes")
+    stage = SimpleNamespace(updaters={"model": updater})
+    trainer = Trainer(recipe, stage, None, iter, iter, Path("unused"))
+    # At any speed the rate is that of the share of the time: after 30 or 3000 steps in half of it, half the peak.
+    for step in (30, 3000):
+        trainer.step = step
+        trainer._expect(0.5)
+        assert learning_rate(config, step - 1, updater.steps) == pytest.approx(0.5)
+        trainer._expect(1.01)
+        assert learning_rate(config, step - 1, updater.steps) == pytest.approx(0.0)
+    trainer._expect(0.0)
+    assert updater.steps == recipe.steps
+
+
+def test_falling_with_the_time_needs_a_limit():
+    with pytest.raises(ConfigError, match="anneal: minutes needs a limit: set minutes"):
+        pretraining(anneal="minutes")

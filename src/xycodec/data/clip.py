@@ -11,7 +11,7 @@ from lhotse.cut import Cut
 from numpy.random import Generator
 from torch import Tensor
 
-from xycodec.data.augment import apply_change, draw_change
+from xycodec.data.augment import Change, apply_change, draw_change
 from xycodec.data.config import DataConfig
 from xycodec.data.decode import decode
 from xycodec.data.targets import load_labels
@@ -39,6 +39,27 @@ class Clip:
     language: str | None = None
 
 
+@dataclass(frozen=True)
+class Excerpt:
+    """The part of a cut that is trained on: from `start`, `seconds` of the recording, which `change` then changes."""
+
+    start: float
+    seconds: float
+    end: float
+    """Where it ends for its text: `seconds` has a margin."""
+    change: Change
+
+
+def draw_excerpt(cut: Cut, config: DataConfig, *, seed: int, epoch: int) -> Excerpt:
+    """Draw what `load_clip` decodes; it depends on `seed`, `epoch` and the cut's id alone."""
+    generator = generator_of(seed, epoch, cut.id)
+    change = draw_change(config.augment, generator)
+    span = longest_clip(config) / INPUT_RATE * change.speed
+    spare = max(0.0, cut.duration - span - _MARGIN)
+    start = float(generator.uniform(0, spare)) if config.crop == "random" else 0.0
+    return Excerpt(start, min(span + _MARGIN, cut.duration - start), min(start + span, cut.duration), change)
+
+
 def lowest_rate(output_sample_rate: int) -> int:
     """Hz: recordings of a lower rate lack what the codec is to learn."""
     return max(INPUT_RATE, output_sample_rate)
@@ -55,21 +76,16 @@ def load_clip(cut: Cut, config: DataConfig, *, output_sample_rate: int, seed: in
         AudioError: audio or labels cannot be read; the audio ends early, is empty, silent (below `config.silence_db`),
             holds a NaN or an infinity, or was recorded below the output rate.
     """
-    generator = generator_of(seed, epoch, cut.id)
-    change = draw_change(config.augment, generator)
-    longest = _longest(config)
-    span = longest / INPUT_RATE * change.speed
-    spare = max(0.0, cut.duration - span - _MARGIN)
-    start = float(generator.uniform(0, spare)) if config.crop == "random" else 0.0
-    samples, rate = decode(cut, start, min(span + _MARGIN, cut.duration - start))
+    excerpt = draw_excerpt(cut, config, seed=seed, epoch=epoch)
+    samples, rate = decode(cut, excerpt.start, excerpt.seconds)
     require_sound(cut, samples, rate, lowest_rate(output_sample_rate))
-    _require_loudness(cut, samples, config)
-    samples = apply_change(samples, rate, change)
-    audio, target = _at_both_rates(samples, rate, output_sample_rate, longest)
+    require_loudness(cut, float(np.abs(samples).max()), config)
+    samples = apply_change(samples, rate, excerpt.change)
+    audio, target = _at_both_rates(samples, rate, output_sample_rate, longest_clip(config))
     if not len(audio):
         raise AudioError(f"{cut.id}: too short for a sample at {INPUT_RATE} Hz: leave it out")
-    labels = load_labels(cut, start, len(audio)) if change.speed == 1 else None
-    return Clip(cut.id, audio, target, _text(cut, start, min(start + span, cut.duration)), labels, language_of(cut))
+    labels = load_labels(cut, excerpt.start, len(audio)) if excerpt.change.speed == 1 else None
+    return Clip(cut.id, audio, target, text_of(cut, excerpt.start, excerpt.end), labels, language_of(cut))
 
 
 def language_of(cut: Cut) -> str | None:
@@ -84,7 +100,7 @@ def generator_of(*facts: int | str) -> Generator:
     return np.random.default_rng(int.from_bytes(digest, "big"))
 
 
-def _longest(config: DataConfig) -> int:
+def longest_clip(config: DataConfig) -> int:
     """Samples of the longest clip, at the input rate."""
     samples = round(config.clip_seconds * INPUT_RATE)
     return max(FRAME, samples - samples % FRAME) if config.crop == "random" else samples
@@ -100,8 +116,8 @@ def require_sound(cut: Cut, samples: Samples, rate: int, lowest: int) -> None:
         raise AudioError(f"{cut.id}: holds a NaN or an infinity: repair it or leave it out")
 
 
-def _require_loudness(cut: Cut, samples: Samples, config: DataConfig) -> None:
-    loudest = float(np.abs(samples).max())
+def require_loudness(cut: Cut, loudest: float, config: DataConfig) -> None:
+    """Raise AudioError if the `loudest` sample of a clip, of full scale, lies below `config.silence_db`."""
     level = 20 * math.log10(loudest) if loudest else -math.inf
     if level < config.silence_db:
         raise AudioError(f"{cut.id}: silent (loudest sample {level:.0f} dB): leave it out or lower data.silence_db")
@@ -120,7 +136,7 @@ def _at_both_rates(samples: Samples, rate: int, output_sample_rate: int, longest
     return torch.from_numpy(audio), target
 
 
-def _text(cut: Cut, start: float, end: float) -> str | None:
+def text_of(cut: Cut, start: float, end: float) -> str | None:
     """Text said from `start` to `end` (seconds in the cut), or None if that is not known exactly."""
     texts = []
     for words in cut.supervisions:

@@ -81,7 +81,17 @@ class DataConfig(Config):
     silence_db: float = -60.0
     """A clip whose loudest sample lies below (dB of full scale) is skipped."""
     workers: NonNegativeInt = 4
+    in_memory: bool = False
+    """Decode every training recording once into the memory of the device, and cut clips out of it there: for a GPU
+    that loaders would starve. For mono recordings at 16 kHz (`xycodec data pack`); of `augment`, speed and gain."""
     augment: Augmentation = Augmentation()
+
+    @model_validator(mode="after")
+    def _on_the_device(self) -> "DataConfig":
+        changes = [name for name in ("pitch", "formant", "eq") if getattr(self.augment, name)]
+        if self.in_memory and changes:
+            raise ValueError(f"data.in_memory: augment.{changes[0]} is not computed on the device: set it to 0")
+        return self
 
     @model_validator(mode="after")
     def _weights_for_all(self) -> "DataConfig":

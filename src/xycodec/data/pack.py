@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import soundfile as sf
 import soxr
 from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
 from lhotse.cut import Cut
@@ -55,9 +57,10 @@ def pack(
     rate: int = INPUT_RATE,
     processes: int = 1,
     part_seconds: float = PART_SECONDS,
+    opus_kbps: float | None = None,
     advance: Callable[[float], None] = lambda seconds: None,
 ) -> PackReport:
-    """Decode every cut into a few mono 16-bit WAV files in a new `folder`, beside cuts that point into them.
+    """Decode every cut into a few mono files, 16-bit WAV or Opus, in a new `folder`, beside cuts that point into them.
 
     `cuts.jsonl.gz` has one MonoCut per cut, in order, with its id, supervisions and custom fields. Channels are
     averaged. What cannot be decoded, holds a NaN or was recorded below `rate` is left out and reported. The folder
@@ -68,7 +71,8 @@ def pack(
         folder: to make.
         rate: of all clips, Hz.
         processes: that decode, beside this one; 1 decodes in this one.
-        part_seconds: of audio after which the next WAV file begins.
+        part_seconds: of audio after which the next file begins.
+        opus_kbps: kbit/s of Opus, from 6 to 256, about which the rate varies; None: WAV.
         advance: called after each cut with its seconds.
 
     Raises:
@@ -80,21 +84,31 @@ def pack(
     target = folder.resolve()
     try:
         with new_folder(target, ConfigError) as made:
-            return _write(cuts, made, target, rate, processes, round(part_seconds * rate), advance)
+            write = write_audio if opus_kbps is None else partial(_write_opus, kbps=opus_kbps)
+            suffix = ".wav" if opus_kbps is None else ".opus"
+            return _write(cuts, made, target, rate, processes, round(part_seconds * rate), advance, write, suffix)
     except BrokenProcessPool:
         raise ConfigError(f"{folder}: a process that decodes died (out of memory?): use fewer") from None
 
 
 def _write(
-    cuts: Cuts, made: Path, target: Path, rate: int, processes: int, most: int, advance: Callable[[float], None]
+    cuts: Cuts,
+    made: Path,
+    target: Path,
+    rate: int,
+    processes: int,
+    most: int,
+    advance: Callable[[float], None],
+    write: Callable[[Path, Iterable[Samples], int], None],
+    suffix: str,
 ) -> PackReport:
     left_out: list[str] = []
     clips = _readable(_decoded(cuts, rate, processes), left_out, advance)
     count, seconds, files = 0, 0.0, 0
     with open_text(made / MANIFEST, "wt") as file:
         for first in clips:
-            name, placed = f"audio-{files:05}.wav", list[_Placed]()
-            write_audio(made / name, _part(chain([first], clips), placed, most), rate)
+            name, placed = f"audio-{files:05}{suffix}", list[_Placed]()
+            write(made / name, _part(chain([first], clips), placed, most), rate)
             length = placed[-1].first + placed[-1].length
             source = AudioSource(type="file", channels=[0], source=str(target / name))
             recording = Recording(f"{target.name}/{name}", [source], rate, length, length / rate)
@@ -104,6 +118,14 @@ def _write(
         why = f"none of {len(left_out)} clips can be packed, first: {left_out[0]}" if left_out else "there are no cuts"
         raise ConfigError(f"{target}: {why}")
     return PackReport(count, seconds, files, tuple(left_out))
+
+
+def _write_opus(path: Path, blocks: Iterable[Samples], rate: int, *, kbps: float) -> None:
+    # libsndfile's compression levels lie between 6 and 256 kbit/s for one channel, linearly.
+    level = 1 - (kbps - 6) / 250
+    with sf.SoundFile(path, "w", rate, 1, "OPUS", format="OGG", compression_level=level) as file:
+        for block in blocks:
+            file.write(block)
 
 
 def _part(clips: Iterable[tuple[Cut, Samples]], placed: list[_Placed], most: int) -> Iterator[Samples]:

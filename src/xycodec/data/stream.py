@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from xycodec.data.batch import BEGINNING, Batch, Position, collate
 from xycodec.data.clip import Clip, load_clip
 from xycodec.data.config import Augmentation, DataConfig
+from xycodec.data.memory import Memory, MemoryBatches
 from xycodec.data.sampling import Sampler
 from xycodec.data.sources import Cuts
 from xycodec.data.survey import obstacle
@@ -39,18 +40,28 @@ class BatchStream:
         seed: of all draws; the same in every process.
         rank: number of this process.
         world_size: number of processes.
+        memory: the recordings of `cuts`, decoded: batches are cut out of it, on its device, without workers.
 
     Raises:
         ConfigError: no cut can be used, or a batch may not hold even one clip.
     """
 
     def __init__(
-        self, cuts: Cuts, config: DataConfig, *, output_sample_rate: int, seed: int, rank: int, world_size: int
+        self,
+        cuts: Cuts,
+        config: DataConfig,
+        *,
+        output_sample_rate: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+        memory: Memory | None = None,
     ) -> None:
         self._sampler = Sampler(
             _Usable(cuts, config, output_sample_rate), config, seed=seed, rank=rank, world_size=world_size
         )
         self._decoder = _Decoder(config, output_sample_rate, seed)
+        self._memory = None if memory is None else MemoryBatches(memory, config, seed)
         self._config = config
 
     def batches(self, start: Position = BEGINNING) -> Iterator[Batch]:
@@ -65,6 +76,9 @@ class BatchStream:
         return stream
 
     def _batches(self, start: Position) -> Generator[Batch, None, None]:
+        if self._memory is not None:
+            for cuts, position in self._steps(start):
+                yield self._memory.make(cuts, position)
         workers = self._config.workers
         yield from DataLoader(
             self._decoder,

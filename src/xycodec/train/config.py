@@ -71,6 +71,9 @@ class RunConfig(Config):
     steps: PositiveInt
     minutes: PositiveFloat | None = None
     """Save and stop after so long; `--resume` goes on."""
+    anneal: Literal["steps", "minutes"] = "steps"
+    """Whether learning rates fall with the steps or with the time: with `minutes`, a run that its limit stops has come
+    down to the end of its schedule, whatever the machine's speed. One process only, and never twice the same."""
     data: DataConfig
     ema: Decay | None = None
     """Decay of a moving average of the codec's weights (0.999, 0.9999), which is then what is measured, loaded and gone
@@ -85,6 +88,12 @@ class RunConfig(Config):
     def _heard_clips(self) -> "RunConfig":
         if self.validation.recogniser is not None and not self.data.valid:
             raise ValueError("validation.recogniser: there is nothing to hear: name clips in data.valid")
+        return self
+
+    @model_validator(mode="after")
+    def _limited(self) -> "RunConfig":
+        if self.anneal == "minutes" and self.minutes is None:
+            raise ValueError("anneal: minutes needs a limit: set minutes")
         return self
 
     @model_validator(mode="after")

@@ -1,11 +1,13 @@
 """A run's weights without its optimizers: as files that are small enough to be handed around, or for Transformers."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from xycodec.checkpoints.training import EXPORT_FILE, EXPORT_STEM, read_checkpoint
 from xycodec.checkpoints.weights import MB, save_tensors, stored
@@ -35,19 +37,33 @@ def export_weights(
     no run, or `folder` exists or cannot be written.
     """
     data = read_checkpoint(_checkpoint(run))
-    about: dict[str, Any] = {
-        key: data.get(key) for key in ("format", "stage", "step", "codec", "recogniser", "self_supervised")
-    }
+    return save_weights(data, data["networks"], folder, part_bytes=part_bytes, dtype=dtype)
+
+
+def save_weights(
+    about: Mapping[str, Any],
+    networks: Mapping[str, Mapping[str, Tensor]],
+    folder: Path,
+    *,
+    part_bytes: int = 15 * MB,
+    dtype: torch.dtype = torch.float32,
+    exact: tuple[str, ...] = ("embed_avg", "cluster_size"),  # they move by small steps
+) -> Exported:
+    """Write `networks` as `export_weights` does; `about` is the checkpoint that they are of, or a mapping like it.
+
+    Names that end in one of `exact` keep their type. Raises CheckpointError if `folder` exists or cannot be written.
+    """
+    told = {key: about.get(key) for key in ("format", "stage", "step", "codec", "recogniser", "self_supervised")}
     tensors = {
-        f"{network}/{key}": stored(key, tensor, dtype, exact=("embed_avg", "cluster_size"))  # they move by small steps
-        for network, state in data["networks"].items()
+        f"{network}/{key}": stored(key, tensor, dtype, exact=exact)
+        for network, state in networks.items()
         for key, tensor in state.items()
     }
     with new_folder(folder, CheckpointError) as made:
-        (made / EXPORT_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        (made / EXPORT_FILE).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
         files = save_tensors(tensors, made, EXPORT_STEM, part_bytes)
         size = sum(file.stat().st_size for file in files)
-    return Exported(data["step"], tuple(folder / file.name for file in files), size)
+    return Exported(about["step"], tuple(folder / file.name for file in files), size)
 
 
 def export_transformers(run: Path, folder: Path) -> Exported:

@@ -2,20 +2,24 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
+from xycodec.checkpoints.training import AVERAGE
 from xycodec.data.batch import Batch, Position
 from xycodec.data.config import SourceConfig
+from xycodec.data.memory import Memory
 from xycodec.data.sources import Cuts, open_once, open_source, open_sources
 from xycodec.data.stream import BatchStream, validation_batches
 from xycodec.data.survey import Survey, survey
 from xycodec.errors import CheckpointError, ConfigError
 from xycodec.io.files import os_error_line
-from xycodec.train.checkpoint import RunState, checkpoints, load_state
+from xycodec.train.checkpoint import RunState, checkpoints, load_state, network_state
 from xycodec.train.config import RunConfig
 from xycodec.train.engine import Engine
 from xycodec.train.monitor import Monitor, forget_from, skipped_file
@@ -23,6 +27,7 @@ from xycodec.train.recipe_file import save_recipe
 from xycodec.train.stage import Stage
 from xycodec.train.stages import all_stages, stage_of
 from xycodec.train.trainer import Trainer, TrainingError
+from xycodec.train.validate import validate
 from xycodec.train.words import WordJudge
 
 SURVEYED = 100_000  # clips: all of a large corpus take longer than the other processes wait
@@ -62,11 +67,14 @@ def _train(recipe: RunConfig, run: Path, resume: bool, quiet: bool) -> Ended:
     engine = Engine(recipe.engine)
     monitor = None
     try:
+        if recipe.anneal == "minutes" and engine.world_size > 1:
+            raise ConfigError("anneal: minutes is for one process, whose clock all of the run follows: use steps")
         # Corpora first: they are quickly found to be missing.
         cuts = open_cuts(recipe, data.train)
         valid = open_cuts(recipe, data.valid) if data.valid else None
         stage = open_stage(_starting(recipe, run, state), engine)
-        corpus = _Corpus(recipe, engine, stage.output_sample_rate, cuts, valid)
+        memory = _memory(recipe, engine, stage.output_sample_rate)
+        corpus = _Corpus(recipe, engine, stage.output_sample_rate, cuts, valid, memory)
         recogniser = recipe.validation.recogniser
         word_judge = None if recogniser is None else WordJudge(recogniser, run, engine.device)
         trainer = Trainer(recipe, stage, engine, corpus.stream, corpus.validation, run, word_judge)
@@ -77,6 +85,8 @@ def _train(recipe: RunConfig, run: Path, resume: bool, quiet: bool) -> Ended:
         if engine.leads:
             said = list(remarks(recipe, stage.output_sample_rate))
             monitor = trainer.monitor = _open_run(recipe, run, trainer.step, quiet)
+            if corpus.memory is not None:
+                said.append(corpus.memory.remark)
             for line in said:
                 monitor.say(line)
         forget_from(skipped_file(run), trainer.step)
@@ -86,6 +96,38 @@ def _train(recipe: RunConfig, run: Path, resume: bool, quiet: bool) -> Ended:
         if monitor is not None:
             monitor.close()
         engine.close()
+
+
+def measure(recipe: RunConfig, *, resume: bool = False) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """What validation says of a recipe's start or, with `resume`, of its run's newest checkpoint; and those weights.
+
+    The weights are the whole model's, on the CPU, averages where the run keeps some. Raises as `train` does, and
+    ConfigError if `data.valid` gives no clip.
+    """
+    run = Path(recipe.output)
+    state = _state(recipe, run, resume)
+    engine = Engine(recipe.engine)
+    try:
+        valid = open_cuts(recipe, recipe.data.valid)
+        stage = open_stage(_starting(recipe, run, state), engine)
+        corpus = _Corpus(recipe, engine, stage.output_sample_rate, valid, valid)
+        if state is not None:
+            _restore(Trainer(recipe, stage, engine, corpus.stream, corpus.validation, run), state, run)
+        result = validate(stage, engine, corpus.validation(), recipe.validation)
+        if result is None:
+            raise ConfigError("data.valid: no clip of it can be used: name others")
+        weights = network_state(stage.networks["model"], partial(stage.kept, "model"))
+        if AVERAGE in stage.networks:
+            weights |= network_state(stage.networks[AVERAGE], lambda key: True)
+        return result.values, {key: value.clone() for key, value in weights.items()}
+    finally:
+        engine.close()
+
+
+def _memory(recipe: RunConfig, engine: Engine, output_sample_rate: int) -> Memory | None:
+    if not recipe.data.in_memory:
+        return None
+    return Memory.load(open_once(recipe.data.train), output_sample_rate=output_sample_rate, device=engine.device)
 
 
 def _open_run(recipe: RunConfig, run: Path, step: int, quiet: bool) -> Monitor:
@@ -151,14 +193,21 @@ class _Corpus:
     """The recipe's data as this process reads them."""
 
     def __init__(
-        self, recipe: RunConfig, engine: Engine, output_sample_rate: int, train: Cuts, valid: Cuts | None
+        self,
+        recipe: RunConfig,
+        engine: Engine,
+        output_sample_rate: int,
+        train: Cuts,
+        valid: Cuts | None,
+        memory: Memory | None = None,
     ) -> None:
+        self.memory = memory
         self._config, self._clips = recipe.data, recipe.validation.clips
         self._valid = () if valid is None else valid
         self._share = {
             "output_sample_rate": output_sample_rate, "rank": engine.rank, "world_size": engine.world_size,
         }  # fmt: skip
-        self._train = BatchStream(train, recipe.data, seed=recipe.seed, **self._share)
+        self._train = BatchStream(train, recipe.data, seed=recipe.seed, memory=memory, **self._share)
 
     def stream(self, start: Position) -> Iterator[Batch]:
         """Endless batches of this process."""

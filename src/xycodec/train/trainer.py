@@ -141,8 +141,11 @@ class Trainer:
         try:
             while self.step < self.recipe.steps and not self._stopping:
                 self._one_step(batches)
-                if self.recipe.minutes is not None and time.monotonic() - started > 60 * self.recipe.minutes:
-                    self._stop_wished = True
+                if self.recipe.minutes is not None:
+                    share = (time.monotonic() - started) / (60 * self.recipe.minutes)
+                    self._stop_wished |= share > 1
+                    if self.recipe.anneal == "minutes":
+                        self._expect(share)
                 self._after_step()
             self._settle(0)
             self.save()
@@ -150,6 +153,11 @@ class Trainer:
             for number, handler in before.items():
                 signal.signal(number, handler)
         return self.step >= self.recipe.steps
+
+    def _expect(self, share: float) -> None:
+        """Let schedules end where the run will, of whose time `share` is spent."""
+        for updater in self.stage.updaters.values():
+            updater.steps = min(self.recipe.steps, max(self.step, round(self.step / max(share, 1e-9))))
 
     def _wish_to_stop(self, number: int, frame: FrameType | None) -> None:
         self._stop_wished = True

@@ -2,6 +2,7 @@ import pytest
 import torch
 from tests.training import batch, clip, recipe, seeded, tiny_model
 
+from xycodec.checkpoints.load import random_codec, save_codec
 from xycodec.losses.mel import MultiScaleMel
 from xycodec.models.xy_tokenizer.model import RAISE
 from xycodec.nn.mel import LogMel
@@ -79,3 +80,11 @@ def test_a_batch_of_nothing_teaches_nothing():
     report = stage.step([batch()], 0)
     assert float(report.values["loss"]) == 0
     assert float(report.norms["grad_norm"]) == 0
+
+
+def test_it_can_start_from_another_one(tmp_path):
+    save_codec(random_codec(tiny_model()), tmp_path / "codec")
+    vocos = stage_of(weights=str(tmp_path / "codec")).codec.vocos.state_dict()
+    expected = random_codec(tiny_model()).vocos.state_dict()
+    assert all(torch.equal(vocos[key], value) for key, value in expected.items())
+    assert any(not torch.equal(stage_of().codec.vocos.state_dict()[key], value) for key, value in expected.items())

@@ -96,6 +96,8 @@ class HubertRecipe(RunConfig):
     def _fitting(self) -> "HubertRecipe":
         if self.model.kind != "hubert":
             raise ValueError(f"model.kind: {self.model.kind} is not trained here: set it to hubert")
+        if self.data.in_memory:
+            raise ValueError("data.in_memory: labels are not kept in the device's memory: set it to false")
         if self.data.augment.speed:
             raise ValueError("data.augment.speed: it would move the audio away from its labels: set it to 0")
         if self.ema is not None:

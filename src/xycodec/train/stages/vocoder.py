@@ -5,6 +5,7 @@ learn its part at once, the vocoder from true features and the decoder to give t
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -20,9 +21,10 @@ from xycodec.models.xy_tokenizer.model import XYTokenizer
 from xycodec.nn.mean import Mean
 from xycodec.nn.transformer import frame_mask
 from xycodec.train.average import WeightAverage
+from xycodec.train.checkpoint import RunState
 from xycodec.train.config import OptimizerConfig, RunConfig
 from xycodec.train.engine import Engine
-from xycodec.train.init.weights import centre_vocoder
+from xycodec.train.init.weights import adopt_vocoder, centre_vocoder
 from xycodec.train.optimize import Updater
 from xycodec.train.stage import Measured, Networks, Stage, StepReport, joint_values, register
 
@@ -32,6 +34,8 @@ class VocoderRecipe(RunConfig):
 
     stage: Literal["vocoder"]
     model: XYTokenizerConfig
+    weights: str | None = None
+    """A run, checkpoint or codec whose vocoder to start from; null: at random."""
     optimizer: OptimizerConfig = OptimizerConfig()
 
 
@@ -84,6 +88,11 @@ class VocoderStage(Stage[VocoderRecipe]):
         """The networks of a recipe, as `build` makes them."""
         return Networks(build(recipe, meta=meta), recipe.model.output_sample_rate)
 
+    @classmethod
+    def resumed(cls, recipe: VocoderRecipe, checkpoint: Path, state: RunState) -> dict[str, Any]:
+        """The vocoder's weights are its own checkpoint's."""
+        return {"weights": None}
+
     def step(self, batches: Sequence[Batch], step: int) -> StepReport:
         """One update of the vocoder from all micro-batches."""
         self.model.train()
@@ -123,4 +132,6 @@ def build(recipe: VocoderRecipe, *, meta: bool = False) -> VocoderTraining:
         torch.manual_seed(recipe.seed)
         codec = XYTokenizer(recipe.model)
     centre_vocoder(codec)
+    if recipe.weights is not None and not meta:
+        adopt_vocoder(codec, recipe.weights)
     return VocoderTraining(codec)
