@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xycodec.data.batch import Batch, Position, collate
-from xycodec.data.clip import INPUT_RATE, Excerpt, draw_excerpt, longest_clip, require_loudness, text_of
+from xycodec.data.clip import INPUT_RATE, Excerpt, draw_excerpt, language_of, longest_clip, require_loudness, text_of
 from xycodec.data.config import DataConfig
 from xycodec.errors import AudioError, ConfigError
 
@@ -118,6 +118,7 @@ class MemoryBatches:
             target=audio,
             target_lengths=lengths,
             texts=tuple(text_of(clip.cut, clip.excerpt.start, clip.excerpt.end) for clip in drawn),
+            languages=tuple(language_of(clip.cut) for clip in drawn),
             skipped=tuple(skipped),
             position=position,
         )
