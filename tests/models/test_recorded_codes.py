@@ -1,7 +1,8 @@
 """The bundled models give the codes that they gave when these files were written (version 0.1), bit for bit.
 
-`recorded/MODEL.SAMPLE.xyc` was made by `xycodec encode SAMPLE.flac --model MODEL`. A codec whose codes change makes
-every corpus that was encoded with it worthless, so new files are no way to make a failing test pass.
+`recorded/MODEL.SAMPLE.xyc` was made by `xycodec encode SAMPLE.flac --model MODEL`; those of xy-mini were made anew when
+its second model, with Whisper's tower, took the place of the first. A codec whose codes change makes every corpus that
+was encoded with it worthless, so new files are no way to make a failing test pass.
 """
 
 from pathlib import Path
