@@ -43,7 +43,7 @@ def draw_roundtrip(source: str, code_file: str, decoded: str, target: str | Path
 
 
 def draw_pair(before: Samples, after: Samples, sample_rate: int) -> Figure:
-    """Both log-mel spectrograms of two 1-D signals at `sample_rate`, one above the other."""
+    """Log-mel spectrograms of two 1-D signals at `sample_rate`, one above the other."""
     figure = Figure(figsize=(10, 5), layout="constrained")
     axes = figure.subplots(2, 1, sharex=True)
     _draw_spectrograms(figure, axes, before, after, sample_rate)
@@ -52,7 +52,7 @@ def draw_pair(before: Samples, after: Samples, sample_rate: int) -> Figure:
 
 
 def _draw_spectrograms(figure: Figure, axes: Any, before: Samples, after: Samples, rate: int) -> None:
-    """Both on one scale: decibels below the loudest place of the two."""
+    """Two spectrograms on one scale: decibels below the loudest place of the two."""
     pictures = mel_decibels(before, rate), mel_decibels(after, rate)
     top = max(picture.max() for picture in pictures)
     marks = [khz for khz in _MARKS_KHZ if khz * 2000 <= rate]

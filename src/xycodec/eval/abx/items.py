@@ -56,7 +56,7 @@ class Omissions:
         self._places[reason][place] += items
 
     def listed(self) -> tuple[LeftOut, ...]:
-        """All, in the order in which the reasons came up."""
+        """List all reasons, in the order in which they came up."""
         return tuple(LeftOut(reason, places.total(), tuple(places)) for reason, places in self._places.items())
 
 

@@ -51,14 +51,14 @@ class Transcriber(Protocol):
     normaliser: str
     """The one of `NORMALISERS` that its spelling goes with."""
     spellings: Mapping[str, str]
-    """For Whisper's normaliser."""
+    """Spelling variants for Whisper's normaliser."""
     languages: frozenset[str] | None
-    """Codes of those that it writes; None: nobody knows, and it is not told which one to write."""
+    """Codes of the languages that it writes; None: nobody knows, and it is not told which one to write."""
 
     def __call__(self, clips: Sequence[Samples], languages: Sequence[str]) -> list[Transcript]:
-        """At most `rows` clips (n,) at 16 kHz, of any length, and the code of each one's language.
+        """Transcribe at most `rows` clips (n,) at 16 kHz, of any length, in the language whose code each has.
 
-        The transcript of each does not depend on the other clips.
+        No transcript depends on the other clips.
         """
 
 

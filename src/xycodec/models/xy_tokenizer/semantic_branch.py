@@ -29,7 +29,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class LMOutput:
-    """Both are means over target tokens; `accuracy` has no gradient."""
+    """Loss and accuracy of a batch, means over target tokens; `accuracy` has no gradient."""
 
     loss: Mean
     accuracy: Mean
