@@ -10,7 +10,9 @@ import torch
 import yaml
 from tests.training_runs import settings, smallest_config, write_corpus
 
-from xycodec.checkpoints.load import load_codec, random_codec, save_codec
+from xycodec.checkpoints.build import random_codec
+from xycodec.checkpoints.load import load_codec
+from xycodec.checkpoints.save import save_codec
 from xycodec.data.sources import ManifestCuts
 from xycodec.train.recipe_file import load_recipe
 from xycodec.train.run import train

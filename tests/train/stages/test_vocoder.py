@@ -2,7 +2,8 @@ import pytest
 import torch
 from tests.training import batch, clip, recipe, seeded, tiny_model
 
-from xycodec.checkpoints.load import random_codec, save_codec
+from xycodec.checkpoints.build import random_codec
+from xycodec.checkpoints.save import save_codec
 from xycodec.losses.mel import MultiScaleMel
 from xycodec.models.xy_tokenizer.model import RAISE
 from xycodec.nn.mel import LogMel

@@ -225,7 +225,7 @@ class Whisper:
         self._window: int = self._features.n_samples
         self.about = (
             f"{source} ({type(self._model).__name__}), greedy, no timestamps, at most {MOST_TOKENS} tokens and as "
-            "many more for each second; a text that zlib compresses more than {MOST_COMPRESSION:g} times is a "
+            f"many more for each second; a text that zlib compresses more than {MOST_COMPRESSION:g} times is a "
             f"loop, heard again without repetitions of {REPEATED_TOKENS} tokens; clips over {self._window / RATE:g} s "
             "by long-form generation"
         )
