@@ -27,6 +27,7 @@ from xycodec.io.files import atomic_path, os_error_line
 from xycodec.io.journal import Journal
 
 TRANSCRIBED_BY = "transcribed_by"  # custom field of a cut: the recogniser whose text it has
+FEWEST_BYTES = 6.0  # of a text for each second; English has some 14, and most scripts no fewer
 JOURNAL = ".progress.jsonl"  # after the manifest's name
 
 
@@ -55,9 +56,9 @@ def transcribe_cuts(
 ) -> TranscribeReport:
     """Write all `cuts` to `target`, with a text where they had none and are of `language`.
 
-    A cut with such a text has `name` in its custom field `transcribed_by`. None is given where nothing is heard, or
-    where the recogniser looped: what is said there is in doubt. A call goes on where another was interrupted; the
-    manifest appears when all is done.
+    A cut with such a text has `name` in its custom field `transcribed_by`. None is given where the recogniser looped
+    or wrote less than FEWEST_BYTES a second: it stopped early there, or nothing is said. A call goes on where another
+    was interrupted; the manifest appears when all is done.
 
     Args:
         cuts: read twice. Only those whose one supervision names the language are heard.
@@ -131,8 +132,7 @@ class _Work:
         if clips:
             heard = self.transcriber(list(clips.values()), [self.language] * len(clips))
             for key, one in zip(clips, heard, strict=True):
-                why = "the recogniser looped" if one.looped else None if one.text else "nothing is heard"
-                rows[key] = {"cut": key, "text": one.text} | ({"left_out": f"{key}: {why}"} if why else {})
+                rows[key] = {"cut": key, "text": one.text, "looped": one.looped}
         return [rows[cut.id] for cut in cuts]
 
     def write_manifest(self, cuts: Cuts) -> TranscribeReport:
@@ -146,8 +146,8 @@ class _Work:
                     row = rows.pop(cut.id, None)
                     if row is None:
                         raise ConfigError(f"{self.target}: {cut.id} came since it was begun: call again")
-                    if "left_out" in row:
-                        left_out.append(row["left_out"])
+                    if why := row.get("left_out") or _doubt(cut, row["text"], row["looped"]):
+                        left_out.append(why)
                     else:
                         cut = self._with_text(cut, row["text"])
                         transcribed, seconds = transcribed + 1, seconds + cut.duration
@@ -160,6 +160,15 @@ class _Work:
         words = replace(cut.supervisions[0], text=text)
         changed: Cut = replace(cut, supervisions=[words], custom={**(cut.custom or {}), TRANSCRIBED_BY: self.name})
         return changed
+
+
+def _doubt(cut: Cut, text: str, looped: bool) -> str | None:
+    """Why the text is none to learn from, if it is none."""
+    if looped:
+        return f"{cut.id}: the recogniser looped"
+    if len(text.encode()) < FEWEST_BYTES * cut.duration:
+        return f"{cut.id}: too little is heard for its {cut.duration:.1f} s: {text!r}"
+    return None
 
 
 def _loaded(cut: Cut, shortest: int) -> Samples:
