@@ -49,6 +49,11 @@ def synthesise_excerpts(
     return Heard(audio, target, lengths)
 
 
+def random_first_frame(codec: XYTokenizer, frames: Sequence[int]) -> int:
+    """Draw the position of a batch's first code frame, so that clips of `frames` code frames fit into the window."""
+    return int(torch.randint(codec.window_frames - max(1, *frames) + 1, ()))
+
+
 def _excerpts(x: Tensor, starts: Sequence[int], width: int, unit: int) -> Tensor:
     """Cut `width` units from each item of (B, T, ...), from its start on: (B, width * unit, ...)."""
     index = (torch.tensor(starts)[:, None] * unit + torch.arange(width * unit)).to(x.device, non_blocking=True)

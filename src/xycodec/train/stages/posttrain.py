@@ -28,7 +28,7 @@ from xycodec.train.checkpoint import RunState
 from xycodec.train.config import OptimizerConfig, require_a_loss
 from xycodec.train.distances import feature_distance, state_distance, states_of_audio
 from xycodec.train.engine import Engine
-from xycodec.train.excerpt import Heard, synthesise_excerpts
+from xycodec.train.excerpt import Heard, random_first_frame, synthesise_excerpts
 from xycodec.train.init.weights import adopt_codec, find_checkpoint
 from xycodec.train.stage import Measured, Networks, register
 from xycodec.train.stages.adversarial import AdversarialRecipe, AdversarialStage, adopt_discriminators
@@ -133,7 +133,7 @@ class PostTraining(nn.Module):
         frames = [codec.num_frames(n) for n in batch.lengths]
         first = 0
         if self.training and self.random_positions:
-            first = int(torch.randint(codec.window_frames - max(1, *frames) + 1, ()))
+            first = random_first_frame(codec, frames)
         with torch.no_grad():
             latents = codec.encode_latents(batch.audio, [max(n, 1) for n in batch.lengths], first).latents
             mask = frame_mask(frames, latents.shape[1])

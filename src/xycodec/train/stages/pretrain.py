@@ -34,7 +34,7 @@ from xycodec.train.checkpoint import RunState
 from xycodec.train.config import OptimizerConfig, RunConfig, require_a_loss
 from xycodec.train.distances import feature_distance, state_distance, states_of_features
 from xycodec.train.engine import Engine
-from xycodec.train.excerpt import synthesise_excerpts
+from xycodec.train.excerpt import random_first_frame, synthesise_excerpts
 from xycodec.train.init.linear import start_linear
 from xycodec.train.init.weights import adopt_vocoder, load_weights, start_towers
 from xycodec.train.optimize import Updater
@@ -146,7 +146,7 @@ class PreTraining(nn.Module):
         codec = self.codec
         # A batch of which nothing could be read still goes through: one silent frame that counts nowhere.
         frames = [codec.num_frames(n) for n in batch.lengths]
-        first = self._first_frame(max(1, *frames))
+        first = random_first_frame(codec, frames) if self.training and self.random_positions else 0
         encoded = codec.encode_latents(batch.audio, [max(n, 1) for n in batch.lengths], first)
         latents = encoded.latents
         mask = frame_mask(frames, latents.shape[1])
@@ -183,12 +183,6 @@ class PreTraining(nn.Module):
             audio=audio.detach(),
             read=read.detach(),
         )
-
-    def _first_frame(self, frames: int) -> int:
-        """The position of a batch's first code frame; `frames` is its longest clip."""
-        if not (self.training and self.random_positions):
-            return 0
-        return int(torch.randint(self.codec.window_frames - frames + 1, ()))
 
 
 @register
