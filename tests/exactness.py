@@ -1,9 +1,9 @@
 """Where claims of equal bits hold, which tests marked `exact` make.
 
 They say that a result has the same bits in another batch, beside other padding or with another number of threads.
-`xycodec.nn.deterministic.linear` got that out of two libraries by measurement: MKL's products and oneDNN's
-convolutions, as they are in torch's wheels for x86 processors. Whether another BLAS (OpenBLAS, Apple's Accelerate,
-Arm's libraries) keeps its sums in order nobody has measured, so nothing is claimed of it.
+`xycodec.nn.deterministic` got that out of two libraries by measurement: oneDNN's products, and MKL's where it runs its
+code for Intel's AVX-512, as they are in torch's wheels for x86 processors. Whether another BLAS (OpenBLAS, Apple's
+Accelerate, Arm's libraries) keeps its sums in order nobody has measured, so nothing is claimed of it.
 """
 
 import platform

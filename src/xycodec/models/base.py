@@ -292,13 +292,15 @@ def _pad(items: Sequence[Tensor], empty: tuple[int, ...], dtype: torch.dtype, de
 def _own_precision(device: torch.device) -> ExitStack:
     """The weights' types alone decide how products are computed, not what surrounds the call.
 
-    On CUDA, float32 means float32: TF32 keeps 10 bits of mantissa and changes codes.
+    Float32 means float32: on CUDA, TF32 keeps 10 bits of mantissa, on a CPU oneDNN may compute in bfloat16, and both
+    change codes. The setting belongs to the whole process, so it is only touched where someone has lowered it.
     """
     stack = ExitStack()
     stack.enter_context(torch.autocast(device.type, enabled=False))
-    if device.type == "cuda":
-        before = torch.get_float32_matmul_precision()
+    before = torch.get_float32_matmul_precision()
+    if before != "highest":
         torch.set_float32_matmul_precision("highest")
         stack.callback(torch.set_float32_matmul_precision, before)
+    if device.type == "cuda":
         stack.enter_context(torch.backends.cudnn.flags(allow_tf32=False))
     return stack

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from xycodec.nn.deterministic.attention import attend
 from xycodec.nn.deterministic.linear import Linear, gelu, product
 
 
@@ -55,8 +55,7 @@ class SelfAttention(nn.Module):
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = product(x.to(self.qkv_weight.dtype), self.qkv_weight, bias)
         q, k, v = qkv.view(b, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        keys = None if mask is None else mask[:, None, None, :]
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
+        out = attend(q, k, v, mask)
         projected: Tensor = self.out_proj(out.transpose(1, 2).reshape(b, t, d))
         return projected
 

@@ -216,7 +216,9 @@ def test_autocast_around_a_call_does_not_tell_a_batch_from_its_clips(exact, thre
         together = exact.encode(audio, lengths).codes
         alone = torch.cat([exact.encode(clip[None]).codes for clip in audio])
         assert torch.equal(together, alone)
-        assert torch.equal(exact.decode(together).audio[0], exact.decode(together[:1]).audio[0])
+        # The inverse transforms are MKL's, whose bits may change with the batch; bfloat16 would differ by 1e-3.
+        pair = exact.decode(together).audio[0], exact.decode(together[:1]).audio[0]
+        torch.testing.assert_close(*pair, atol=1e-5, rtol=0)
 
 
 def test_inference_mode_and_gradients_do_not_matter(exact, threads):

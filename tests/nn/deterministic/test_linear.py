@@ -42,21 +42,30 @@ def test_product_is_a_linear_map():
 
 
 @pytest.mark.parametrize("terms", [1, 255, 256, 257, 511, 512, 513, 767, 768, 769, 2000])
-def test_the_pieces_of_a_sum_are_all_of_it(terms):
+def test_a_sum_of_any_length_is_whole(terms):
     x, weight = torch.randn(5, terms), torch.randn(3, terms)
     exact = (x.double() @ weight.double().T).float()
     torch.testing.assert_close(product(x, weight), exact, atol=1e-4, rtol=1e-5)
 
 
+@pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("terms", [6, 2000])
-def test_product_passes_gradients(terms):
-    x, weight = torch.randn(3, terms, requires_grad=True), torch.randn(5, terms, requires_grad=True)
-    product(x, weight).square().sum().backward()
-    got = x.grad, weight.grad
-    x.grad = weight.grad = None
-    F.linear(x, weight).square().sum().backward()
-    for ours, theirs in zip(got, (x.grad, weight.grad), strict=True):
+def test_product_passes_gradients(terms, rows):
+    x, weight = torch.randn(2, rows, terms, requires_grad=True), torch.randn(5, terms, requires_grad=True)
+    bias = torch.randn(5, requires_grad=True)
+    product(x, weight, bias).square().sum().backward()
+    got = x.grad, weight.grad, bias.grad
+    x.grad = weight.grad = bias.grad = None
+    F.linear(x, weight, bias).square().sum().backward()
+    for ours, theirs in zip(got, (x.grad, weight.grad, bias.grad), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-4)
+
+
+def test_only_what_is_asked_for_gets_a_gradient():
+    x, weight = torch.randn(3, 6), torch.randn(5, 6, requires_grad=True)
+    product(x, weight).sum().backward()
+    torch.testing.assert_close(weight.grad, x.sum(dim=0).expand(5, -1))
+    assert x.grad is None
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -4,6 +4,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from xycodec.nn.dac import UpConv1d
+from xycodec.nn.deterministic import rows
+from xycodec.nn.deterministic.kernels import has_onednn, uses_onednn
 from xycodec.nn.deterministic.linear import product
 from xycodec.nn.deterministic.rows import add_product, convolved, padded, plain_inference, upsampled
 
@@ -21,6 +23,14 @@ LAYERS = [
 FRAMES = (1, 2, 25, 150)
 TRANSPOSED = [(1024, 512, 8), (512, 256, 5), (128, 64, 2), (6, 3, 3)]  # channels in and out, stride
 FEW = (1, 2, 7, 50)
+
+
+@pytest.fixture(params=["here", "onednn"], autouse=True)
+def library(request, monkeypatch):
+    """What multiplies on this processor, and on those where oneDNN does."""
+    if request.param == "onednn" and not has_onednn():
+        pytest.skip("this torch has no oneDNN product")
+    monkeypatch.setattr(rows, "uses_onednn", lambda part: request.param == "onednn" or uses_onednn(part))
 
 
 def make(kind, *sizes, **settings):

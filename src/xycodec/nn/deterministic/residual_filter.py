@@ -14,8 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from xycodec.nn.deterministic.linear import whole_rows
-from xycodec.nn.deterministic.rows import add_product, padded
+from xycodec.nn.deterministic.rows import add_product, padded, whole_rows
 
 PART = 8192  # frames that are computed at a time: more leave the cache, fewer take more calls
 PHASES = 4

@@ -1,14 +1,22 @@
 """Convolutions over frames in rows (T, C), for inference on a CPU: views of the rows are factors of matrix products.
 
-As many frames as a stride are one row of a view, and a transposed convolution's rows are its frames.
-Like `xycodec.nn.deterministic.linear`, the results depend on neither the number of threads nor what follows; oneDNN,
-which torch's convolutions call, divides sums over few frames by the number of threads.
+As many frames as a stride are one row of a view, and a transposed convolution's rows are its frames. The results depend
+on neither the number of threads nor what follows; oneDNN's convolutions, which torch calls, divide sums over few frames
+by the number of threads. So does MKL, unless three habits keep it from that, each measured bit for bit. On an AMD
+EPYC, the last one to three rows of a block met another kernel (so rows are a multiple of four). On an Intel Xeon, with
+up to 32 threads, few rows divided a sum among threads (so there are at least sixteen), and so did sums of 384, 768 or
+more than 768 terms (so each is added up in pieces of 512 and 256).
 """
+
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 
-from xycodec.nn.deterministic.linear import pieces, whole_rows
+from xycodec.nn.deterministic.kernels import multiply, uses_onednn
+
+_ROWS, _FEWEST = 4, 16
+_LONG, _SHORT = 512, 256  # terms of a piece
 
 
 def plain_inference(module: nn.Module, x: Tensor) -> bool:
@@ -39,7 +47,8 @@ def convolved(conv: nn.Conv1d, x: Tensor) -> Tensor:
         patches = x.new_ones(rows, taps + 1)
         patches[:, :taps] = x.as_strided((rows, taps), (stride, 1))
         bias = weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias
-        out = patches @ torch.cat([weight[:, 0], bias[None]])
+        out = torch.empty(rows, conv.out_channels)
+        add_product(patches, torch.cat([weight[:, 0], bias[None]]), out, first=True)
     elif conv.out_channels == 1:
         # A single column is handed to another kernel: here taps are columns.
         columns = x.new_zeros(len(x), taps)
@@ -69,9 +78,17 @@ def upsampled(conv: nn.ConvTranspose1d, x: Tensor) -> Tensor:
     return out[padding : padding + stride * frames]
 
 
+def whole_rows(rows: int) -> int:
+    """As many rows or a few more, in which none depends on the number of threads."""
+    return max(_FEWEST, -(-rows // _ROWS) * _ROWS)
+
+
 def add_product(x: Tensor, weight: Tensor, out: Tensor, *, first: bool = False) -> None:
     """Add (rows, C) times (C, O) to `out` (rows, O), which holds nothing yet if `first`."""
-    parts = pieces(len(weight))
+    if uses_onednn("taps"):
+        out.copy_(multiply(x, weight.t(), onto=None if first else out))
+        return
+    parts = _pieces(len(weight))
     for piece in parts:
         terms = (x[:, piece], weight[piece]) if len(parts) > 1 else (x, weight)
         if first:
@@ -79,6 +96,16 @@ def add_product(x: Tensor, weight: Tensor, out: Tensor, *, first: bool = False) 
         else:
             out.addmm_(*terms)
         first = False
+
+
+@cache
+def _pieces(terms: int) -> tuple[slice, ...]:
+    """Indices at which a sum of `terms` terms is cut."""
+    if terms <= _SHORT or terms == _LONG:
+        return (slice(0, terms),)
+    size = _LONG if terms > _LONG else _SHORT
+    rest = _pieces(terms - size)
+    return (slice(0, size), *(slice(size + piece.start, size + piece.stop) for piece in rest))
 
 
 def _started(bias: Tensor | None, rows: int, channels: int, like: Tensor) -> Tensor:
