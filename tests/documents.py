@@ -1,5 +1,6 @@
 """The Markdown pages of the repository: their blocks of code, commands, links and what they name in passing."""
 
+import importlib
 import re
 import shlex
 from dataclasses import dataclass
@@ -71,3 +72,17 @@ def anchors(page):
     """What `#...` may follow this page's address, as GitHub and MkDocs make it of headings."""
     headings = re.findall(r"^#+ +(.*)$", prose(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def is_there(dotted):
+    """Whether a module, or a name in one, is there."""
+    parts = dotted.split(".")
+    for count in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:count]))
+        except ModuleNotFoundError:
+            continue
+        for name in parts[count:]:
+            found = getattr(found, name, None)
+        return found is not None
+    return False

@@ -1,11 +1,10 @@
 """Links lead somewhere, and what pages name exists."""
 
-import importlib
 import re
 from pathlib import Path
 
 import pytest
-from tests.documents import HISTORY, HOME, PAGES, ROOT, anchors, inline_code, links, read
+from tests.documents import HISTORY, HOME, PAGES, ROOT, anchors, inline_code, is_there, links, read
 
 from xycodec.models.registry import MODELS
 
@@ -56,20 +55,6 @@ def test_what_a_page_names_exists(page):
             assert any(ROOT.glob(pattern)), f"{page} names {name}"
         elif re.fullmatch(r"xycodec(\.\w+)+", name):
             assert is_there(name), f"{page} names {name}"
-
-
-def is_there(dotted):
-    """Whether a module, or a name in one, is there."""
-    parts = dotted.split(".")
-    for count in range(len(parts), 0, -1):
-        try:
-            found = importlib.import_module(".".join(parts[:count]))
-        except ModuleNotFoundError:
-            continue
-        for name in parts[count:]:
-            found = getattr(found, name, None)
-        return found is not None
-    return False
 
 
 def test_the_check_of_names_sees_stale_ones():
