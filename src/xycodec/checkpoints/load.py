@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from xycodec.checkpoints.build import OwnCodec, assemble, build_codec, random_codec
+from xycodec.checkpoints.build import OwnCodec, assemble, empty_codec, random_codec
 from xycodec.checkpoints.published import load_published
 from xycodec.checkpoints.save import CONFIG_FILE, FORMAT_VERSION, WEIGHTS_FILE, WEIGHTS_STEM
 from xycodec.checkpoints.training import (
@@ -193,9 +193,10 @@ def _load_trained(path: Path) -> OwnCodec:
     config = _parse_codec_config(data["codec"], str(path))
     prefix = "codec."
     state = {key.removeprefix(prefix): value for key, value in trained_weights(data).items() if key.startswith(prefix)}
-    codec = build_codec(config)
+    state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+    codec = empty_codec(config)
     try:
-        codec.load_state_dict(state)
+        codec.load_state_dict(state, assign=True)
     except RuntimeError as error:
         raise CheckpointError(f"{path}: does not fit its own configuration ({str(error).splitlines()[-1]})") from None
     codec.fold_weight_norm()
