@@ -13,22 +13,21 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
-from xycodec import load_codec
-from xycodec.io.audio import audio_files, read_audio
+from xycodec import Codec, read_audio
+from xycodec.io.audio import audio_files
 
 
 class Clips(Dataset[tuple[str, Tensor]]):
-    """Recordings of a folder: (name, audio (T,)), each cut to at most `longest` samples."""
+    """Recordings of a folder at one rate: (name, audio (T,))."""
 
-    def __init__(self, folder: Path, rate: int, longest: int) -> None:
-        self.paths, self.rate, self.longest = audio_files(folder), rate, longest
+    def __init__(self, folder: Path, rate: int) -> None:
+        self.paths, self.rate = audio_files(folder), rate
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[str, Tensor]:
-        audio = torch.from_numpy(read_audio(self.paths[index], self.rate))
-        return self.paths[index].name, audio[: self.longest]
+        return self.paths[index].name, torch.from_numpy(read_audio(self.paths[index], self.rate))
 
 
 def collate(items: list[tuple[str, Tensor]]) -> tuple[list[str], Tensor, Tensor]:
@@ -39,15 +38,15 @@ def collate(items: list[tuple[str, Tensor]]) -> tuple[list[str], Tensor, Tensor]
 
 def main(folder: Path, model: str, batch: int, workers: int, check: bool) -> None:
     """Print each clip's number of frames and the size of its mean embedding."""
-    codec = load_codec(model)
-    clips = Clips(folder, codec.input_sample_rate, codec.window_samples)
+    codec = Codec.from_pretrained(model)
+    clips = Clips(folder, codec.input_sample_rate)
     for names, audio, lengths in DataLoader(clips, batch, num_workers=workers, collate_fn=collate):
         out = codec.encode(audio, lengths)  # codes (B, n_q, L), zero past each clip's end
-        vectors = codec.embed(out.codes, out.lengths).sum(-1) / out.lengths[:, None]  # (B, D)
+        vectors = codec.embed(out).sum(-1) / out.lengths[:, None]  # (B, D)
         for i, name in enumerate(names):
             print(f"{name}: {out.lengths[i]} frames of {codec.n_q} codes, a vector of {vectors.shape[1]}")
             if check:
-                alone = codec.encode(audio[i : i + 1, : lengths[i]]).codes[0]
+                alone = codec.encode(audio[i, : lengths[i]]).codes[0]
                 if not torch.equal(alone, out.codes[i, :, : out.lengths[i]]):
                     raise SystemExit(f"{name}: other codes alone than in the batch")
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from xycodec import Codec, decode_long, encode_long, load_codec
-from xycodec.io.audio import audio_files, read_audio, write_audio
+from xycodec import Codec, decode_long, read_audio, write_audio
+from xycodec.io.audio import audio_files
 
 
 def to_tokens(codes: torch.Tensor, codebook_size: int) -> list[int]:
@@ -34,7 +34,7 @@ def encode(codec: Codec, folder: Path, target: Path) -> None:
     with target.open("w", encoding="utf-8") as lines:
         for path in audio_files(folder):
             audio = read_audio(path, codec.input_sample_rate)
-            tokens = to_tokens(encode_long(codec, audio), codec.codebook_size)
+            tokens = to_tokens(codec.encode(audio).codes[0], codec.codebook_size)
             name = str(path.relative_to(folder).with_suffix(""))
             lines.write(json.dumps({"name": name, "num_samples": len(audio), "tokens": tokens}) + "\n")
             print(f"{path}: {len(audio) / codec.input_sample_rate:.1f} s, {len(tokens)} tokens")
@@ -48,7 +48,7 @@ def decode(codec: Codec, source: Path, folder: Path) -> None:
         target = folder / f"{row['name']}.wav"
         target.parent.mkdir(parents=True, exist_ok=True)
         audio = decode_long(codec, codes, num_samples=row["num_samples"])
-        write_audio(target, audio.numpy(), codec.output_sample_rate)
+        write_audio(target, audio, codec.output_sample_rate)
         print(target)
 
 
@@ -61,4 +61,4 @@ if __name__ == "__main__":
     )
     args = parser.parse_args()
     work = encode if args.source.is_dir() else decode
-    work(load_codec(args.model), args.source, args.target)
+    work(Codec.from_pretrained(args.model), args.source, args.target)

@@ -9,11 +9,9 @@ import argparse
 import json
 from pathlib import Path
 
-import torch
-
-from xycodec import load_codec
+from xycodec import Codec
 from xycodec.data.manifest import import_manifest
-from xycodec.io.audio import audio_files, audio_info, read_audio, write_audio
+from xycodec.io.audio import audio_files, audio_info
 from xycodec.train.recipe_file import load_recipe
 from xycodec.train.run import train
 
@@ -42,12 +40,10 @@ def main(folder: Path, run: Path, steps: int) -> None:
     ended = train(load_recipe("xy_tokenizer/debug.yaml", settings))
     print(f"{ended.step} steps")
 
-    codec = load_codec(run)  # a run is a model
-    audio = torch.from_numpy(read_audio(audio_files(folder)[0], codec.input_sample_rate))[: codec.window_samples]
-    out = codec.encode(audio[None])
-    decoded = codec.decode(out.codes, out.lengths)
-    write_audio(run / "decoded.wav", decoded.audio[0].numpy(), codec.output_sample_rate)
-    print(f"{run / 'decoded.wav'}: {out.lengths[0]} frames, {len(out.codes.unique())} different codes")
+    codec = Codec.from_pretrained(run)  # a run is a model
+    file = codec.encode_file(audio_files(folder)[0])
+    codec.decode_file(file, run / "decoded.wav")
+    print(f"{run / 'decoded.wav'}: {file.frames} frames, {len(set(file.codes.flat))} different codes")
 
 
 if __name__ == "__main__":
