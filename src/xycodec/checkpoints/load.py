@@ -23,8 +23,8 @@ from xycodec.checkpoints.weights import load_tensors
 from xycodec.errors import CheckpointError
 from xycodec.io.config import parse_config
 from xycodec.io.hub import fetch
-from xycodec.models.base import register_loader
 from xycodec.models.presets import NAMED_CONFIGS, CodecConfig
+from xycodec.models.pretrained import register
 from xycodec.models.registry import MODELS, RANDOM, SEVERAL, of_file, of_repository
 from xycodec.models.xcodec.config import XCodecConfig
 from xycodec.models.xy_tokenizer.config import XYTokenizerConfig
@@ -34,7 +34,7 @@ BUNDLED = Path(__file__).parents[1] / "assets"  # folders of the models that com
 _SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors", ".yaml", ".json")
 
 
-@register_loader
+@register("from_pretrained")
 def load_codec(
     name_or_path: str | Path,
     *,

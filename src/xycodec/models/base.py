@@ -1,6 +1,7 @@
 """The interface every codec shares, and how a batch is computed so that codes depend on the clip alone."""
 
 import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,20 +9,20 @@ from dataclasses import dataclass
 from functools import partial
 from math import ceil, log2
 from numbers import Real
-from os import PathLike
-from typing import Any, Self, TypeVar, overload
+from typing import Any, Self, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xycodec.errors import AudioError, BitstreamError, CheckpointError, XycodecError
+from xycodec.errors import AudioError, BitstreamError, XycodecError
 from xycodec.io.audio import Source, stream_audio, write_audio
 from xycodec.io.files import FilePath
 from xycodec.io.xyc import CodecFile
 from xycodec.models.inputs import Array, Audio, Codes, Lengths, read_clips, read_codes, read_integer
 from xycodec.models.longform import CountedBlocks, decode_blocks, decode_long, embed_long, encode_long
 from xycodec.models.precision import own_precision
+from xycodec.models.pretrained import Pretrained
 
 
 @dataclass(frozen=True)
@@ -44,21 +45,16 @@ class DecoderOutput:
     lengths: Tensor
 
 
-_loaders: list[Callable[..., "Codec"]] = []
-LoaderT = TypeVar("LoaderT", bound=Callable[..., "Codec"])
+if hasattr(os, "register_at_fork"):
+    # A forked process has none of its parent's OpenMP threads, and would wait for them forever.
+    os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
 
 
-def register_loader(load: LoaderT) -> LoaderT:
-    """Decorator of the function that `Codec.from_pretrained` calls: models know nothing of files."""
-    _loaders[:] = [load]
-    return load
-
-
-class Codec(nn.Module, ABC):
+class Codec(Pretrained, nn.Module, ABC):
     """Speech to discrete codes and back.
 
     Audio is (B, T) float32 in [-1, 1] at `input_sample_rate`, codes are (B, n_q, L) int64 at `frame_rate`, and
-    decoded audio is at `output_sample_rate`. Clips may have any length. Each clip of a batch is computed at its own shape, as if alone:
+    decoded audio is at `output_sample_rate`. Each clip, of any length, is computed at its own shape, as if alone:
     products of another shape round differently, and a near-tie in the quantizer would flip. On a CPU, clips
     run side by side and divide the threads, which is also faster than taking turns.
 
@@ -86,19 +82,6 @@ class Codec(nn.Module, ABC):
         self.hop_length, self.window_frames = hop_length, window_frames
         self.reference = False
         self.share_batches = False
-
-    @classmethod
-    def from_pretrained(cls, name_or_path: str | PathLike[str], **options: Any) -> Self:
-        """Load a codec of this class, as `xycodec.load_codec` does; `options` are its own.
-
-        Raises CheckpointError if nothing is found there, or a codec of another class.
-        """
-        if not _loaders:
-            raise CheckpointError("no loader of checkpoints is there: import Codec from xycodec, or load_codec")
-        codec = _loaders[0](name_or_path, **options)
-        if not isinstance(codec, cls):
-            raise CheckpointError(f"{name_or_path}: holds a codec of class {type(codec).__name__}, not {cls.__name__}")
-        return codec
 
     # ---- what follows from the numbers above --------------------------------------------------
 
@@ -220,7 +203,7 @@ class Codec(nn.Module, ABC):
         self, blocks: Iterable[Array], *, n_q: int | None = None, overlap_s: float | None = None
     ) -> CodecFile:
         """Encode consecutive blocks (n,) of one clip at `input_sample_rate`, as `xycodec.encode_long` does."""
-        counted = CountedBlocks(blocks)
+        counted: CountedBlocks[Any] = CountedBlocks(blocks)
         codes = encode_long(self, counted, overlap_s, n_q=n_q)
         # The published rule drops a last partial frame, so such codes promise whole frames only.
         samples = min(counted.samples, codes.shape[1] * self.hop_length)
@@ -231,9 +214,7 @@ class Codec(nn.Module, ABC):
         self, file: CodecFile | FilePath, target: None = None, *, overlap_s: float | None = None
     ) -> Tensor: ...
     @overload
-    def decode_file(
-        self, file: CodecFile | FilePath, target: FilePath, *, overlap_s: float | None = None
-    ) -> None: ...
+    def decode_file(self, file: CodecFile | FilePath, target: FilePath, *, overlap_s: float | None = None) -> None: ...
     def decode_file(
         self, file: CodecFile | FilePath, target: FilePath | None = None, *, overlap_s: float | None = None
     ) -> Tensor | None:
@@ -333,15 +314,13 @@ class Codec(nn.Module, ABC):
         self, codes: Codes | EncoderOutput, lengths: Lengths | None
     ) -> tuple[Tensor, list[int], list[int] | None]:
         """Codes (B, k, L) on the codec's device, their frames, and the samples that they are of where that is known."""
-        samples = None
+        samples: list[int] | None = None
         if isinstance(codes, EncoderOutput):
             if lengths is not None:
                 raise XycodecError("the encoder's output has its own lengths: leave lengths out, or give its codes")
             samples = None if codes.num_samples is None else codes.num_samples.tolist()
-            codes, lengths = codes.codes, codes.lengths
-        batch, counts = read_codes(
-            codes, lengths, n_q=self.n_q, codebook_size=self.codebook_size, device=self.device
-        )
+            lengths, codes = codes.lengths, codes.codes
+        batch, counts = read_codes(codes, lengths, n_q=self.n_q, codebook_size=self.codebook_size, device=self.device)
         return batch, counts, samples
 
     def _counts(self, counts: list[int]) -> Tensor:
@@ -356,7 +335,8 @@ class Codec(nn.Module, ABC):
                 f"{self.model_id} keeps float32, which makes its codes exact, and cannot be turned into {dtype}: "
                 "load_codec(name, dtype=torch.bfloat16) computes the matrices of an XY-Tokenizer in bfloat16"
             )
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
 
 def fingerprint(codec: Codec) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from operator import index
+from reprlib import repr as short
 from typing import Any
 
 import numpy as np
@@ -79,27 +80,33 @@ def read_lengths(lengths: Lengths | None, longest: Sequence[int]) -> list[int]:
     """Counts of valid samples or frames, by default `longest`. Raises XycodecError unless each is 0 to its longest."""
     if lengths is None:
         return list(longest)
-    items = lengths.tolist() if isinstance(lengths, Tensor | np.ndarray) else lengths
+    items: Any = lengths.tolist() if isinstance(lengths, Tensor | np.ndarray) else lengths
     try:
-        counts = [index(item.item() if isinstance(item, Tensor) else item) for item in items]
+        counts = [index(_plain(item)) for item in items]
     except (TypeError, RuntimeError):
         counts = [-1]
     fits = len(counts) == len(longest) and all(0 <= n <= most for n, most in zip(counts, longest, strict=True))
     if not fits or any(isinstance(n, bool) for n in counts):
         most = max(longest, default=0)
-        raise XycodecError(f"lengths must be {len(longest)} integers from 0 to {most} or each item's own, got {items!r}")
+        raise XycodecError(
+            f"lengths must be {len(longest)} integers from 0 to {most} or each item's own, got {short(items)}"
+        )
     return counts
 
 
 def read_integer(value: Any, least: int, most: int, name: str) -> int:
     """`value` as an int. Raises XycodecError unless it is an integer from `least` to `most`."""
     try:
-        number = -1 if isinstance(value, bool) else index(value)
+        number = least - 1 if isinstance(_plain(value), bool) else index(_plain(value))
     except (TypeError, RuntimeError):
         number = least - 1
     if not least <= number <= most:
         raise XycodecError(f"{name} must be an integer from {least} to {most}, got {value!r}")
     return number
+
+
+def _plain(number: Any) -> Any:
+    return number.item() if isinstance(number, Tensor) else number
 
 
 def _one_clip(clip: Array, name: str) -> Tensor:
@@ -110,15 +117,15 @@ def _one_clip(clip: Array, name: str) -> Tensor:
     return tensor
 
 
-def _audio_tensor(array: Array, name: str) -> Tensor:
+def _audio_tensor(array: Audio, name: str) -> Tensor:
     if isinstance(array, str | bytes) or hasattr(array, "__fspath__"):
-        raise AudioError(f"{name} must be samples, not {array!r}: for a file, use encode_file or read_audio")
+        raise AudioError(f"{name} must be samples, not {short(array)}: for a file, use encode_file or read_audio")
     tensor = _tensor(array)
     if tensor is None:
         what = f"{array.dtype} numbers" if isinstance(array, Tensor | np.ndarray) else type(array).__name__
         raise AudioError(f"{name} must be a torch or numpy array of floats or int16, or a list of them, not {what}")
     if not (tensor.is_floating_point() or tensor.dtype == torch.int16):
-        raise AudioError(f"{name} must be floats in [-1, 1] or int16, got {array.dtype}: scale it to one of them")
+        raise AudioError(f"{name} must be floats in [-1, 1] or int16, got {tensor.dtype}: scale it to one of them")
     return tensor
 
 
@@ -132,7 +139,7 @@ def _samples(clip: Tensor, name: str) -> Tensor:
     return samples
 
 
-def _codes_tensor(array: Array, name: str) -> Tensor:
+def _codes_tensor(array: Codes, name: str) -> Tensor:
     tensor = _tensor(array)
     if tensor is None or tensor.dtype == torch.bool or tensor.is_floating_point() or tensor.is_complex():
         what = array.dtype if isinstance(array, Tensor | np.ndarray) else type(array).__name__

@@ -35,14 +35,29 @@ class WindowCodec(Protocol):
     reference: bool
 
     @property
-    def frame_rate(self) -> float: ...
-    def num_frames(self, num_samples: int) -> int: ...
-    def reference_frames(self, num_samples: int) -> int: ...
-    def num_output_samples(self, num_samples: int) -> int: ...
-    def check_layers(self, n_q: int | None) -> int: ...
-    def encode_windows(self, clips: list[Tensor], n_q: int) -> list[Tensor]: ...
-    def decode_windows(self, codes: list[Tensor]) -> list[Tensor]: ...
-    def embed_window(self, codes: Tensor, branch: str | None) -> Tensor: ...
+    def frame_rate(self) -> float:
+        """Code frames a second."""
+
+    def num_frames(self, num_samples: int) -> int:
+        """Code frames of so many input samples."""
+
+    def reference_frames(self, num_samples: int) -> int:
+        """The same under the published rule."""
+
+    def num_output_samples(self, num_samples: int) -> int:
+        """Output samples that last as long as so many input samples."""
+
+    def check_layers(self, n_q: int | None) -> int:
+        """Number of layers that `n_q` asks for."""
+
+    def encode_windows(self, clips: list[Tensor], n_q: int) -> list[Tensor]:
+        """Codes (n_q, L) of clips (n,)."""
+
+    def decode_windows(self, codes: list[Tensor]) -> list[Tensor]:
+        """Audio (n,) of codes (k, L)."""
+
+    def embed_window(self, codes: Tensor, branch: str | None) -> Tensor:
+        """Embeddings (D, L) of codes (k, L)."""
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 _FULL = {"none", "ieee"}  # "none" is what nothing has set, and full precision where it is the default
+_backends: Any = torch.backends  # whose types lack the switches
 _SWITCHES: dict[str, tuple[Any, ...]] = {
-    "cpu": (torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv),
-    "cuda": (torch.backends.cuda.matmul, torch.backends.cudnn.conv),
+    "cpu": (_backends.mkldnn.matmul, _backends.mkldnn.conv),
+    "cuda": (_backends.cuda.matmul, _backends.cudnn.conv),
 }
 _lock = Lock()
 _before: dict[Any, str] = {}
@@ -21,8 +22,8 @@ _calls = 0
 def own_precision(device: torch.device) -> Iterator[None]:
     """Compute as the weights' types alone say: without autocast, and float32 without TF32 or bfloat16.
 
-    `torch.set_float32_matmul_precision("medium")`, say, rounds products to 8 bits of mantissa, which changes codes. Such
-    switches belong to the process: they are put back when the last of the calls that overlap has ended.
+    `torch.set_float32_matmul_precision("medium")`, say, rounds factors to bfloat16, which changes codes. Such switches
+    belong to the process: they are put back when the last of the calls that overlap has ended.
     """
     with torch.autocast(device.type, enabled=False):
         _hold(device.type)
