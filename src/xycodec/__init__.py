@@ -4,13 +4,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from xycodec.checkpoints.load import load_codec as load_codec
+    from xycodec.io.audio import read_audio as read_audio
+    from xycodec.io.audio import stream_audio as stream_audio
+    from xycodec.io.audio import write_audio as write_audio
     from xycodec.io.xyc import CodecFile as CodecFile
     from xycodec.models.base import Codec as Codec
     from xycodec.models.longform import decode_long as decode_long
     from xycodec.models.longform import encode_long as encode_long
 
 __version__ = "0.1.0"
-__all__ = ["Codec", "CodecFile", "decode_long", "encode_long", "load_codec"]
+__all__ = [
+    "Codec", "CodecFile", "decode_long", "encode_long", "load_codec", "read_audio", "stream_audio", "write_audio",
+]  # fmt: skip
 
 _HOME = {
     "Codec": "xycodec.models.base",
@@ -18,6 +23,9 @@ _HOME = {
     "decode_long": "xycodec.models.longform",
     "encode_long": "xycodec.models.longform",
     "load_codec": "xycodec.checkpoints.load",
+    "read_audio": "xycodec.io.audio",
+    "stream_audio": "xycodec.io.audio",
+    "write_audio": "xycodec.io.audio",
 }
 
 

@@ -73,7 +73,7 @@ def test_our_folder(codec, ours):
     assert loaded.model_id == "tiny"
     assert not loaded.training
     assert not any(p.requires_grad for p in loaded.parameters())
-    assert sorted(os.listdir(ours)) == ["config.json", "model.safetensors"]
+    assert sorted(os.listdir(ours)) == ["README.md", "config.json", "model.safetensors"]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -126,20 +126,20 @@ def test_a_codec_in_parts(tmp_path):
     codec = random_codec(tiny_model())
     save_codec(codec, tmp_path / "parts", part_bytes=60 * KB)
     names = sorted(path.name for path in (tmp_path / "parts").iterdir())
-    assert names[0] == "config.json"
+    assert names[:2] == ["README.md", "config.json"]
     assert len(names) > 4
     assert all(path.stat().st_size <= 60 * KB for path in (tmp_path / "parts").iterdir())
     assert_same(load_codec(tmp_path / "parts", device="cpu").state_dict(), codec.state_dict())
     # Whole again, in place of the parts.
     save_codec(codec, tmp_path / "parts", overwrite=True)
-    assert sorted(os.listdir(tmp_path / "parts")) == ["config.json", "model.safetensors"]
+    assert sorted(os.listdir(tmp_path / "parts")) == ["README.md", "config.json", "model.safetensors"]
 
 
 def test_the_command_that_converts(tmp_path):
     codec = save_codec(random_codec(tiny_model()), tmp_path / "codec")
     command = ["convert", str(codec), f"{tmp_path}/parts", "--part-mb", "1", "--store", "float16"]
     assert CliRunner().invoke(app, command).exit_code == 0
-    assert sorted(os.listdir(tmp_path / "parts")) == ["config.json", "model-00001-of-00001.safetensors"]
+    assert sorted(os.listdir(tmp_path / "parts")) == ["README.md", "config.json", "model-00001-of-00001.safetensors"]
     whole = save_codec(load_codec(codec, device="cpu"), tmp_path / "half", dtype=torch.float16)
     assert_same(load_codec(tmp_path / "parts", device="cpu").state_dict(), load_codec(whole, device="cpu").state_dict())
 

@@ -140,7 +140,7 @@ def test_our_layout_holds_the_same_codec(from_transformers, tmp_path):
     loaded = load_codec(saved, device="cpu")
     assert_same(loaded, from_transformers)
     assert loaded.config == from_transformers.config
-    assert sorted(os.listdir(saved)) == ["config.json", "model.safetensors"]
+    assert sorted(os.listdir(saved)) == ["README.md", "config.json", "model.safetensors"]
     assert json.loads((saved / "config.json").read_text())["model_type"] == "x-codec"
 
 

@@ -18,7 +18,7 @@ from xycodec.errors import AudioError, AudioWarning
 from xycodec.io.audio import audio_files, audio_info, ignore, open_audio, read_audio, stream_audio, write_audio
 
 RATE = 44_100
-CASES = Path(__file__).parents[2] / "shared" / "cases"
+CASES = Path(__file__).parents[3] / "shared" / "cases"
 
 
 def voice(seconds, rate=RATE, seed=0):

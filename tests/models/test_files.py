@@ -13,7 +13,7 @@ from xycodec.eval.metrics.quality import measure_quality
 from xycodec.eval.roundtrip import roundtrip_file
 from xycodec.io.audio import ignore, read_audio
 from xycodec.io.xyc import CodecFile
-from xycodec.models.files import check_model, decode_file, encode_file
+from xycodec.models.files import decode_file, encode_file
 from xycodec.models.longform import decode_long, encode_long
 
 OVERLAP = 0.5  # seconds; the window is 2 s
@@ -154,9 +154,9 @@ def test_codes_of_another_shape_never_pass(codec, change, any_model):
         "codes": np.zeros((3, 3), np.uint16), "model": "tiny", "codebook_size": 32, "sample_rate": 16_000,
         "output_sample_rate": 24_000, "hop_length": 1280, "num_samples": 3 * 1280,
     }  # fmt: skip
-    check_model(codec, CodecFile(**fields), "x.xyc", any_model)
+    codec.require_own(CodecFile(**fields), "x.xyc", any_model=any_model)
     with pytest.raises(BitstreamError) as error:
-        check_model(codec, CodecFile(**{**fields, **change}), "x.xyc", any_model)
+        codec.require_own(CodecFile(**{**fields, **change}), "x.xyc", any_model=any_model)
     assert str(error.value).startswith("x.xyc: ")
 
 

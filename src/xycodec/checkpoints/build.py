@@ -1,5 +1,8 @@
 """Codecs of a configuration: untrained, or with the tensors of a checkpoint."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock
 from typing import overload
 
 import torch
@@ -22,13 +25,18 @@ def build_codec(config: CodecConfig) -> OwnCodec:
     return XCodec(config) if isinstance(config, XCodecConfig) else XYTokenizer(config)
 
 
+def empty_codec(config: CodecConfig) -> OwnCodec:
+    """A codec of a configuration on torch's meta device, without weights, in float32 whatever torch's default is."""
+    with torch.device("meta"):
+        return build_codec(config).float()
+
+
 def assemble(config: CodecConfig, state: dict[str, Tensor], name: str) -> OwnCodec:
     """A codec with the tensors of `state`, not copied, in eval mode.
 
     Raises CheckpointError, which begins with `name`, unless every key and shape fits.
     """
-    with torch.device("meta"):
-        codec = build_codec(config)
+    codec = empty_codec(config)
     codec.fold_weight_norm()
     expected = codec.state_dict()
     if SUMS not in state and {CODEBOOK, COUNTS} <= state.keys():
@@ -57,7 +65,7 @@ def random_codec(config: XYTokenizerConfig, seed: int = 0) -> XYTokenizer: ...
 def random_codec(config: XCodecConfig, seed: int = 0) -> XCodec: ...
 def random_codec(config: CodecConfig, seed: int = 0) -> OwnCodec:
     """An untrained codec, the same for the same seed, folded for inference and in eval mode."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), _float32_by_default():
         torch.manual_seed(seed)
         codec = build_codec(config)
         codec.fold_weight_norm()
@@ -71,6 +79,21 @@ def random_codec(config: CodecConfig, seed: int = 0) -> OwnCodec:
         quantizer.cluster_size.fill_(1)
         quantizer.inited.fill_(True)
     return codec
+
+
+_lock = Lock()
+
+
+@contextmanager
+def _float32_by_default() -> Iterator[None]:
+    """Draw random weights in float32, whatever torch's default is: it belongs to the process, so one at a time."""
+    with _lock:
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
 
 
 def _latents(codec: OwnCodec) -> tuple[Tensor | float, Tensor | float]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from xycodec.checkpoints.build import OwnCodec, assemble, build_codec, random_codec
+from xycodec.checkpoints.build import OwnCodec, assemble, empty_codec, random_codec
 from xycodec.checkpoints.published import load_published
 from xycodec.checkpoints.save import CONFIG_FILE, FORMAT_VERSION, WEIGHTS_FILE, WEIGHTS_STEM
 from xycodec.checkpoints.training import (
@@ -23,8 +23,8 @@ from xycodec.checkpoints.weights import load_tensors
 from xycodec.errors import CheckpointError
 from xycodec.io.config import parse_config
 from xycodec.io.hub import fetch
-from xycodec.models.base import register_loader
 from xycodec.models.presets import NAMED_CONFIGS, CodecConfig
+from xycodec.models.pretrained import register
 from xycodec.models.registry import MODELS, RANDOM, SEVERAL, of_file, of_repository
 from xycodec.models.xcodec.config import XCodecConfig
 from xycodec.models.xy_tokenizer.config import XYTokenizerConfig
@@ -34,7 +34,7 @@ BUNDLED = Path(__file__).parents[1] / "assets"  # folders of the models that com
 _SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors", ".yaml", ".json")
 
 
-@register_loader
+@register("from_pretrained")
 def load_codec(
     name_or_path: str | Path,
     *,
@@ -193,9 +193,10 @@ def _load_trained(path: Path) -> OwnCodec:
     config = _parse_codec_config(data["codec"], str(path))
     prefix = "codec."
     state = {key.removeprefix(prefix): value for key, value in trained_weights(data).items() if key.startswith(prefix)}
-    codec = build_codec(config)
+    state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+    codec = empty_codec(config)
     try:
-        codec.load_state_dict(state)
+        codec.load_state_dict(state, assign=True)
     except RuntimeError as error:
         raise CheckpointError(f"{path}: does not fit its own configuration ({str(error).splitlines()[-1]})") from None
     codec.fold_weight_norm()

@@ -6,10 +6,11 @@ Nothing heavy is imported before a command runs, so that `--help` answers at onc
 import sys
 import warnings
 from io import TextIOWrapper
-from typing import NoReturn, TextIO
+from typing import Annotated, NoReturn, TextIO
 
 import typer
 
+from xycodec import __version__
 from xycodec.cli.coding import decode, encode, roundtrip
 from xycodec.cli.data import data_app
 from xycodec.cli.evaluate import abx, evaluate, probe
@@ -22,10 +23,26 @@ app = typer.Typer(
     name="xycodec",
     help="Speech to 1 kbit/s of codes, and back.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"xycodec {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
 for command in (encode, decode, roundtrip, info, models, convert, bench, train, evaluate, probe, abx, export):
     app.command()(command)
 app.add_typer(data_app, name="data")

@@ -3,6 +3,7 @@
 Machines are shared and noisy, so every time is the least of several, and what is compared is timed in turns.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -280,10 +281,8 @@ def _wait(device: torch.device) -> None:
 
 
 def _clip(codec: Codec, seconds: float, seed: int = 0) -> Tensor:
-    samples, longest = round(seconds * codec.input_sample_rate), codec.window_samples
-    if not 0 < samples <= longest:
-        limit = longest / codec.input_sample_rate
-        raise XycodecError(f"clips must last more than 0 and at most {limit:g} s, got {seconds:g} s")
+    if not 0 < seconds < math.inf:
+        raise XycodecError(f"clips must last more than 0 s, got {seconds:g} s")
     return speech_like(seconds, sample_rate=codec.input_sample_rate, seed=seed)
 
 

@@ -118,19 +118,48 @@ def probe_progress(quiet: bool) -> "Iterator[Callable[[ProbeProgress], None]]":
         yield advance
 
 
+class Whole(str):
+    """A cell of a table that stays on one line, such as a path with spaces."""
+
+
 def print_table(title: str, columns: Sequence[tuple[str, str]], rows: Sequence[tuple[str, ...]]) -> None:
-    """A table on stdout; `columns` are (name, left or right), without names there is no heading."""
+    """A table on stdout; `columns` are (name, left or right), without names there is no heading.
+
+    Words, ids and paths stay whole, sentences are wrapped. What is wider than the terminal all the same has no frame,
+    or is a wider table where it has a heading.
+    """
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title), show_header=any(name for name, _ in columns), title_justify="left")
-    for name, justify in columns:
+    table = Table(show_header=any(name for name, _ in columns))
+    width = 1
+    for i, (name, justify) in enumerate(columns):
+        cells = [name, *(row[i] for row in rows)]
         # Numbers stay whole; what is left of the width is for words.
-        table.add_column(name, justify=justify, overflow="fold", no_wrap=justify == "right")  # type: ignore[arg-type]
+        whole = justify == "right"
+        least = max(cell_len(part) for cell in cells for part in _unbroken(cell, whole))
+        table.add_column(name, justify=justify, min_width=least, no_wrap=whole)  # type: ignore[arg-type]
+        width += least + 3
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    Console().print(table)
+        table.add_row(*(Text(cell, no_wrap=isinstance(cell, Whole)) for cell in row))
+    print(title)
+    console = Console()
+    if width > console.width and not table.show_header:
+        # Lines without a frame, which a terminal can wrap.
+        keys = max(cell_len(key) for key, *_ in rows)
+        print("\n".join(f"{key:{keys}}  {'  '.join(cells)}" for key, *cells in rows))
+        return
+    console.width = max(console.width, width)
+    console.print(table)
+
+
+def _unbroken(cell: str, whole: bool) -> list[str]:
+    """The parts of a cell that are not to be broken over lines: it all, its lines, or its words."""
+    if isinstance(cell, Whole):
+        return [cell]
+    return (cell.splitlines() if whole else cell.split()) or [""]
 
 
 def print_comparison(result: "Comparison", picture: str) -> None:
@@ -141,11 +170,12 @@ def print_comparison(result: "Comparison", picture: str) -> None:
     for remark in one.remarks:
         print_note(remark)
     rows = [
-        ("audio", f"{one.source} ({one.seconds:.2f} s)"),
+        ("audio", Whole(f"{one.source} ({one.seconds:.2f} s)")),
         ("model", one.model),
-        ("codes", f"{one.target} ({one.bytes:,} bytes, {one.bitrate:,.0f} bit/s)"),
-        ("decoded", two.target),
-        ("picture", picture),
+        ("codes", Whole(one.target)),
+        ("", f"{one.bytes:,} bytes, {one.bitrate:,.0f} bit/s"),
+        ("decoded", Whole(two.target)),
+        ("picture", Whole(picture)),
         *((METRICS[name].title, _shown(result.quality, METRICS[name])) for name in ROUNDTRIP),
         ("encode", f"{one.speed:.1f} x real time"),
         ("decode", f"{two.speed:.1f} x real time"),

@@ -140,7 +140,10 @@ def stream_audio(
 
 
 def read_audio(source: Source, sample_rate: int = 16000, *, tell: Tell | None = None) -> Samples:
-    """Read all of `source` as `stream_audio` does: 1-D float32, mono, at `sample_rate` (Hz)."""
+    """Read all of `source` as `stream_audio` does: 1-D float32, mono, at `sample_rate` (Hz).
+
+    `codec.encode` takes it as it is, and `torch.from_numpy` without a copy.
+    """
     return np.concatenate(list(stream_audio(source, sample_rate, tell=tell)))
 
 
@@ -174,14 +177,14 @@ def _level_remarks(peak: float, is_float: bool) -> list[str]:
     return []
 
 
-def write_audio(path: FilePath, blocks: NDArray[Any] | Iterable[NDArray[Any]], sample_rate: int) -> None:
+def write_audio(path: FilePath, blocks: Any, sample_rate: int) -> None:
     """Write mono audio to `path`, which appears there only when it is complete.
 
     Args:
         path: its suffix names the container (.wav, .flac, .ogg, .opus, .mp3, ...; PCM has 16 bits); "-"
             writes WAV to stdout.
-        blocks: one 1-D float array or an iterable of them, in [-1, 1]; what lies beyond is clipped. The file
-            does not depend on where the blocks are cut.
+        blocks: one clip (T,) or (1, T) of floats in [-1, 1], torch or numpy, or an iterable of consecutive stretches
+            (n,) of it; what lies beyond is clipped. The file does not depend on where the blocks are cut.
         sample_rate: in Hz, at most 192000; Opus and MP3 allow only some rates.
 
     Raises:
@@ -195,8 +198,10 @@ def write_audio(path: FilePath, blocks: NDArray[Any] | Iterable[NDArray[Any]], s
         raise AudioError(f"{name} does not name an audio format: use one of {', '.join(sorted(_WRITTEN))}")
     if not 1 <= sample_rate <= _MAX_WRITE_RATE:
         raise AudioError(f"{name} cannot be written at {sample_rate} Hz: use 1 to {_MAX_WRITE_RATE} Hz")
-    if isinstance(blocks, np.ndarray):
-        blocks = [blocks]
+    if hasattr(blocks, "ndim"):
+        blocks = [blocks[0] if blocks.ndim == 2 and len(blocks) == 1 else blocks]
+    if isinstance(blocks, str | bytes) or not isinstance(blocks, Iterable):
+        raise AudioError(f"{name} cannot be written from {type(blocks).__name__}: give samples, torch or numpy")
     if path == "-":
         with tempfile.TemporaryFile() as file:
             _encode(file, name, blocks, sample_rate, *_WRITTEN[suffix])
@@ -236,6 +241,9 @@ def _on_disk(source: Source) -> Iterator[tuple[str, BinaryIO]]:
     """Yield a name for messages and an open file that can seek: `source` itself or a copy of what it delivers."""
     with ExitStack() as stack:
         if not isinstance(source, (str, os.PathLike)):
+            if not hasattr(source, "seekable") or isinstance(source, io.TextIOBase):
+                what = type(source).__name__
+                raise AudioError(f"audio is read from a path, '-' or a file opened in binary mode, not from {what}")
             name, file = "the file object", cast(BinaryIO, source)
             if file.seekable():
                 yield name, file
@@ -256,7 +264,7 @@ def _on_disk(source: Source) -> Iterator[tuple[str, BinaryIO]]:
         yield name, copy
 
 
-def _encode(file: BinaryIO, name: str, blocks: Iterable[NDArray[Any]], rate: int, container: str, subtype: str) -> None:
+def _encode(file: BinaryIO, name: str, blocks: Iterable[Any], rate: int, container: str, subtype: str) -> None:
     done = 0
     try:
         with sf.SoundFile(file.fileno(), "w", rate, 1, subtype, format=container, closefd=False) as sound:
@@ -278,12 +286,19 @@ def _encode(file: BinaryIO, name: str, blocks: Iterable[NDArray[Any]], rate: int
         raise AudioError(f"{name} would hold no samples: give at least one")
 
 
-def _mono_floats(blocks: Iterable[NDArray[Any]], name: str) -> Iterator[NDArray[Any]]:
-    for block in map(np.asarray, blocks):
+def _mono_floats(blocks: Iterable[Any], name: str) -> Iterator[NDArray[Any]]:
+    for block in map(_array, blocks):
         if block.ndim != 1 or block.dtype.kind != "f":
             what = f"{block.dtype} of shape {block.shape}"
             raise AudioError(f"{name} cannot be written from {what}: give 1-D arrays of floats in [-1, 1]")
         yield block
+
+
+def _array(block: Any) -> NDArray[Any]:
+    if hasattr(block, "detach"):  # a tensor; this module does without torch
+        block = block.detach().cpu()
+        block = (block.float() if block.is_floating_point() else block).numpy()
+    return np.asarray(block)
 
 
 def _reason(error: Any) -> str:

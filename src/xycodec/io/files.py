@@ -82,6 +82,8 @@ def atomic_path(path: FilePath, error: type[XycodecError]) -> Iterator[Path]:
 
 def open_input(path: FilePath, error: type[XycodecError]) -> BinaryIO:
     """Open a file to read its bytes; raise `error`, in one line, if that is not possible."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise error(f"a file is read from its path, not from {type(path).__name__}")
     try:
         return open(path, "rb")
     except (OSError, ValueError) as reason:  # ValueError: a null byte in the path

@@ -1,4 +1,4 @@
-"""Files from the model hub, or from its cache where there is no network."""
+"""Files from the model hub, or from its cache where there is no network, and files to it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,3 +24,23 @@ def fetch(repo: str, patterns: Sequence[str]) -> Path:
     except Exception as error:
         reason = reason_of(error)
         raise CheckpointError(f"{repo}: cannot be had from the hub or its cache ({reason})") from None
+
+
+def upload(
+    folder: Path, repo: str, *, private: bool | None, token: str | None, message: str, once: Sequence[str] = ()
+) -> str:
+    """Put the files of `folder` into a hub repository, which is made if it is not there, and return its address.
+
+    Files named in `once` are left as they are where the repository has them. Raises CheckpointError, one line.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        api = HfApi(token=token)
+        made = api.create_repo(repo, private=private, exist_ok=True)
+        kept = [name for name in once if api.file_exists(made.repo_id, name)]
+        api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message=message, ignore_patterns=kept)
+    # As above, one class would not do.
+    except Exception as error:
+        raise CheckpointError(f"{repo}: cannot be uploaded to the hub ({reason_of(error)})") from None
+    return str(made)

@@ -21,7 +21,7 @@ import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +44,16 @@ _RANGES = {
     "hop_length": (1, 1_000_000),
     "num_samples": (0, (1 << 63) - 1),
 }
+
+
+class Coder(Protocol):
+    """What a file tells of the codec that made its codes; `xycodec.Codec` explains it."""
+
+    model_id: str
+    codebook_size: int
+    input_sample_rate: int
+    output_sample_rate: int
+    hop_length: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +99,37 @@ class CodecFile:
         if not isinstance(other, CodecFile):
             return NotImplemented
         return self._header() == other._header() and np.array_equal(self.codes, other.codes)
+
+    @classmethod
+    def from_codes(cls, codes: Any, codec: Coder, *, num_samples: int | None = None) -> "CodecFile":
+        """Make the file of one clip from what a codec's `encode` gave.
+
+        Args:
+            codes: (n_q, L) or (1, n_q, L) of any integer type, torch or numpy.
+            codec: the codec that made them.
+            num_samples: length of the original at the codec's input rate (default: L whole frames).
+
+        Raises:
+            BitstreamError: the codes are of another type or shape, out of range, or not as many as `num_samples` has.
+        """
+        array = _array(codes)
+        if array is None or array.dtype.kind not in "iu":
+            what = type(codes).__name__ if array is None else array.dtype
+            raise BitstreamError(f"codes must be a torch or numpy array of integers, not {what}")
+        array = array[0] if array.ndim == 3 and len(array) == 1 else array
+        if array.ndim != 2:
+            raise BitstreamError(f"codes must be those of one clip, (n_q, L), not of shape {array.shape}")
+        if array.size and not (array.min() >= 0 and array.max() < codec.codebook_size):
+            raise BitstreamError(f"codes must lie in 0..{codec.codebook_size - 1}, found {array.min()}..{array.max()}")
+        return cls(
+            codes=array.astype(np.uint16),
+            model=codec.model_id,
+            codebook_size=codec.codebook_size,
+            sample_rate=codec.input_sample_rate,
+            output_sample_rate=codec.output_sample_rate,
+            hop_length=codec.hop_length,
+            num_samples=array.shape[1] * codec.hop_length if num_samples is None else num_samples,
+        )
 
     @property
     def n_q(self) -> int:
@@ -186,6 +227,13 @@ class CodecFile:
             crc = zlib.crc32(piece, crc)
             yield piece
         yield _CRC.pack(crc)
+
+
+def _array(codes: Any) -> NDArray[Any] | None:
+    """A torch or numpy array as numpy's; None of anything else."""
+    if hasattr(codes, "detach") and not codes.is_floating_point():  # a tensor; this module does without torch
+        codes = codes.detach().cpu().numpy()
+    return codes if isinstance(codes, np.ndarray) else None
 
 
 def _bits(codebook_size: int) -> int:

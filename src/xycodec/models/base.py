@@ -1,30 +1,40 @@
 """The interface every codec shares, and how a batch is computed so that codes depend on the clip alone."""
 
 import hashlib
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from math import ceil, log2
-from os import PathLike
-from typing import Any, Self, TypeVar
+from numbers import Real
+from typing import Any, Self, overload
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from xycodec.errors import AudioError, CheckpointError, XycodecError
-
-Item = TypeVar("Item")
+from xycodec.errors import AudioError, BitstreamError, XycodecError
+from xycodec.io.audio import Source, stream_audio, write_audio
+from xycodec.io.files import FilePath
+from xycodec.io.xyc import CodecFile
+from xycodec.models.inputs import Array, Audio, Codes, Lengths, read_clips, read_codes, read_integer
+from xycodec.models.longform import CountedBlocks, decode_blocks, decode_long, embed_long, encode_long
+from xycodec.models.precision import own_precision
+from xycodec.models.pretrained import Pretrained
 
 
 @dataclass(frozen=True)
 class EncoderOutput:
-    """codes (B, n_q, L) int64, zero past each item's end; lengths (B,) int64 valid frames."""
+    """codes (B, n_q, L) int64, zero past each item's end; lengths (B,) int64 valid frames; num_samples (B,) int64.
+
+    `num_samples` are the input samples that the codes are of: `decode` gives as many back.
+    """
 
     codes: Tensor
     lengths: Tensor
+    num_samples: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -35,21 +45,16 @@ class DecoderOutput:
     lengths: Tensor
 
 
-_loaders: list[Callable[..., "Codec"]] = []
-LoaderT = TypeVar("LoaderT", bound=Callable[..., "Codec"])
+if hasattr(os, "register_at_fork"):
+    # A forked process has none of its parent's OpenMP threads, and would wait for them forever.
+    os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
 
 
-def register_loader(load: LoaderT) -> LoaderT:
-    """Decorator of the function that `Codec.from_pretrained` calls: models know nothing of files."""
-    _loaders[:] = [load]
-    return load
-
-
-class Codec(nn.Module, ABC):
+class Codec(Pretrained, nn.Module, ABC):
     """Speech to discrete codes and back.
 
     Audio is (B, T) float32 in [-1, 1] at `input_sample_rate`, codes are (B, n_q, L) int64 at `frame_rate`, and
-    decoded audio is at `output_sample_rate`. Each clip of a batch is computed at its own shape, as if alone:
+    decoded audio is at `output_sample_rate`. Each clip, of any length, is computed at its own shape, as if alone:
     products of another shape round differently, and a near-tie in the quantizer would flip. On a CPU, clips
     run side by side and divide the threads, which is also faster than taking turns.
 
@@ -78,19 +83,6 @@ class Codec(nn.Module, ABC):
         self.reference = False
         self.share_batches = False
 
-    @classmethod
-    def from_pretrained(cls, name_or_path: str | PathLike[str], **options: Any) -> Self:
-        """Load a codec of this class, as `xycodec.load_codec` does; `options` are its own.
-
-        Raises CheckpointError if nothing is found there, or a codec of another class.
-        """
-        if not _loaders:
-            raise CheckpointError("no loader of checkpoints is there: import Codec from xycodec, or load_codec")
-        codec = _loaders[0](name_or_path, **options)
-        if not isinstance(codec, cls):
-            raise CheckpointError(f"{name_or_path}: holds a codec of class {type(codec).__name__}, not {cls.__name__}")
-        return codec
-
     # ---- what follows from the numbers above --------------------------------------------------
 
     @property
@@ -105,7 +97,7 @@ class Codec(nn.Module, ABC):
 
     @property
     def window_samples(self) -> int:
-        """The longest clip `encode` takes, in input samples; `encode_long` has no limit."""
+        """Input samples that the model computes in one piece; longer clips go through several."""
         return self.window_frames * self.hop_length
 
     @property
@@ -131,45 +123,141 @@ class Codec(nn.Module, ABC):
 
     # ---- the interface -------------------------------------------------------------------------
 
-    def encode(self, audio: Tensor, lengths: Tensor | None = None, *, n_q: int | None = None) -> EncoderOutput:
-        """Turn audio (B, T) into codes (B, n_q, L).
+    def forward(
+        self, audio: Audio, lengths: Lengths | None = None, *, sample_rate: int | None = None, n_q: int | None = None
+    ) -> DecoderOutput:
+        """Encode and decode: what is heard of `audio` after the codec, in as many samples."""
+        return self.decode(self.encode(audio, lengths, sample_rate=sample_rate, n_q=n_q))
 
-        `lengths` (B,) int counts each item's valid samples (default: all); what lies beyond is ignored.
-        `n_q` keeps the first layers only (default: all). Raises AudioError on a wrong shape or type, on NaN or
-        Inf, and on clips longer than `window_samples`, for which `encode_long` is made.
+    def encode(
+        self, audio: Audio, lengths: Lengths | None = None, *, sample_rate: int | None = None, n_q: int | None = None
+    ) -> EncoderOutput:
+        """Turn audio of any length into codes (B, n_q, L).
+
+        `audio`: one clip (T,), a batch (B, T) or (B, 1, T), or a list of clips of any lengths; torch or numpy; floats
+        of any width in [-1, 1], or int16, which is divided by 32768; at `input_sample_rate`. `lengths` (B,) counts each
+        item's valid samples (default: all); what lies beyond is ignored. `sample_rate` says at which rate `audio` is,
+        to be sure. `n_q` keeps the first layers only (default: all).
+
+        Raises AudioError on another shape, type or rate, and on NaN or Inf; XycodecError on other lengths or layers.
         """
-        counts = self._check_audio(audio, lengths)
+        if sample_rate is not None and not (isinstance(sample_rate, Real) and sample_rate == self.input_sample_rate):
+            raise AudioError(
+                f"audio is at {sample_rate!r} Hz, {self.model_id} takes {self.input_sample_rate} Hz: resample it first"
+            )
+        clips = read_clips(audio, lengths)
         layers = self.check_layers(n_q)
-        clips = [clip[:count] for clip, count in zip(audio, counts, strict=True)]
-        codes = self._compute(partial(self._encode, n_q=layers), clips)
-        frames = torch.tensor([item.shape[-1] for item in codes], dtype=torch.int64, device=self.device)
-        return EncoderOutput(_pad(codes, (layers, 0), torch.int64, self.device), frames)
+        codes = _by_length(
+            clips, self.window_samples, lambda short: self.encode_windows(short, layers),
+            lambda long: encode_long(self, long, n_q=layers),
+        )  # fmt: skip
+        frames = [item.shape[-1] for item in codes]
+        samples = [min(len(clip), n * self.hop_length) for clip, n in zip(clips, frames, strict=True)]
+        return EncoderOutput(
+            _pad(codes, (layers, 0), torch.int64, self.device), self._counts(frames), self._counts(samples)
+        )
 
-    def decode(self, codes: Tensor, lengths: Tensor | None = None) -> DecoderOutput:
-        """Turn codes (B, k, L) of the first k <= n_q layers into audio (B, T).
+    def decode(self, codes: Codes | EncoderOutput, lengths: Lengths | None = None) -> DecoderOutput:
+        """Turn codes of the first k <= n_q layers, of any length, into audio (B, T).
 
-        `lengths` (B,) int counts each item's valid frames (default: all). Raises XycodecError on a wrong
-        shape, codes out of range, or more than `window_frames` frames, for which `decode_long` is made.
+        `codes`: what `encode` gave, which decodes to as many samples as went in; or codes (k, L) or (B, k, L), or a
+        list of codes (k, L), of any integer type, torch or numpy, which decode to whole frames. `lengths` (B,) counts
+        each item's valid frames (default: all). Raises XycodecError on a wrong shape or type and codes out of range.
         """
-        counts = self._check_codes(codes, lengths)
-        items = [item[:, :count] for item, count in zip(codes, counts, strict=True)]
-        audio = self._compute(self._decode, items)
-        samples = torch.tensor([item.shape[-1] for item in audio], dtype=torch.int64, device=self.device)
-        return DecoderOutput(_pad(audio, (0,), torch.float32, self.device), samples)
+        batch, counts, samples = self._read_codes(codes, lengths)
+        items = [item[:, :count] for item, count in zip(batch, counts, strict=True)]
+        audio = _by_length(items, self.window_frames, self.decode_windows, lambda long: decode_long(self, long))
+        if samples is not None:
+            ends = map(self.num_output_samples, samples)
+            audio = [item[:end] for item, end in zip(audio, ends, strict=True)]
+        return DecoderOutput(
+            _pad(audio, (0,), torch.float32, self.device), self._counts([item.shape[-1] for item in audio])
+        )
 
     @torch.no_grad()
-    def embed(self, codes: Tensor, lengths: Tensor | None = None, *, branch: str | None = None) -> Tensor:
-        """Quantized embeddings (B, D, L) of codes (B, k, L), zero past each item's end.
+    def embed(
+        self, codes: Codes | EncoderOutput, lengths: Lengths | None = None, *, branch: str | None = None
+    ) -> Tensor:
+        """Quantized embeddings (B, D, L) of codes as `decode` takes them, zero past each item's end.
 
         They are what the quantizer passes on: the input for probes and language models. `branch` asks for the output
         of a decoder after it instead, `semantic` of an X-Codec. Raises XycodecError where the codec has no such one.
         """
-        counts = self._check_codes(codes, lengths)
-        valid = _valid(counts, codes.shape[-1])[:, None].to(self.device)
-        with _own_precision(self.device):
+        batch, counts, _ = self._read_codes(codes, lengths)
+        if max(counts, default=0) > self.window_frames:
+            items = [embed_long(self, item[:, :n], branch=branch) for item, n in zip(batch, counts, strict=True)]
+            return torch.stack([F.pad(item, (0, batch.shape[-1] - item.shape[-1])) for item in items])
+        with own_precision(self.device):
             if branch is not None:
-                return self._embed_branch(codes.to(self.device), counts, branch)
-            return self._embed(codes.to(self.device).where(valid, 0)) * valid
+                return self._embed_branch(batch, counts, branch)
+            return self._embed(batch) * _valid(counts, batch)
+
+    def encode_file(self, source: Source, *, n_q: int | None = None, overlap_s: float | None = None) -> CodecFile:
+        """Encode an audio file of any kind, rate and length, or `-` for stdin, in bounded memory.
+
+        `n_q` and `overlap_s` are those of `xycodec.encode_long`. Raises AudioError if it cannot be read.
+        """
+        return self.encode_stream(stream_audio(source, self.input_sample_rate), n_q=n_q, overlap_s=overlap_s)
+
+    def encode_stream(
+        self, blocks: Iterable[Array], *, n_q: int | None = None, overlap_s: float | None = None
+    ) -> CodecFile:
+        """Encode consecutive blocks (n,) of one clip at `input_sample_rate`, as `xycodec.encode_long` does."""
+        counted: CountedBlocks[Any] = CountedBlocks(blocks)
+        codes = encode_long(self, counted, overlap_s, n_q=n_q)
+        # The published rule drops a last partial frame, so such codes promise whole frames only.
+        samples = min(counted.samples, codes.shape[1] * self.hop_length)
+        return CodecFile.from_codes(codes, self, num_samples=samples)
+
+    @overload
+    def decode_file(
+        self, file: CodecFile | FilePath, target: None = None, *, overlap_s: float | None = None
+    ) -> Tensor: ...
+    @overload
+    def decode_file(self, file: CodecFile | FilePath, target: FilePath, *, overlap_s: float | None = None) -> None: ...
+    def decode_file(
+        self, file: CodecFile | FilePath, target: FilePath | None = None, *, overlap_s: float | None = None
+    ) -> Tensor | None:
+        """Decode a `.xyc` file, or what `encode_file` gave, into exactly as many samples as its original lasts.
+
+        The audio is written to `target`, whose suffix names the format, in bounded memory; without one it is returned,
+        (T,) float32 at `output_sample_rate` on the CPU. Raises BitstreamError if another model made the codes.
+        """
+        name = "the codes" if isinstance(file, CodecFile) else str(file)
+        file = file if isinstance(file, CodecFile) else CodecFile.read(file)
+        self.require_own(file, name)
+        if target is None:
+            return decode_long(self, file.codes, overlap_s, file.num_samples)
+        write_audio(target, decode_blocks(self, file.codes, overlap_s, file.num_samples), self.output_sample_rate)
+        return None
+
+    def require_own(self, file: CodecFile, name: str, *, any_model: bool = False) -> None:
+        """Raise BitstreamError unless this model made `file`, called `name`.
+
+        `any_model` skips the comparison of names, for models that share their codes; their shape must fit all the same.
+        """
+        if file.model != self.model_id and not any_model:
+            raise BitstreamError(
+                f"{name}: its codes are from model {file.model!r}, not {self.model_id!r}; "
+                "name that model, or pass --any-model if the two share their codes"
+            )
+        wanted = (self.codebook_size, self.hop_length, self.input_sample_rate)
+        if (file.codebook_size, file.hop_length, file.sample_rate) != wanted or file.n_q > self.n_q:
+            raise BitstreamError(f"{name}: its codes do not have the shape of model {self.model_id!r}")
+
+    # ---- windows: what a model computes in one piece -------------------------------------------
+
+    def encode_windows(self, clips: list[Tensor], n_q: int) -> list[Tensor]:
+        """Codes (n_q, L) of clips (n,) float32 of at most `window_samples`, each as if alone."""
+        return self._compute(partial(self._encode, n_q=n_q), clips)
+
+    def decode_windows(self, codes: list[Tensor]) -> list[Tensor]:
+        """Audio (n,) of codes (k, L) int64 of at most `window_frames`, each as if alone."""
+        return self._compute(self._decode, codes)
+
+    def embed_window(self, codes: Tensor, branch: str | None) -> Tensor:
+        """Embeddings (D, L) of codes (k, L) int64 of at most `window_frames`."""
+        return self.embed(codes[None], branch=branch)[0]
 
     @abstractmethod
     def _encode(self, clips: Sequence[Tensor], n_q: int) -> list[Tensor]:
@@ -196,11 +284,11 @@ class Codec(nn.Module, ABC):
 
         def alone(item: Tensor) -> Tensor:
             # These belong to a thread, so each worker enters them.
-            with torch.no_grad(), _own_precision(self.device):
+            with torch.no_grad(), own_precision(self.device):
                 return work([item.to(self.device)])[0]
 
         if self.share_batches and items:
-            with torch.no_grad(), _own_precision(self.device):
+            with torch.no_grad(), own_precision(self.device):
                 return work([item.to(self.device) for item in items])
         threads = torch.get_num_threads() if self.device.type == "cpu" else 1
         workers = min(threads, len(items))
@@ -218,42 +306,37 @@ class Codec(nn.Module, ABC):
 
     # ---- input checks --------------------------------------------------------------------------
 
-    def _check_audio(self, audio: Tensor, lengths: Tensor | None) -> list[int]:
-        if audio.ndim != 2:
-            raise AudioError(f"audio must be (B, T), got shape {tuple(audio.shape)}: add or drop an axis")
-        if not audio.is_floating_point():
-            raise AudioError(f"audio must be floating point in [-1, 1], got {audio.dtype}")
-        counts = _check_lengths(lengths, audio.shape[0], audio.shape[1])
-        for i, count in enumerate(counts):
-            if count > self.window_samples:
-                raise AudioError(
-                    f"item {i} lasts {count / self.input_sample_rate:.1f} s, the model's window is "
-                    f"{self.window_samples / self.input_sample_rate:g} s: use encode_long"
-                )
-            if not torch.isfinite(audio[i, :count]).all():
-                raise AudioError(f"item {i} holds NaN or Inf")
-        return counts
-
     def check_layers(self, n_q: int | None) -> int:
         """Number of layers that `n_q` asks for: all for None. Raises XycodecError if the codec has not that many."""
-        if n_q is not None and not (type(n_q) is int and 1 <= n_q <= self.n_q):
-            raise XycodecError(f"n_q must be an integer from 1 to {self.n_q}, got {n_q!r}")
-        return n_q or self.n_q
+        return self.n_q if n_q is None else read_integer(n_q, 1, self.n_q, "n_q")
 
-    def _check_codes(self, codes: Tensor, lengths: Tensor | None) -> list[int]:
-        if codes.ndim != 3 or not 1 <= codes.shape[1] <= self.n_q:
-            raise XycodecError(f"codes must be (B, 1..{self.n_q}, L), got shape {tuple(codes.shape)}")
-        if codes.dtype != torch.int64:
-            raise XycodecError(f"codes must be int64, got {codes.dtype}")
-        counts = _check_lengths(lengths, codes.shape[0], codes.shape[2])
-        used = codes.where(_valid(counts, codes.shape[2])[:, None].to(codes.device), 0)
-        if used.numel() and not (used.min() >= 0 and used.max() < self.codebook_size):
-            raise XycodecError(f"codes must lie in 0..{self.codebook_size - 1}, found {used.min()}..{used.max()}")
-        if max(counts, default=0) > self.window_frames:
+    def _read_codes(
+        self, codes: Codes | EncoderOutput, lengths: Lengths | None
+    ) -> tuple[Tensor, list[int], list[int] | None]:
+        """Codes (B, k, L) on the codec's device, their frames, and the samples that they are of where that is known."""
+        samples: list[int] | None = None
+        if isinstance(codes, EncoderOutput):
+            if lengths is not None:
+                raise XycodecError("the encoder's output has its own lengths: leave lengths out, or give its codes")
+            samples = None if codes.num_samples is None else codes.num_samples.tolist()
+            lengths, codes = codes.lengths, codes.codes
+        batch, counts = read_codes(codes, lengths, n_q=self.n_q, codebook_size=self.codebook_size, device=self.device)
+        return batch, counts, samples
+
+    def _counts(self, counts: list[int]) -> Tensor:
+        return torch.tensor(counts, dtype=torch.int64, device=self.device)
+
+    # ---- float32 -------------------------------------------------------------------------------
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move the weights, but refuse another type: `half`, `double` and `to(dtype)` come by here."""
+        if (dtype := fn(torch.zeros(0, dtype=torch.float32, device="cpu")).dtype) != torch.float32:
             raise XycodecError(
-                f"{max(counts)} frames are more than the model's window of {self.window_frames}: use decode_long"
+                f"{self.model_id} keeps float32, which makes its codes exact, and cannot be turned into {dtype}: "
+                "load_codec(name, dtype=torch.bfloat16) computes the matrices of an XY-Tokenizer in bfloat16"
             )
-        return counts
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
 
 def fingerprint(codec: Codec) -> str:
@@ -265,19 +348,21 @@ def fingerprint(codec: Codec) -> str:
     return digest.hexdigest()
 
 
-def _check_lengths(lengths: Tensor | None, batch: int, longest: int) -> list[int]:
-    if lengths is None:
-        return [longest] * batch
-    whole = lengths.shape == (batch,) and not lengths.is_floating_point() and not lengths.is_complex()
-    counts = lengths.tolist()
-    if not whole or any(not 0 <= n <= longest for n in counts):
-        raise XycodecError(f"lengths must be {batch} integers from 0 to {longest}, got {counts}")
-    return [int(n) for n in counts]
+def _by_length(
+    items: list[Tensor],
+    longest: int,
+    together: Callable[[list[Tensor]], list[Tensor]],
+    alone: Callable[[Tensor], Tensor],
+) -> list[Tensor]:
+    """Results of items in their order: those of up to `longest` in one call, every longer one by itself."""
+    short = iter(together([item for item in items if item.shape[-1] <= longest]))
+    return [next(short) if item.shape[-1] <= longest else alone(item) for item in items]
 
 
-def _valid(counts: Sequence[int], longest: int) -> Tensor:
-    """(B, longest) bool on the CPU."""
-    return torch.arange(longest) < torch.tensor(counts, dtype=torch.int64)[:, None]
+def _valid(counts: Sequence[int], batch: Tensor) -> Tensor:
+    """(B, 1, L) bool: the frames of each item of `batch` (B, k, L)."""
+    places = torch.arange(batch.shape[-1], device=batch.device)
+    return (places < torch.tensor(counts, dtype=torch.int64, device=batch.device)[:, None])[:, None]
 
 
 def _pad(items: Sequence[Tensor], empty: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -287,20 +372,3 @@ def _pad(items: Sequence[Tensor], empty: tuple[int, ...], dtype: torch.dtype, de
     for row, item in zip(out, items, strict=True):
         row[..., : item.shape[-1]] = item
     return out
-
-
-def _own_precision(device: torch.device) -> ExitStack:
-    """The weights' types alone decide how products are computed, not what surrounds the call.
-
-    Float32 means float32: on CUDA, TF32 keeps 10 bits of mantissa, on a CPU oneDNN may compute in bfloat16, and both
-    change codes. The setting belongs to the whole process, so it is only touched where someone has lowered it.
-    """
-    stack = ExitStack()
-    stack.enter_context(torch.autocast(device.type, enabled=False))
-    before = torch.get_float32_matmul_precision()
-    if before != "highest":
-        torch.set_float32_matmul_precision("highest")
-        stack.callback(torch.set_float32_matmul_precision, before)
-    if device.type == "cuda":
-        stack.enter_context(torch.backends.cudnn.flags(allow_tf32=False))
-    return stack

@@ -10,19 +10,54 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from math import isfinite
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from xycodec.errors import AudioError, XycodecError
-from xycodec.models.base import Codec
+from xycodec.errors import XycodecError
+from xycodec.models.inputs import Array, read_block, read_codes
 
 Block = TypeVar("Block", Tensor, NDArray[np.float32])
 BATCH = 4
 """Windows computed in one call: enough to keep the threads of a CPU busy, small enough for any memory."""
+
+
+class WindowCodec(Protocol):
+    """A codec that computes clips of up to one window; `xycodec.Codec` explains its members."""
+
+    n_q: int
+    codebook_size: int
+    hop_length: int
+    window_frames: int
+    reference: bool
+
+    @property
+    def frame_rate(self) -> float:
+        """Code frames a second."""
+
+    def num_frames(self, num_samples: int) -> int:
+        """Code frames of so many input samples."""
+
+    def reference_frames(self, num_samples: int) -> int:
+        """The same under the published rule."""
+
+    def num_output_samples(self, num_samples: int) -> int:
+        """Output samples that last as long as so many input samples."""
+
+    def check_layers(self, n_q: int | None) -> int:
+        """Number of layers that `n_q` asks for."""
+
+    def encode_windows(self, clips: list[Tensor], n_q: int) -> list[Tensor]:
+        """Codes (n_q, L) of clips (n,)."""
+
+    def decode_windows(self, codes: list[Tensor]) -> list[Tensor]:
+        """Audio (n,) of codes (k, L)."""
+
+    def embed_window(self, codes: Tensor, branch: str | None) -> Tensor:
+        """Embeddings (D, L) of codes (k, L)."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +71,13 @@ class _Plan:
     reference: bool
 
     @classmethod
-    def of(cls, codec: Codec, overlap_s: float | None) -> "_Plan":
+    def of(cls, codec: WindowCodec, overlap_s: float | None) -> "_Plan":
         if overlap_s is None:
             overlap_s = codec.window_frames / codec.frame_rate / 3
         overlap = round(overlap_s * codec.frame_rate) if isfinite(overlap_s) else -1
         if not 0 <= overlap < codec.window_frames:
-            window_s = codec.window_frames / codec.frame_rate
-            raise XycodecError(f"overlap_s must be from 0 to under the window of {window_s:g} s, got {overlap_s:g}")
+            most = codec.window_frames / codec.frame_rate
+            raise XycodecError(f"overlap_s must be from 0 to under {most:g} s, got {overlap_s:g}")
         left = 0 if codec.reference else overlap // 2
         return cls(codec.window_frames, codec.window_frames - overlap, left, codec.reference)
 
@@ -75,18 +110,18 @@ class _Plan:
 
 @torch.no_grad()
 def encode_long(
-    codec: Codec,
-    audio: Tensor | np.ndarray | Iterable[np.ndarray],
+    codec: WindowCodec,
+    audio: Array | Iterable[Array],
     overlap_s: float | None = None,
     *,
     n_q: int | None = None,
 ) -> Tensor:
-    """Codes (n_q, L) int64 on the CPU of a clip of any length.
+    """Codes (n_q, L) int64 on the CPU of one clip of any length, which may be a stream.
 
-    `audio` is one clip (T,) at the codec's input rate, or an iterable of consecutive blocks of it (such as
-    `xycodec.io.audio.stream_audio` gives); the codes are the same, and only a few windows are in memory at a time.
-    Clips within one window give the codes of `codec.encode`. `overlap_s` is how much neighbouring windows share,
-    rounded to whole code frames; by default a third of the window, which is 10 s of the published 30.
+    `audio` is one clip (T,) at the codec's input rate, of floats in [-1, 1] or int16, or an iterable of consecutive
+    blocks of it (such as `xycodec.io.audio.stream_audio` gives); the codes are the same, those of `codec.encode`, and
+    only a few windows are in memory at a time. `overlap_s` is how much neighbouring windows share, rounded to whole
+    code frames; by default a third of the window, which is 10 s of the published 30.
 
     Raises AudioError and XycodecError as `encode` does.
     """
@@ -94,80 +129,82 @@ def encode_long(
     layers = codec.check_layers(n_q)
     counted = CountedBlocks(_blocks(audio))
     windows = plan.windows(counted, codec.hop_length)
-    codes = [torch.zeros(layers, 0, dtype=torch.int64)]
+    codes = [torch.zeros(layers, 0, dtype=torch.int64, device="cpu")]
     while batch := list(islice(windows, BATCH)):
-        lengths = torch.tensor([window.shape[0] for window, _, _ in batch])
-        padded = torch.nn.utils.rnn.pad_sequence([window for window, _, _ in batch], batch_first=True)
-        out = codec.encode(padded, lengths, n_q=layers)
-        for item, frames, (_, first, last) in zip(out.codes.cpu(), out.lengths.tolist(), batch, strict=True):
-            codes.append(item[:, :frames][:, plan.kept(first, last)])
+        made = codec.encode_windows([window for window, _, _ in batch], layers)
+        for item, (_, first, last) in zip(made, batch, strict=True):
+            codes.append(item[:, plan.kept(first, last)].cpu())
     whole = torch.cat(codes, dim=1)
     # The published rule drops the last partial frame of the clip, even where its window kept it.
     return whole[:, : codec.reference_frames(counted.samples)] if codec.reference else whole
 
 
-def decode_long(codec: Codec, codes: Tensor, overlap_s: float | None = None, num_samples: int | None = None) -> Tensor:
-    """Audio (T,) float32 on the CPU of codes (k, L) of any length.
+def decode_long(
+    codec: WindowCodec, codes: Array, overlap_s: float | None = None, num_samples: int | None = None
+) -> Tensor:
+    """Audio (T,) float32 on the CPU of codes (k, L) of any length and integer type.
 
     `num_samples` is the length of the original at the codec's *input* rate, as `CodecFile` stores it; the audio
     is cut to what lasts as long at the output rate. To write a long file without holding it, use `decode_blocks`.
     """
-    return torch.cat([torch.zeros(0), *decode_blocks(codec, codes, overlap_s, num_samples)])
+    blocks = decode_blocks(codec, codes, overlap_s, num_samples)
+    return torch.cat([torch.zeros(0, dtype=torch.float32, device="cpu"), *blocks])
 
 
 @torch.no_grad()
 def decode_blocks(
-    codec: Codec, codes: Tensor, overlap_s: float | None = None, num_samples: int | None = None
+    codec: WindowCodec, codes: Array, overlap_s: float | None = None, num_samples: int | None = None
 ) -> Iterator[Tensor]:
     """The same audio as `decode_long`, as consecutive blocks (n,)."""
-    if codes.ndim != 2:
-        raise XycodecError(f"codes must be (n_q, L), got shape {tuple(codes.shape)}")
-    if num_samples is not None and codec.num_frames(num_samples) != codes.shape[1]:
+    clip = _one_item(codec, codes)
+    if num_samples is not None and codec.num_frames(num_samples) != clip.shape[1]:
         raise XycodecError(
-            f"{codes.shape[1]} frames do not belong to {num_samples} samples "
+            f"{clip.shape[1]} frames do not belong to {num_samples} samples "
             f"({codec.num_frames(num_samples)} frames at a hop of {codec.hop_length})"
         )
     plan = _Plan.of(codec, overlap_s)
     hop = codec.num_output_samples(codec.hop_length)
-    remaining = codes.shape[1] * hop if num_samples is None else codec.num_output_samples(num_samples)
-    windows = plan.windows([codes], 1)
+    remaining = clip.shape[1] * hop if num_samples is None else codec.num_output_samples(num_samples)
+    windows = plan.windows([clip], 1)
     while batch := list(islice(windows, BATCH)):
-        lengths = torch.tensor([window.shape[1] for window, _, _ in batch])
-        padded = codes.new_zeros(len(batch), codes.shape[0], int(lengths.max()))
-        for row, (window, _, _) in zip(padded, batch, strict=True):
-            row[:, : window.shape[1]] = window
-        out = codec.decode(padded, lengths)
-        for item, samples, (_, first, last) in zip(out.audio.cpu(), out.lengths.tolist(), batch, strict=True):
+        decoded = codec.decode_windows([window for window, _, _ in batch])
+        for item, (_, first, last) in zip(decoded, batch, strict=True):
             kept = plan.kept(first, last)
-            end = samples if kept.stop is None else kept.stop * hop
-            block = item[:samples][kept.start * hop : end][:remaining]
+            end = None if kept.stop is None else kept.stop * hop
+            block = item[kept.start * hop : end][:remaining].cpu()
             remaining -= block.shape[0]
             yield block
 
 
 @torch.no_grad()
-def embed_long(codec: Codec, codes: Tensor, overlap_s: float | None = None, *, branch: str | None = None) -> Tensor:
+def embed_long(
+    codec: WindowCodec, codes: Array, overlap_s: float | None = None, *, branch: str | None = None
+) -> Tensor:
     """Quantized embeddings (D, L) of codes (k, L) of any length, from the windows that `encode_long` has.
 
-    Codes within one window give the embeddings of `codec.embed`, which explains `branch`. Raises XycodecError as it
-    does.
+    They are those of `codec.embed`, which explains `branch`. Raises XycodecError as it does.
     """
     plan = _Plan.of(codec, overlap_s)
-    windows = plan.windows([codes], 1)
+    windows = plan.windows([_one_item(codec, codes)], 1)
     return torch.cat(
-        [codec.embed(window[None], branch=branch)[0, :, plan.kept(first, last)] for window, first, last in windows],
-        dim=1,
+        [codec.embed_window(window, branch)[:, plan.kept(first, last)] for window, first, last in windows], dim=1
     )
 
 
-def _blocks(audio: Tensor | np.ndarray | Iterable[np.ndarray]) -> Iterator[Tensor]:
-    pieces = [audio] if isinstance(audio, Tensor | np.ndarray) else audio
-    for piece in pieces:
-        # torch warns of arrays that it could not write to.
-        block = torch.as_tensor(piece if isinstance(piece, Tensor) else np.require(piece, requirements="W"))
-        if block.ndim != 1:
-            raise AudioError(f"a clip must be (T,), got shape {tuple(block.shape)}: encode one channel of one clip")
-        yield block
+def _one_item(codec: WindowCodec, codes: Array) -> Tensor:
+    """Codes (k, L) int64 on the CPU. Raises XycodecError."""
+    if not isinstance(codes, Tensor | np.ndarray) or codes.ndim != 2:
+        what = tuple(codes.shape) if isinstance(codes, Tensor | np.ndarray) else type(codes).__name__
+        raise XycodecError(f"codes must be one array (n_q, L), got {what}")
+    batch, _ = read_codes(codes, None, n_q=codec.n_q, codebook_size=codec.codebook_size, device=torch.device("cpu"))
+    return batch[0]
+
+
+def _blocks(audio: Array | Iterable[Array]) -> Iterator[Tensor]:
+    if isinstance(audio, Tensor | np.ndarray | str | bytes) or not isinstance(audio, Iterable):
+        yield read_block(audio)
+    else:
+        yield from map(read_block, audio)
 
 
 class CountedBlocks(Generic[Block]):

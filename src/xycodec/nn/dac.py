@@ -93,6 +93,10 @@ class ResidualUnit(nn.Module):
         out: Tensor = x + self.conv2(self.snake2(self.conv1(self.snake1(x))))
         return out
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle takes along: not the filter, which is made anew."""
+        return {**self.__dict__, "_filter": None}
+
     def filter(self) -> ResidualFilter:
         """The same for inference on a CPU, made anew where weights change or may be about to."""
         first, second = (self.snake1.alpha, self.conv1), (self.snake2.alpha, self.conv2)

@@ -76,7 +76,7 @@ class LogMel(nn.Module):
     def __init__(self, n_mels: int, sample_rate: int = 16_000) -> None:
         super().__init__()
         # Derived, so not in checkpoints; an explicit device because models are also built on `meta`.
-        window = torch.hann_window(self.n_fft, device="cpu")
+        window = torch.hann_window(self.n_fft, dtype=torch.float32, device="cpu")
         self.register_buffer("window", window, persistent=False)
         self.register_buffer("filters", mel_filterbank(self.n_fft, n_mels, sample_rate), persistent=False)
 

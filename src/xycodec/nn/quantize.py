@@ -13,11 +13,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
 from xycodec.distributed import all_reduce_, rank, rank_offsets, world_size
 from xycodec.nn.deterministic.linear import Linear, product
+from xycodec.nn.folding import fold_weight_norms
 from xycodec.nn.mean import Mean
 
 EPSILON = 1e-5  # Laplace smoothing of the counts
@@ -98,9 +98,7 @@ class ResidualVectorQuantizer(nn.Module):
 
     def fold_weight_norm(self) -> None:
         """Replace weight-normed maps by plain ones, for inference."""
-        for proj in (self.input_proj, self.output_proj):
-            if parametrize.is_parametrized(proj):
-                parametrize.remove_parametrizations(proj, "weight")
+        fold_weight_norms(self)
 
     # ---- inference -----------------------------------------------------------------------------
 

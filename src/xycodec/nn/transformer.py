@@ -19,8 +19,8 @@ from xycodec.nn.deterministic.linear import Linear, gelu, product
 
 def sinusoids(length: int, dim: int) -> Tensor:
     """Whisper's position table: (length, dim) float32, sines in the first half, cosines in the second."""
-    rates = torch.exp(-math.log(10_000) / (dim // 2 - 1) * torch.arange(dim // 2))
-    angles = torch.arange(length)[:, None] * rates
+    rates = torch.exp(-math.log(10_000) / (dim // 2 - 1) * torch.arange(dim // 2, dtype=torch.float32))
+    angles = torch.arange(length, dtype=torch.float32)[:, None] * rates
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
@@ -28,7 +28,7 @@ def frame_mask(lengths: Sequence[int], width: int) -> Tensor | None:
     """(B, width) bool on the CPU, True on each item's valid frames; None where all are."""
     if min(lengths) == width:
         return None
-    return torch.arange(width) < torch.tensor(lengths)[:, None]
+    return torch.arange(width, device="cpu") < torch.tensor(lengths, device="cpu")[:, None]
 
 
 def zero_padding(x: Tensor, mask: Tensor | None) -> Tensor:

@@ -75,7 +75,7 @@ class InverseSTFT(nn.Module):
     def __init__(self, hop_length: int) -> None:
         super().__init__()
         self.hop_length = hop_length
-        self.register_buffer("window", torch.hann_window(4 * hop_length))
+        self.register_buffer("window", torch.hann_window(4 * hop_length, dtype=torch.float32))
 
     def forward(self, spectrum: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, T, 2 * hop + 1) complex -> (B, T * hop); padded frames add neither signal nor window."""

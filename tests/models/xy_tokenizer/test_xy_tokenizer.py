@@ -528,12 +528,11 @@ ok = torch.zeros(2, 3000)
 @pytest.mark.parametrize(
     ("audio", "lengths", "words"),
     [
-        (torch.zeros(3000), None, ["(B, T)", "(3000,)"]),
-        (torch.zeros(2, 1, 3000), None, ["(B, T)", "(2, 1, 3000)"]),
-        (torch.zeros(2, 3000, dtype=torch.int16), None, ["floating", "int16"]),
+        (torch.zeros(()), None, ["(B, T)", "()"]),
+        (torch.zeros(2, 2, 3000), None, ["(B, T)", "(2, 2, 3000)"]),
+        (torch.zeros(2, 3000, dtype=torch.int32), None, ["floats", "int32"]),
         (torch.full((1, 3000), math.nan), None, ["item 0", "NaN"]),
         (torch.tensor([[0.0, 1.0], [0.0, math.inf]]), None, ["item 1", "Inf"]),
-        (torch.zeros(1, WINDOW + 1), None, ["item 0", "4 s", "encode_long"]),
     ],
 )
 def test_encode_refuses_wrong_audio(exact, audio, lengths, words):
@@ -587,14 +586,13 @@ def whole(*shape, value=0, dtype=torch.int64):
 @pytest.mark.parametrize(
     ("codes", "words"),
     [
-        (whole(4, 5), ["(B, 1..4, L)", "(4, 5)"]),
+        (whole(5), ["(B, 1..4, L)", "(5,)"]),
         (whole(1, 5, 5), ["(B, 1..4, L)", "(1, 5, 5)"]),
         (whole(1, 0, 5), ["(B, 1..4, L)", "(1, 0, 5)"]),
-        (whole(1, 4, 5, dtype=torch.int32), ["int64", "int32"]),
-        (whole(1, 4, 5, dtype=torch.float32), ["int64", "float32"]),
+        (whole(1, 4, 5, dtype=torch.bool), ["integers", "bool"]),
+        (whole(1, 4, 5, dtype=torch.float32), ["integers", "float32"]),
         (whole(1, 4, 5, value=64), ["0..63", "64"]),
         (whole(1, 4, 5, value=-1), ["0..63", "-1"]),
-        (whole(1, 4, 51), ["51", "50", "decode_long"]),
     ],
 )
 def test_decode_refuses_wrong_codes(exact, method, codes, words):

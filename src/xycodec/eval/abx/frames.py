@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from xycodec.eval.abx.distances import item_frames
@@ -91,6 +90,6 @@ class ItemFrames:
         path = folder / f"{n_q}.f32"
         with path.open("wb") as file:
             for codes, kept in zip(self._codes, self._kept, strict=True):
-                embeddings = embed_long(codec, torch.from_numpy(codes[:n_q].astype(np.int64)), branch=branch)
+                embeddings = embed_long(codec, codes[:n_q], branch=branch)
                 file.write(embeddings.T.cpu().numpy()[kept].tobytes())
         return np.memmap(path, np.float32, "r").reshape(self._rows, -1)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
 
 from xycodec.errors import CheckpointError
 from xycodec.models.base import Codec
@@ -16,6 +15,7 @@ from xycodec.models.xcodec.config import SemanticTowerConfig, XCodecConfig
 from xycodec.models.xcodec.semantic import SelfSupervisedModel, SemanticTower, frames_of
 from xycodec.nn.dac import DacDecoder, DacEncoder
 from xycodec.nn.deterministic.linear import Linear
+from xycodec.nn.folding import fold_weight_norms
 from xycodec.nn.quantize import ResidualVectorQuantizer
 from xycodec.nn.semantic_conv import SemanticDecoder, SemanticEncoder
 
@@ -134,7 +134,7 @@ class XCodec(Codec):
         return [
             self.decode_latents(self.quantizer.decode(item[None]))[0]
             if item.shape[1]
-            else torch.zeros(0, device=self.device)
+            else torch.zeros(0, dtype=torch.float32, device=self.device)
             for item in codes
         ]
 
@@ -144,7 +144,8 @@ class XCodec(Codec):
     def _embed_branch(self, codes: Tensor, counts: Sequence[int], branch: str) -> Tensor:
         if branch != SEMANTIC or self.config.semantic is None:
             return super()._embed_branch(codes, counts, branch)
-        out = torch.zeros(len(codes), self.config.semantic.d_model, codes.shape[2], device=self.device)
+        shape = (len(codes), self.config.semantic.d_model, codes.shape[2])
+        out = torch.zeros(shape, dtype=torch.float32, device=self.device)
         for row, item, count in zip(out, codes, counts, strict=True):
             if count:
                 row[:, :count] = self.decode_semantic(self.quantizer.decode(item[None, :, :count]))[0].T
@@ -156,9 +157,7 @@ class XCodec(Codec):
         """Turn every weight-normed map into a plain one."""
         if self.config.semantic:
             self.semantic_model.fold_weight_norm()
-        for module in list(self.modules()):
-            if parametrize.is_parametrized(module, "weight"):
-                parametrize.remove_parametrizations(module, "weight")
+        fold_weight_norms(self)
 
     def to_compute_dtype(self, dtype: torch.dtype) -> None:
         """Refuse: X-Codec has float32 only. Raises CheckpointError."""

@@ -10,11 +10,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
 
 from xycodec.io.libraries import transformers_library
 from xycodec.nn.deterministic.linear import Linear, gelu
 from xycodec.nn.deterministic.rows import plain_inference
+from xycodec.nn.folding import fold_weight_norms
 from xycodec.nn.mel import LogMel
 from xycodec.nn.whisper import WhisperEncoder
 
@@ -144,9 +144,7 @@ class SelfSupervisedModel(FrozenModel):
         """Turn the weight-normed position convolution into a plain one."""
         # torch keeps a weight as a parameter only where it had a gradient.
         self.requires_grad_(True)
-        for module in list(self.modules()):
-            if parametrize.is_parametrized(module, "weight"):
-                parametrize.remove_parametrizations(module, "weight")
+        fold_weight_norms(self)
         self.requires_grad_(False)
 
     @torch.no_grad()

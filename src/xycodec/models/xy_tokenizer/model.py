@@ -122,7 +122,7 @@ class XYTokenizer(Codec):
         audio = F.pad(audio, (0, padded - audio.shape[1]))
         if clean:
             return audio
-        valid = torch.arange(padded)[None] < torch.tensor(lengths)[:, None]
+        valid = torch.arange(padded, device="cpu") < torch.tensor(lengths, device="cpu")[:, None]
         return audio.where(valid.to(audio.device, non_blocking=True), 0.0)
 
     # ---- latents -> audio ----------------------------------------------------------------------
@@ -161,7 +161,7 @@ class XYTokenizer(Codec):
         frames = [self._rows(n) // self.downsample.factor for n in lengths]
         if max(frames) == 0:
             return [torch.zeros(n_q, 0, dtype=torch.int64, device=self.device) for _ in clips]
-        audio = torch.zeros(len(clips), max(lengths), device=self.device)
+        audio = torch.zeros(len(clips), max(lengths), dtype=torch.float32, device=self.device)
         for row, clip in zip(audio, clips, strict=True):
             row[: clip.shape[0]] = clip
         codes = self.quantizer.encode(self.encode_latents(audio, lengths).latents, n_q)
@@ -170,7 +170,7 @@ class XYTokenizer(Codec):
     def _decode(self, codes: Sequence[Tensor]) -> list[Tensor]:
         frames = [item.shape[1] for item in codes]
         if max(frames) == 0:
-            return [torch.zeros(0, device=self.device) for _ in codes]
+            return [torch.zeros(0, dtype=torch.float32, device=self.device) for _ in codes]
         batch = torch.zeros(len(codes), codes[0].shape[0], max(frames), dtype=torch.int64, device=self.device)
         for row, item in zip(batch, codes, strict=True):
             row[:, : item.shape[1]] = item
