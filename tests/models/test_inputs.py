@@ -1,4 +1,4 @@
-"""What callers may hand to a codec, of both classes: every kind gives the codes of the plainest one, or one clear line."""
+"""Whatever callers hand to a codec of either class: the codes of the plainest kind, or one clear line."""
 
 from pathlib import Path
 
@@ -222,8 +222,8 @@ def test_a_clip_or_stream_that_is_none(codec, audio):
     "lengths",
     [
         [True, True], torch.tensor([True, False]), np.array([True, False]), [torch.tensor(True)] * 2, ["1", "2"], "12",
-        [1.0, 2.0], [None, None], 5, object(), [1], [1, 2, 3], [-1, 2], [1, 3001], [[1], [2]], {1: 2}, np.array([1j, 2]),
-        [10**30, 1],
+        [1.0, 2.0], [None, None], 5, object(), [1], [1, 2, 3], [-1, 2], [1, 3001], [[1], [2]], {1: 2},
+        np.array([1j, 2]), [10**30, 1],
     ],
 )  # fmt: skip
 def test_lengths_that_are_none(codec, lengths):
