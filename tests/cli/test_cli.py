@@ -13,6 +13,7 @@ import soundfile as sf
 import torch
 
 from published_layout import tiny_config, write_published
+from xycodec import __version__
 from xycodec.checkpoints.build import random_codec
 from xycodec.checkpoints.load import BUNDLED, load_codec
 from xycodec.checkpoints.save import save_codec
@@ -79,8 +80,8 @@ def test_encoding_a_file_is_short(xycodec, tiny, monkeypatch):
             frame = frame.f_back
         return encode(self, *args, **kwargs)
 
-    encode = Codec.encode
-    monkeypatch.setattr(Codec, "encode", watched)
+    encode = Codec.encode_windows
+    monkeypatch.setattr(Codec, "encode_windows", watched)
     speech("clip.wav")
     assert xycodec("encode", "clip.wav", "-m", tiny)[0] == 0
     assert way == ["encode", "run_all", "run_jobs", "_attempt", "encode_file", "encode_long"]
@@ -389,10 +390,10 @@ def test_one_bad_file_among_good_ones(xycodec, tiny):
 def test_an_interrupted_file_leaves_nothing(xycodec, tiny, monkeypatch):
     speech("clip.wav")
 
-    def interrupted(self, audio, lengths=None, **options):
+    def interrupted(self, clips, n_q):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("xycodec.models.base.Codec.encode", interrupted)
+    monkeypatch.setattr("xycodec.models.base.Codec.encode_windows", interrupted)
     code, out, err = xycodec("encode", "clip.wav", "-m", tiny)
     assert (code, out) == (130, "")
     assert "interrupted" in error_line(err)
@@ -741,3 +742,47 @@ def test_a_name_that_is_not_text(xycodec, tiny):
     described = process("info", "clip\udcff.wav", env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"})
     assert b"Traceback" not in described.stderr
     assert described.returncode == 0
+
+
+# tables, version, completion
+
+
+def test_no_id_is_broken_over_two_lines(xycodec, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out, _ = xycodec("models")
+    lines = out.splitlines()
+    for model in MODELS.values():
+        for word in (model.name, model.source):
+            assert any(word in line.replace("\N{BOX DRAWINGS LIGHT VERTICAL}", " ").split() for line in lines), word
+    assert max(map(len, lines[:-1])) <= 80
+
+
+def test_no_path_is_broken_over_two_lines(xycodec, tiny, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    folder = "a folder whose name is long and/" + "another-one-" * 6
+    speech(f"{folder}/my clip.wav")
+    code, out, _ = xycodec("roundtrip", f"{folder}/my clip.wav", "-m", tiny, "-o", f"{folder}/out")
+    assert code == 0
+    for path in (f"{folder}/my clip.wav", *(f"{folder}/out/my clip.{end}" for end in ("xyc", "decoded.wav", "png"))):
+        assert sum(path in line for line in out.splitlines()) == 1
+    assert f"{folder}/my clip.wav\n" in xycodec("info", f"{folder}/my clip.wav")[1]
+
+
+def test_the_version(xycodec):
+    assert xycodec("--version") == (0, f"xycodec {__version__}\n", "")
+
+
+@pytest.mark.parametrize(("words", "expected"), [("xycodec enc", ["encode"]), ("xycodec encode --mod", ["--model"])])
+def test_a_shell_completes(xycodec, monkeypatch, words, expected):
+    monkeypatch.setenv("_XYCODEC_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+    code, out, _ = xycodec()
+    assert (code, out.split()) == (0, expected)
+
+
+def test_completion_is_installed(xycodec, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
+    assert xycodec("--install-completion", "bash")[0] == 0
+    assert "_XYCODEC_COMPLETE=complete_bash" in (tmp_path / ".bash_completions" / "xycodec.sh").read_text()

@@ -1,4 +1,5 @@
 import dataclasses
+import io
 import os
 
 import numpy as np
@@ -11,7 +12,7 @@ from xycodec.checkpoints.build import random_codec
 from xycodec.errors import AudioError, BitstreamError, XycodecError
 from xycodec.eval.metrics.quality import measure_quality
 from xycodec.eval.roundtrip import roundtrip_file
-from xycodec.io.audio import ignore, read_audio
+from xycodec.io.audio import ignore, read_audio, write_audio
 from xycodec.io.xyc import CodecFile
 from xycodec.models.files import decode_file, encode_file
 from xycodec.models.longform import decode_long, encode_long
@@ -201,3 +202,71 @@ def test_an_unknown_format_is_refused_before_the_work(codec, clip, tmp_path):
     file = encoded(codec, clip, tmp_path)
     with pytest.raises(AudioError, match="m4a"):
         decode_file(codec, file, str(tmp_path / "out.m4a"), name="x", advance=pytest.fail)
+
+
+# the codec's own methods
+
+
+def test_a_codec_encodes_a_file_and_decodes_it_again(codec, clip, tmp_path):
+    file = codec.encode_file(clip, overlap_s=OVERLAP)
+    assert file == encoded(codec, clip, tmp_path)
+    assert codec.encode_file(clip, n_q=1, overlap_s=OVERLAP).n_q == 1
+    audio = codec.decode_file(file, overlap_s=OVERLAP)
+    assert len(audio) == -(-file.num_samples * 3 // 2)
+    file.write(tmp_path / "clip.xyc")
+    assert torch.equal(codec.decode_file(tmp_path / "clip.xyc", overlap_s=OVERLAP), audio)
+    assert codec.decode_file(str(tmp_path / "clip.xyc"), tmp_path / "out.flac", overlap_s=OVERLAP) is None
+    assert np.abs(read_audio(tmp_path / "out.flac", 24_000) - audio.numpy().clip(-1, 1)).max() < 1e-4
+
+
+def test_codes_of_another_model_are_not_decoded(codec, clip, tmp_path):
+    file = dataclasses.replace(codec.encode_file(clip), model="sibling")
+    for given in (file, tmp_path / "sibling.xyc"):
+        file.write(tmp_path / "sibling.xyc")
+        with pytest.raises(BitstreamError, match="sibling"):
+            codec.decode_file(given, tmp_path / "out.wav")
+    assert not (tmp_path / "out.wav").exists()
+
+
+@pytest.mark.parametrize("source", [None, 3, b"RIFF", ["a.wav"], io.StringIO("text")])
+def test_files_that_are_none(codec, source):
+    for work in (codec.encode_file, codec.decode_file):
+        with pytest.raises(XycodecError) as error:
+            work(source)
+        assert "\n" not in str(error.value)
+
+
+def test_a_file_of_codes(codec, clip):
+    file, audio = codec.encode_file(clip), read_audio(clip)
+    codes = codec.encode(audio).codes
+    for given in (codes, codes[0], codes.numpy(), codes[0].numpy().astype(">u2"), codes.int()):
+        assert CodecFile.from_codes(given, codec, num_samples=len(audio)) == file
+    assert CodecFile.from_codes(codes, codec).num_samples == codes.shape[-1] * 1280
+    refused = [
+        None, "codes", codes[0, 0], codes.expand(2, -1, -1), codes.float(), codes.bool(), codes - 40, codes + 40,
+        codes[0].tolist(), np.zeros((3, 2), object),
+    ]  # fmt: skip
+    for given in refused:
+        with pytest.raises(BitstreamError) as error:
+            CodecFile.from_codes(given, codec)
+        assert "\n" not in str(error.value)
+    with pytest.raises(BitstreamError, match="frames"):
+        CodecFile.from_codes(codes, codec, num_samples=len(audio) + 1280)
+
+
+def test_audio_is_written_from_any_array(tmp_path):
+    samples = np.random.default_rng(0).uniform(-1, 1, 3000).astype(np.float32)
+    tensor = torch.from_numpy(samples)
+    wanted = None
+    for audio in (samples, samples[None], tensor, tensor[None], tensor.double(), tensor.clone().requires_grad_(),
+                  [tensor[:100], samples[100:]], iter(tensor.split(999))):  # fmt: skip
+        write_audio(tmp_path / "a.wav", audio, 16_000)
+        wanted = wanted or (tmp_path / "a.wav").read_bytes()
+        assert (tmp_path / "a.wav").read_bytes() == wanted
+    write_audio(tmp_path / "b.wav", tensor.bfloat16(), 16_000)
+    assert len(read_audio(tmp_path / "b.wav")) == 3000
+    for audio in (None, 3, "a.wav", tensor.int(), tensor.expand(2, -1), [tensor[None]], tensor[0], [0.1, 0.2]):
+        with pytest.raises(AudioError) as error:
+            write_audio(tmp_path / "c.wav", audio, 16_000)
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "c.wav").exists()

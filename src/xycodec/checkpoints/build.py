@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from xycodec.errors import CheckpointError
+from xycodec.models.precision import own_precision
 from xycodec.models.presets import CodecConfig
 from xycodec.models.xcodec.config import XCodecConfig
 from xycodec.models.xcodec.model import XCodec
@@ -63,9 +64,11 @@ def assemble(config: CodecConfig, state: dict[str, Tensor], name: str) -> OwnCod
 def random_codec(config: XYTokenizerConfig, seed: int = 0) -> XYTokenizer: ...
 @overload
 def random_codec(config: XCodecConfig, seed: int = 0) -> XCodec: ...
+@torch.inference_mode(False)
 def random_codec(config: CodecConfig, seed: int = 0) -> OwnCodec:
     """An untrained codec, the same for the same seed, folded for inference and in eval mode."""
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"), _float32_by_default():
+    cpu = torch.device("cpu")
+    with torch.random.fork_rng(devices=[]), cpu, own_precision(cpu), _float32_by_default():
         torch.manual_seed(seed)
         codec = build_codec(config)
         codec.fold_weight_norm()

@@ -35,6 +35,7 @@ _SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors", ".yaml", ".json")
 
 
 @register("from_pretrained")
+@torch.inference_mode(False)  # the weights are to serve outside of it too
 def load_codec(
     name_or_path: str | Path,
     *,

@@ -74,7 +74,7 @@ def main() -> NoReturn:
             stream.reconfigure(errors="backslashreplace")
     warnings.showwarning = _show_warning
     try:
-        app()
+        app(prog_name="xycodec")
     except XycodecError as error:
         print_error(str(error))
     except OSError as error:

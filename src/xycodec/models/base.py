@@ -3,13 +3,13 @@
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from math import ceil, log2
 from numbers import Real
-from typing import Any, Self, overload
+from typing import Self, overload
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from xycodec.errors import AudioError, BitstreamError, XycodecError
 from xycodec.io.audio import Source, stream_audio, write_audio
 from xycodec.io.files import FilePath
 from xycodec.io.xyc import CodecFile
-from xycodec.models.inputs import Array, Audio, Codes, Lengths, read_clips, read_codes, read_integer
+from xycodec.models.inputs import Audio, Codes, Lengths, read_clips, read_codes, read_integer
 from xycodec.models.longform import CountedBlocks, decode_blocks, decode_long, embed_long, encode_long
 from xycodec.models.precision import own_precision
 from xycodec.models.pretrained import Pretrained
@@ -197,13 +197,7 @@ class Codec(Pretrained, nn.Module, ABC):
 
         `n_q` and `overlap_s` are those of `xycodec.encode_long`. Raises AudioError if it cannot be read.
         """
-        return self.encode_stream(stream_audio(source, self.input_sample_rate), n_q=n_q, overlap_s=overlap_s)
-
-    def encode_stream(
-        self, blocks: Iterable[Array], *, n_q: int | None = None, overlap_s: float | None = None
-    ) -> CodecFile:
-        """Encode consecutive blocks (n,) of one clip at `input_sample_rate`, as `xycodec.encode_long` does."""
-        counted: CountedBlocks[Any] = CountedBlocks(blocks)
+        counted = CountedBlocks(stream_audio(source, self.input_sample_rate))
         codes = encode_long(self, counted, overlap_s, n_q=n_q)
         # The published rule drops a last partial frame, so such codes promise whole frames only.
         samples = min(counted.samples, codes.shape[1] * self.hop_length)

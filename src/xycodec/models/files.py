@@ -8,7 +8,7 @@ from xycodec.io.audio import stream_audio, write_audio
 from xycodec.io.parallel import Advance
 from xycodec.io.xyc import CodecFile
 from xycodec.models.base import Codec
-from xycodec.models.longform import CountedBlocks, decode_blocks
+from xycodec.models.longform import CountedBlocks, decode_blocks, encode_long
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,10 @@ def encode_file(
     rate = codec.input_sample_rate
     remarks: list[str] = []
     counted = CountedBlocks(stream_audio(source, rate, tell=remarks.append), rate, advance)
-    file = codec.encode_stream(counted, n_q=n_q, overlap_s=overlap_s)
+    codes = encode_long(codec, counted, overlap_s, n_q=n_q)
+    # The published rule drops a last partial frame, so such codes promise whole frames only.
+    samples = min(counted.samples, codes.shape[1] * codec.hop_length)
+    file = CodecFile.from_codes(codes, codec, num_samples=samples)
     file.write(target)
     return _report(file, source, target, counted.samples / rate, start, remarks)
 

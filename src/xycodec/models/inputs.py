@@ -82,11 +82,11 @@ def read_lengths(lengths: Lengths | None, longest: Sequence[int]) -> list[int]:
         return list(longest)
     items: Any = lengths.tolist() if isinstance(lengths, Tensor | np.ndarray) else lengths
     try:
-        counts = [index(_plain(item)) for item in items]
+        counts = [_integer(item) for item in items]
     except (TypeError, RuntimeError):
         counts = [-1]
     fits = len(counts) == len(longest) and all(0 <= n <= most for n, most in zip(counts, longest, strict=True))
-    if not fits or any(isinstance(n, bool) for n in counts):
+    if not fits:
         most = max(longest, default=0)
         raise XycodecError(
             f"lengths must be {len(longest)} integers from 0 to {most} or each item's own, got {short(items)}"
@@ -97,7 +97,7 @@ def read_lengths(lengths: Lengths | None, longest: Sequence[int]) -> list[int]:
 def read_integer(value: Any, least: int, most: int, name: str) -> int:
     """`value` as an int. Raises XycodecError unless it is an integer from `least` to `most`."""
     try:
-        number = least - 1 if isinstance(_plain(value), bool) else index(_plain(value))
+        number = _integer(value)
     except (TypeError, RuntimeError):
         number = least - 1
     if not least <= number <= most:
@@ -105,8 +105,12 @@ def read_integer(value: Any, least: int, most: int, name: str) -> int:
     return number
 
 
-def _plain(number: Any) -> Any:
-    return number.item() if isinstance(number, Tensor) else number
+def _integer(number: Any) -> int:
+    """Any type of integer as an int. Raises TypeError or RuntimeError on anything else, a bool too."""
+    number = number.item() if isinstance(number, Tensor) else number
+    if isinstance(number, bool):
+        raise TypeError("a bool counts nothing")
+    return index(number)
 
 
 def _one_clip(clip: Array, name: str) -> Tensor:

@@ -129,6 +129,7 @@ class SelfSupervisedModel(FrozenModel):
     def __init__(self, **sizes: Any) -> None:
         super().__init__()
         library: Any = transformers_library()
+        self.sizes = sizes
         self.model = transformers_model(**sizes)
         for module in self.model.modules():
             if type(module) is nn.Linear:
@@ -147,6 +148,10 @@ class SelfSupervisedModel(FrozenModel):
         fold_weight_norms(self)
         self.requires_grad_(False)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy or pickle sizes and weights: a model of Transformers does not work again once it was pickled."""
+        return _restored, (self.sizes, self.state_dict())
+
     @torch.no_grad()
     def forward(self, audio: Tensor) -> Tensor:
         """Audio (B, T) at 16 kHz, as it is -> (B, frames_of(T), d_model), of which there must be one.
@@ -155,6 +160,15 @@ class SelfSupervisedModel(FrozenModel):
         """
         states = self.model(F.pad(audio, (MARGIN, MARGIN)), output_hidden_states=True).hidden_states
         return torch.stack(states).mean(dim=0)
+
+
+def _restored(sizes: dict[str, Any], state: dict[str, Tensor]) -> SelfSupervisedModel:
+    with torch.device("meta"):
+        model = SelfSupervisedModel(**sizes).float()
+        if not any("parametrizations" in key for key in state):
+            model.fold_weight_norm()
+    model.load_state_dict(state, assign=True)
+    return model
 
 
 class SemanticTower(FrozenModel):
