@@ -669,6 +669,75 @@ def test_two_processes_equal_one(two_processes, name):
     assert expected["codebook"].abs().max() < 50
 
 
+# micro-batches
+
+
+@pytest.mark.parametrize("layers", [3, 2])
+@pytest.mark.parametrize("ready", [True, False])
+def test_micro_batches_of_a_step_move_the_codebooks_as_one_batch(ready, layers):
+    """From k-means on, dead codes included; the third micro-batch has no frame of its own."""
+    whole = as_identity(make_ready(input_dim=4) if ready else make(input_dim=4))
+    if ready:
+        whole.cluster_size[:, 5:] = 0.0
+        whole.codebook[:, 5:] = whole.embed_avg[:, 5:] = 100.0
+    parts = copy.deepcopy(whole)
+    generator = torch.Generator().manual_seed(3)
+    for step in range(3):
+        x = torch.randn(6, 10, 4, generator=generator)
+        mask = torch.arange(10) < torch.tensor([[10], [4], [7], [0], [10], [1]])
+        batches = list(zip(x.split([2, 1, 1, 2]), mask.split([2, 1, 1, 2]), strict=True))
+        torch.manual_seed(step)
+        expected = whole(x, mask, layers)
+        torch.manual_seed(step)
+        with parts.one_step(batches, lambda batch: parts(*batch, layers)):
+            before = buffers(parts)
+            outputs = [parts(*batch, layers) for batch in batches]
+            assert_same(buffers(parts), before)
+        assert torch.equal(torch.cat([out.codes for out in outputs]), expected.codes)
+        assert_same(buffers(parts), buffers(whole), atol=1e-6)
+    assert parts.inited.all()
+    assert parts.codebook[:layers].abs().max() < 50
+
+
+def test_a_step_of_nothing_but_silence_starts_and_moves_nothing():
+    quantizer = make()
+    batches = [torch.randn(1, 5, 6)] * 2
+    none = torch.zeros(1, 5, dtype=torch.bool)
+    with quantizer.one_step(batches, lambda x: quantizer(x, none)):
+        for x in batches:
+            quantizer(x, none)
+    assert not quantizer.inited.any()
+    assert (quantizer.codebook == 0).all()
+
+
+def test_a_step_that_fails_leaves_the_codebooks_as_they_were():
+    quantizer = make_ready()
+    before = buffers(quantizer)
+    batches = [torch.randn(1, 5, 6)] * 2
+    with pytest.raises(RuntimeError, match="out of memory"), quantizer.one_step(batches, quantizer):
+        quantizer(batches[0])
+        raise RuntimeError("out of memory")
+    assert_same(buffers(quantizer), before)
+    quantizer(batches[0])
+    assert not torch.equal(quantizer.cluster_size, before["cluster_size"])
+
+
+def test_looking_ahead_takes_no_random_numbers():
+    quantizer = make(dropout=0.5)
+    batches = [torch.randn(4, 9, 6) for _ in range(2)]
+    drawn = []
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    quantizer._start_from(batches, lambda x: drawn.append(quantizer(x)))
+    after = torch.rand(3)
+    torch.set_rng_state(state)
+    # All that is drawn is what k-means draws.
+    for _ in range(3):
+        torch.rand((2, 1, 8), dtype=torch.float64)
+    assert len(drawn) == 2
+    assert torch.equal(torch.rand(3), after)
+
+
 # no waiting for the device
 
 

@@ -7,8 +7,10 @@ where that is wrong (docs/models/xy_tokenizer.md, Quantizer): only valid frames 
 world size, and codebook, sum and count always move together.
 """
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +26,8 @@ EPSILON = 1e-5  # Laplace smoothing of the counts
 RARE = 0.1  # share of its layer's average count that makes a code alive wherever vectors are few
 GRACE = 2.0  # a new code's count, in thresholds: at decay 0.99 it has 69 steps to be chosen
 
+BatchT = TypeVar("BatchT")
+
 
 @dataclass(frozen=True)
 class QuantizerOutput:
@@ -37,6 +41,14 @@ class QuantizerOutput:
     """One entry per layer that ran: mean over valid frames and channels."""
     counts: Tensor
     """(n_q, codebook_size) float32: how often each code was used in the batch of this process."""
+
+
+class Gathered(NamedTuple):
+    """Vectors (N, D) to quantize, the layers (n_q, N) each uses, and the codes (layers, N) of the layers that ran."""
+
+    rows: Tensor
+    active: Tensor
+    index: Tensor
 
 
 def codebook_usage(counts: Tensor) -> Tensor:
@@ -57,8 +69,8 @@ class ResidualVectorQuantizer(nn.Module):
     `codebook_dim` None gives codebooks as wide as the input, and no maps.
 
     Buffers of all layers are stacked: `codebook` and `embed_avg` (n_q, K, D), `cluster_size` (n_q, K) and
-    `inited` (n_q,). In training mode with gradients enabled, each forward pass moves them; in eval mode they
-    are frozen. `commit_every_layer` gives each layer's commitment loss a gradient to the encoder; the published
+    `inited` (n_q,). In training mode with gradients enabled, each forward pass moves them, or all passes within
+    `one_step` together; in eval mode they are frozen. `commit_every_layer` gives each layer's commitment loss a gradient to the encoder; the published
     code, by subtracting an undetached straight-through value, gives it to the first layer's only.
     """
 
@@ -94,6 +106,7 @@ class ResidualVectorQuantizer(nn.Module):
         self.register_buffer("inited", torch.zeros(n_q, dtype=torch.bool))
         # `inited` as the host knows it, so that a training step need not ask the device.
         self._ready = False
+        self._gathered: list[Gathered] | None = None
         self.register_load_state_dict_post_hook(_forget_ready)  # type: ignore[no-untyped-call]
 
     def fold_weight_norm(self) -> None:
@@ -148,13 +161,16 @@ class ResidualVectorQuantizer(nn.Module):
         projected = self.input_proj(x).flatten(0, 1)
         valid = self._valid_rows(mask, b * t, x.device)
         rows = projected[valid]
-        learning = self.training and torch.is_grad_enabled()
+        gathering = self.training and self._gathered is not None
+        learning = self.training and torch.is_grad_enabled() and not gathering
         active = self._active_layers(b, x.device).repeat_interleave(t, dim=1)[:, valid]
         with torch.no_grad():
             if learning and not self._ready:
                 self._ready = self._initialise(rows.detach(), active)
-            active = active[:n_q]
             index, residuals = self._quantize(rows.detach(), n_q)
+            if self._gathered is not None and gathering:
+                self._gathered.append(Gathered(rows.detach(), active, index))
+            active = active[:n_q]
             counts = self._counts(index, active)
             chosen = [book[i] for book, i in zip(self.codebook[:n_q], index, strict=True)]
         # Zero, with the input's gradient: values stay exactly those of the codes.
@@ -208,6 +224,51 @@ class ResidualVectorQuantizer(nn.Module):
         flat = index + torch.arange(layers, device=index.device)[:, None] * self.codebook_size
         sums = torch.zeros_like(self.codebook[:layers]).flatten(0, 1)
         return sums.index_add_(0, flat.flatten(), vectors.flatten(0, 1)).view(layers, self.codebook_size, -1)
+
+    @contextmanager
+    def one_step(self, batches: Sequence[BatchT], run: Callable[[BatchT], object]) -> Iterator[None]:
+        """Around the passes of a step's micro-batches: codebooks stand still, then follow all of them as one batch.
+
+        Where they hold nothing yet, `run` is called on every batch first, without gradients, so that k-means sees
+        all of them; random numbers go on as if it had not been. All processes take part, with as many batches each.
+        A single batch is left to `forward`.
+        """
+        if len(batches) == 1:
+            yield
+            return
+        if self.training and not self._ready:
+            self._start_from(batches, run)
+        with self._gathering() as gathered:
+            yield
+        if gathered:
+            rows, active, index = _joined(gathered)
+            inputs = [rows]
+            for codebook, chosen in zip(self.codebook, index[:-1], strict=False):
+                inputs.append(inputs[-1] - codebook[chosen])
+            active = active[: len(index)]
+            self._follow(torch.stack(inputs), index, active, self._counts(index, active))
+
+    @torch.no_grad()
+    def _start_from(self, batches: Sequence[BatchT], run: Callable[[BatchT], object]) -> None:
+        device = self.codebook.device
+        self._ready = bool(self.inited.all())
+        if self._ready:
+            return
+        with self._gathering() as gathered, torch.random.fork_rng([device] if device.type == "cuda" else []):
+            for batch in batches:
+                run(batch)
+        if gathered:
+            rows, active, _ = _joined(gathered)
+            self._ready = self._initialise(rows, active)
+
+    @contextmanager
+    def _gathering(self) -> Iterator[list[Gathered]]:
+        """Let forward passes in training leave to the caller what their codebooks would follow."""
+        self._gathered = gathered = []
+        try:
+            yield gathered
+        finally:
+            self._gathered = None
 
     @torch.no_grad()
     def _follow(self, inputs: Tensor, index: Tensor, active: Tensor, counts: Tensor) -> None:
@@ -304,6 +365,11 @@ class ResidualVectorQuantizer(nn.Module):
         mine = (index >= 0) & (index < rows)
         local = index.clamp(0, rows - 1)[..., None].expand(-1, -1, vectors.shape[2])
         return vectors.gather(1, local) * mine[..., None]
+
+
+def _joined(parts: Sequence[Gathered]) -> Gathered:
+    rows, active, index = zip(*parts, strict=True)
+    return Gathered(torch.cat(rows), torch.cat(active, dim=1), torch.cat(index, dim=1))
 
 
 def smoothed_counts(cluster_size: Tensor) -> Tensor:

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 from tests.judging import save_whisper
-from tests.training import NoLooking, batch, clip, pretraining, save_lm, seeded, tiny_model
+from tests.training import QUICK, NoLooking, batch, clip, pretraining, save_lm, seeded, tiny_model
 
 from xycodec.errors import ConfigError
 from xycodec.losses.mel import MultiScaleMel
@@ -218,6 +218,21 @@ def test_micro_batches_give_the_average_of_their_gradients(lm):
     assert float(report.values["mel"]) == pytest.approx(sum(alone) / 2, rel=1e-5)
     # Token means of uneven batches: the average of two means is not the mean over all tokens.
     assert report.counts.sum() == 4 * (13 + 8 + 17 + 13)
+
+
+def test_micro_batches_move_the_codebooks_as_one_batch():
+    """Once a step, and from k-means on; weights stand still, so that nothing else differs."""
+    clips = tuple(clip(number) for number in range(4))
+    # Few codes leave every layer more than rounding to choose by.
+    few = tiny_model(quantizer=QUICK.model_copy(update={"n_q": 3, "codebook_size": 8})).model_dump()
+    made = [stage_of(pretraining(model=few, optimizer={"lr": 1e-12, "warmup_steps": 0})) for _ in range(2)]
+    for step in range(3):
+        for stage, batches in zip(made, ([batch(*clips)], [batch(*clips[:1]), batch(*clips[1:])]), strict=True):
+            seeded(step)
+            stage.step(batches, step)
+    whole, parts = (stage.codec.quantizer for stage in made)
+    for name in ("codebook", "embed_avg", "cluster_size", "inited"):
+        torch.testing.assert_close(getattr(parts, name), getattr(whole, name), atol=1e-5, rtol=1e-5)
 
 
 # ---- precision -------------------------------------------------------------------------------------

@@ -158,6 +158,22 @@ def test_codebooks_move_once_a_step_by_the_whole_batch():
     torch.testing.assert_close(stage.codec.quantizer.cluster_size, 0.5 * before + 0.5 * report.counts)
 
 
+def test_micro_batches_move_the_codebooks_as_one_batch():
+    """From the step that they start at, by k-means of all micro-batches."""
+    slow = {"lr": 1e-12, "warmup_steps": 0}
+    whole, parts = (
+        stage_of(n_q=[2, 8], quantize_from=1, optimizer=slow, discriminator_optimizer=slow) for _ in range(2)
+    )
+    for step in range(4):
+        for stage, batches in ((whole, [batch(*CLIPS)]), (parts, [batch(*CLIPS[:1]), batch(*CLIPS[1:])])):
+            seeded(step)
+            stage.step(batches, step)
+        assert bool(parts.codec.quantizer.inited.all()) == (step >= 1)
+    for name in ("codebook", "embed_avg", "cluster_size"):
+        ours, theirs = getattr(parts.codec.quantizer, name), getattr(whole.codec.quantizer, name)
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
 def test_layers_beyond_the_drawn_ones_stay():
     stage = stage_of(n_q=[3])
     run(stage, 1)

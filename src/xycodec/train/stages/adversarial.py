@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Generic, TypeVar
 
 import torch
@@ -94,6 +95,22 @@ class AdversarialStage(Stage[AdversarialRecipeT], Generic[AdversarialRecipeT, Co
     def step(self, batches: Sequence[Batch], step: int) -> StepReport:
         """The discriminators learn first. Of several micro-batches, the last one meets them after that."""
         self.generator.train()
+        with self._codebooks_of(batches, step):
+            values, norms, counts = self._learn(batches, step)
+        norms["grad_norm"] = self.updaters["model"].update(step)
+        if self.average is not None:
+            self.average.update(self.codec, step)
+        values["loss"] = self._weighted(values)
+        return StepReport(values, norms, counts)
+
+    def _codebooks_of(self, batches: Sequence[Batch], step: int) -> AbstractContextManager[None]:
+        """Context in which the codebooks take the micro-batches of a step as one."""
+        return self.codec.quantizer.one_step(batches, lambda batch: self._generate(batch, step))
+
+    def _learn(
+        self, batches: Sequence[Batch], step: int
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]:
+        """Losses, norms and counts of a step, whose gradients the generator then holds."""
         values: dict[str, Tensor] = {}
         norms: dict[str, Tensor] = {}
         counts = None
@@ -113,11 +130,7 @@ class AdversarialStage(Stage[AdversarialRecipeT], Generic[AdversarialRecipeT, Co
             for name, value in joined.items():
                 values[name] = values.get(name, 0.0) + value.detach() / len(batches)
             counts = used if counts is None else counts + used
-        norms["grad_norm"] = self.updaters["model"].update(step)
-        if self.average is not None:
-            self.average.update(self.codec, step)
-        values["loss"] = self._weighted(values)
-        return StepReport(values, norms, counts)
+        return values, norms, counts
 
     def _teach_discriminators(self, real: Tensor, fake: Tensor, share: float, parts: int) -> dict[str, Tensor]:
         self.discriminators.train()

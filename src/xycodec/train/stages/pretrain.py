@@ -238,6 +238,15 @@ class PretrainStage(Stage[PretrainRecipe]):
     def step(self, batches: Sequence[Batch], step: int) -> StepReport:
         """Gradients of the micro-batches add up; each is a mean over what its batches hold on all processes."""
         self.model.train()
+        with self.codec.quantizer.one_step(batches, lambda batch: self._compute(self.model, batch)):
+            values, counts = self._learn(batches)
+        values["loss"] = weighted(values, self._active(values))
+        norm = self.updaters["model"].update(step)
+        if self.average is not None:
+            self.average.update(self.codec, step)
+        return StepReport(values, {"grad_norm": norm}, counts)
+
+    def _learn(self, batches: Sequence[Batch]) -> tuple[dict[str, Tensor], Tensor | None]:
         values: dict[str, Tensor] = {}
         counts = None
         for index, batch in enumerate(batches):
@@ -248,11 +257,7 @@ class PretrainStage(Stage[PretrainRecipe]):
             for name, value in joined.items():
                 values[name] = values.get(name, 0.0) + value.detach() / len(batches)
             counts = made.counts if counts is None else counts + made.counts
-        values["loss"] = weighted(values, self._active(values))
-        norm = self.updaters["model"].update(step)
-        if self.average is not None:
-            self.average.update(self.codec, step)
-        return StepReport(values, {"grad_norm": norm}, counts)
+        return values, counts
 
     @torch.no_grad()
     def measure(self, batch: Batch, *, transcribe: bool) -> Measured:

@@ -3,7 +3,8 @@
 See docs/models/x_codec.md, Training.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
@@ -212,6 +213,9 @@ class XCodecStage(AdversarialStage[XCodecRecipe, XCodec]):
     def _generate(self, batch: Batch, step: int) -> tuple[Heard, Tensor, dict[str, Mean]]:
         heard, counts, losses = self.generator(batch, self.codebooks_of(step), quantize=step >= self.quantize_from)
         return heard, counts, {name: mean for name, mean in losses.items() if self.weights[name]}
+
+    def _codebooks_of(self, batches: Sequence[Batch], step: int) -> AbstractContextManager[None]:
+        return super()._codebooks_of(batches, step) if step >= self.quantize_from else nullcontext()
 
     def _distances(self, heard: Heard) -> dict[str, Mean]:
         return {name: distance(*heard) for name, distance in self.distances.items() if self.weights[name]}
