@@ -412,7 +412,7 @@ def first_step(monkeypatch, x, iterations, **changes):
     quantizer = as_identity(
         make(input_dim=4, kmeans_iterations=iterations, decay=1.0, dead_code_threshold=0.0, **changes)
     )
-    monkeypatch.setattr(quantizer, "_draw", lambda vectors: vectors[:, : quantizer.codebook_size])
+    monkeypatch.setattr(quantizer, "_draw", lambda vectors, sizes: vectors[:, : quantizer.codebook_size])
     quantizer(x[None])
     return quantizer
 

@@ -44,11 +44,15 @@ class QuantizerOutput:
 
 
 class Gathered(NamedTuple):
-    """Vectors (N, D) to quantize, the layers (n_q, N) each uses, and the codes (layers, N) of the layers that ran."""
+    """Vectors (N, D) to quantize, the layers (n_q, N) each uses, and the codes (layers, N) of the layers that ran.
+
+    `sizes` are the numbers of vectors of the micro-batches that they come from.
+    """
 
     rows: Tensor
     active: Tensor
     index: Tensor
+    sizes: tuple[int, ...]
 
 
 def codebook_usage(counts: Tensor) -> Tensor:
@@ -166,10 +170,10 @@ class ResidualVectorQuantizer(nn.Module):
         active = self._active_layers(b, x.device).repeat_interleave(t, dim=1)[:, valid]
         with torch.no_grad():
             if learning and not self._ready:
-                self._ready = self._initialise(rows.detach(), active)
+                self._ready = self._initialise(rows.detach(), active, (len(rows),))
             index, residuals = self._quantize(rows.detach(), n_q)
             if self._gathered is not None and gathering:
-                self._gathered.append(Gathered(rows.detach(), active, index))
+                self._gathered.append(Gathered(rows.detach(), active, index, (len(rows),)))
             active = active[:n_q]
             counts = self._counts(index, active)
             chosen = [book[i] for book, i in zip(self.codebook[:n_q], index, strict=True)]
@@ -181,7 +185,7 @@ class ResidualVectorQuantizer(nn.Module):
         for vectors, used in zip(chosen[1:], active[1:], strict=True):
             total = total + vectors * used[:, None]
         if learning:
-            self._follow(inputs, index, active, counts)
+            self._follow(inputs, index, active, counts, (len(rows),))
         padded = torch.zeros_like(projected).index_put((valid,), total + straight_through)
         codes = torch.zeros(n_q, b * t, dtype=torch.int64, device=x.device)
         codes[:, valid] = index
@@ -241,12 +245,12 @@ class ResidualVectorQuantizer(nn.Module):
         with self._gathering() as gathered:
             yield
         if gathered:
-            rows, active, index = _joined(gathered)
+            rows, active, index, sizes = _joined(gathered)
             inputs = [rows]
             for codebook, chosen in zip(self.codebook, index[:-1], strict=False):
                 inputs.append(inputs[-1] - codebook[chosen])
             active = active[: len(index)]
-            self._follow(torch.stack(inputs), index, active, self._counts(index, active))
+            self._follow(torch.stack(inputs), index, active, self._counts(index, active), sizes)
 
     @torch.no_grad()
     def _start_from(self, batches: Sequence[BatchT], run: Callable[[BatchT], object]) -> None:
@@ -258,8 +262,8 @@ class ResidualVectorQuantizer(nn.Module):
             for batch in batches:
                 run(batch)
         if gathered:
-            rows, active, _ = _joined(gathered)
-            self._ready = self._initialise(rows, active)
+            rows, active, _, sizes = _joined(gathered)
+            self._ready = self._initialise(rows, active, sizes)
 
     @contextmanager
     def _gathering(self) -> Iterator[list[Gathered]]:
@@ -271,10 +275,12 @@ class ResidualVectorQuantizer(nn.Module):
             self._gathered = None
 
     @torch.no_grad()
-    def _follow(self, inputs: Tensor, index: Tensor, active: Tensor, counts: Tensor) -> None:
+    def _follow(
+        self, inputs: Tensor, index: Tensor, active: Tensor, counts: Tensor, sizes: Sequence[int]
+    ) -> None:
         """Move the codebooks of `inputs` (layers, N, D) towards these, and give dead codes a new start."""
         sums = self._sums(index, inputs * active[..., None])
-        fresh = self._draw(inputs)
+        fresh = self._draw(inputs, sizes)
         # One collective for all layers and all three statistics.
         packed = all_reduce_(torch.cat([counts[..., None], sums, fresh], dim=-1))
         counts, sums, fresh = torch.split(packed, [1, sums.shape[-1], sums.shape[-1]], dim=-1)
@@ -308,7 +314,7 @@ class ResidualVectorQuantizer(nn.Module):
         # Where batches hold few vectors per code, every code lies below the absolute threshold.
         return (RARE * counts.mean(dim=-1, keepdim=True)).clamp_max(self.dead_code_threshold)
 
-    def _initialise(self, rows: Tensor, active: Tensor) -> bool:
+    def _initialise(self, rows: Tensor, active: Tensor, sizes: Sequence[int]) -> bool:
         """k-means of the first batch, layer after layer, over the vectors of all processes.
 
         True once the codebooks hold something: not after a batch without a single valid frame.
@@ -321,7 +327,8 @@ class ResidualVectorQuantizer(nn.Module):
         residual = rows
         for layer in range(self.n_q):
             vectors = residual[active[layer]]
-            means = all_reduce_(self._draw(vectors[None])[0])
+            parts = [int(part.sum()) for part in active[layer].split(list(sizes))]
+            means = all_reduce_(self._draw(vectors[None], parts)[0])
             for _ in range(self.kmeans_iterations):
                 means, _ = self._lloyd(vectors, means)
             _, counts = self._lloyd(vectors, means)
@@ -346,30 +353,35 @@ class ResidualVectorQuantizer(nn.Module):
         sums, counts = packed[:, :-1], packed[:, -1:]
         return torch.where(counts > 0, sums / counts.clamp_min(1), means), counts[:, 0]
 
-    def _draw(self, vectors: Tensor) -> Tensor:
+    def _draw(self, vectors: Tensor, sizes: Sequence[int]) -> Tensor:
         """`codebook_size` random vectors per layer, out of all processes' `vectors` (layers, N, D).
 
         Returns this process's share (layers, codebook_size, D), the sum over processes is the draw. The rows are
         cut into as many strata as there are codes, and one is drawn from each, so none repeats while there are
-        enough.
+        enough. They stand in the order of their micro-batches, of `sizes` here, and in each of the processes: the
+        draw is that of one process with all of every micro-batch.
         """
         layers, rows, _ = vectors.shape
         k, device = self.codebook_size, vectors.device
-        before, total, random = _share_rows_and_draw(rows, (2, layers, k), device)
+        counts, random = _share_rows_and_draw(sizes, (2, layers, k), device)
+        total, own = counts.sum(), counts[:, rank()]
+        places = (counts.flatten().cumsum(0) - counts.flatten()).view(counts.shape)[:, rank()].contiguous()
         if not rows:
             return vectors.new_zeros(layers, k, vectors.shape[2])
         stratum = random[0].argsort(dim=1)
         first, end = (stratum * total + k - 1) // k, ((stratum + 1) * total + k - 1) // k
         within = (random[1] * (end - first)).long()
-        index = (first + within).minimum(end - 1).clamp_min(0) - before
-        mine = (index >= 0) & (index < rows)
-        local = index.clamp(0, rows - 1)[..., None].expand(-1, -1, vectors.shape[2])
-        return vectors.gather(1, local) * mine[..., None]
+        index = (first + within).minimum(end - 1).clamp_min(0)
+        part = torch.searchsorted(places, index, right=True).sub(1).clamp_min(0)
+        within = index - places[part]
+        mine = (within >= 0) & (within < own[part])
+        local = (own.cumsum(0)[part] - own[part] + within).clamp(0, rows - 1)
+        return vectors.gather(1, local[..., None].expand(-1, -1, vectors.shape[2])) * mine[..., None]
 
 
 def _joined(parts: Sequence[Gathered]) -> Gathered:
-    rows, active, index = zip(*parts, strict=True)
-    return Gathered(torch.cat(rows), torch.cat(active, dim=1), torch.cat(index, dim=1))
+    rows, active, index, sizes = zip(*parts, strict=True)
+    return Gathered(torch.cat(rows), torch.cat(active, dim=1), torch.cat(index, dim=1), sum(sizes, ()))
 
 
 def smoothed_counts(cluster_size: Tensor) -> Tensor:
@@ -384,17 +396,17 @@ def _maps(input_dim: int, codebook_dim: int | None) -> tuple[Any, Any]:
     return weight_norm(Linear(input_dim, codebook_dim)), weight_norm(Linear(codebook_dim, input_dim))
 
 
-def _share_rows_and_draw(rows: int, shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """(rows of the processes before this one, rows of all, process 0's uniform draw of `shape`), in one collective.
+def _share_rows_and_draw(sizes: Sequence[int], shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """(rows of every micro-batch and process, process 0's uniform draw of `shape`), in one collective.
 
     The draw is float64, since float32 can't name every row of a large batch.
     """
-    counts = torch.zeros(world_size(), dtype=torch.float64, device=device)
-    counts[rank()].fill_(rows)
+    counts = torch.zeros(len(sizes), world_size(), dtype=torch.float64, device=device)
+    for part, rows in enumerate(sizes):
+        counts[part, rank()].fill_(rows)
     random = torch.rand(shape, dtype=torch.float64, device=device) * (rank() == 0)
-    packed = all_reduce_(torch.cat([counts, random.flatten()]))
-    counts, random = packed[: world_size()].long(), packed[world_size() :].view(shape)
-    return counts[: rank()].sum(), counts.sum(), random
+    packed = all_reduce_(torch.cat([counts.flatten(), random.flatten()]))
+    return packed[: counts.numel()].view(counts.shape).long(), packed[counts.numel() :].view(shape)
 
 
 def nearest(x: Tensor, codebook: Tensor) -> Tensor:

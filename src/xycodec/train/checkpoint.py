@@ -82,13 +82,19 @@ def optimizer_state(network: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
 
 
 def load_optimizer(network: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Put `optimizer_state`'s state back. Raises CheckpointError if other parameters are trained."""
+    """Put `optimizer_state`'s state back, but for the settings of its groups, which stay `optimizer`'s own.
+
+    Raises CheckpointError if other parameters are trained.
+    """
     trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
     plain = {name.removeprefix("module.") for name in trained}
     known = {name for group in state["param_groups"] for name in group["params"]}
     for name in sorted(plain ^ known):
         verb = "does not train" if name in plain else "trains"
         raise CheckpointError(f"of a run that {verb} {name}, unlike the recipe: {GO_ON}")
+    # Which parameters decay, and how, is the recipe's and this version's to say.
+    own = get_optimizer_state_dict(network, optimizer)["param_groups"]
+    state = {**state, "param_groups": own}
     set_optimizer_state_dict(network, optimizer, state, options=StateDictOptions(full_state_dict=True))
 
 

@@ -24,15 +24,15 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
 
 
 class Updater:
-    """The optimizer of one network. Decay is for matrices; norms, biases and scales have none."""
+    """The optimizer of one network. Weight decay is for matrices alone (`is_matrix`)."""
 
     def __init__(self, network: nn.Module, config: OptimizerConfig, steps: int) -> None:
         self.network, self.config, self.steps = network, config, steps
         trained = [p for p in network.parameters() if p.requires_grad]
         self._trained = trained
         groups = [
-            {"params": [p for p in trained if _is_matrix(p)], "weight_decay": config.weight_decay},
-            {"params": [p for p in trained if not _is_matrix(p)], "weight_decay": 0.0},
+            {"params": [p for p in trained if is_matrix(p)], "weight_decay": config.weight_decay},
+            {"params": [p for p in trained if not is_matrix(p)], "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW(
             [group for group in groups if group["params"]],
@@ -55,6 +55,11 @@ class Updater:
         return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
-def _is_matrix(parameter: Tensor) -> bool:
-    # The lengths that weight norm trains are one number per row, in the weight's number of dimensions.
-    return parameter.ndim > 1 and parameter.numel() > parameter.shape[0]
+def is_matrix(parameter: Tensor) -> bool:
+    """Whether a parameter decays: weights of linear maps and convolutions, and embeddings, as is usual.
+
+    Those have more than one axis longer than 1. A norm, a bias and a scale has one, even in a shape like (1, C, 1):
+    Snake's alpha, the gains of weight norm, the constants of WavLM's positions. So has a map to or from a single
+    number, and it does not decay either.
+    """
+    return sum(size > 1 for size in parameter.shape) > 1
