@@ -12,7 +12,7 @@ export PATH="$here/../.venv/bin:$PATH"
 
 xycodec evaluate "libritts:test-clean:$speech" --limit 1000 --seed 0 \
   --codec xcodec-hubert-librispeech-1 --codec xcodec-hubert-librispeech-8 --codec dac-16khz-8 --codec opus-6k \
-  --metrics dac_mel_distance,stft_distance,mel_distance,stoi,pesq_wb \
+  --metrics dac_mel_distance,normalised_stft_distance,stft_distance,mel_distance,stoi,pesq_wb \
   --opinion utmos \
   --expected "$here/expected/xcodec_reconstruction.yaml" --title "X-Codec's reconstruction table again" \
   --output "$output"

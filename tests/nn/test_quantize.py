@@ -714,9 +714,14 @@ def test_a_step_that_fails_leaves_the_codebooks_as_they_were():
     quantizer = make_ready()
     before = buffers(quantizer)
     batches = [torch.randn(1, 5, 6)] * 2
-    with pytest.raises(RuntimeError, match="out of memory"), quantizer.one_step(batches, quantizer):
-        quantizer(batches[0])
-        raise RuntimeError("out of memory")
+
+    def fail():
+        with quantizer.one_step(batches, quantizer):
+            quantizer(batches[0])
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        fail()
     assert_same(buffers(quantizer), before)
     quantizer(batches[0])
     assert not torch.equal(quantizer.cluster_size, before["cluster_size"])

@@ -127,7 +127,7 @@ def test_a_preset_can_be_changed_in_part(write):
         ("data.augment.speed_range=[0.5, 2]", lambda r: r.data.augment.speed_range, (0.5, 2)),
         ("lm.prompt=a=b", lambda r: r.lm.prompt, "a=b"),
         ("lm={prompt: hear}", lambda r: (r.lm.prompt, r.lm.source), ("hear", "Qwen/Qwen2.5-0.5B")),
-        ("model.quantizer.commitment=l1", lambda r: r.model.quantizer.commitment, "l1"),
+        ("model.quantizer.commitment=l2", lambda r: r.model.quantizer.commitment, "l2"),
     ],
 )  # fmt: skip
 def test_overrides(write, override, read, expected):
@@ -255,6 +255,25 @@ def test_pretraining_is_the_paper_s():
     assert changed == {}
 
 
+def test_the_published_code_s_losses_have_a_recipe_of_their_own():
+    paper, code = (load_recipe(CONFIG_FOLDER / f"{name}.yaml") for name in ("pretrain", "published_code"))
+    assert paper.model.quantizer.commitment == "l1"
+    assert differing(code, paper) == {
+        "output": code.output, "model.quantizer.commitment": "l2", "model.quantizer.commit_every_layer": False,
+    }  # fmt: skip
+
+
+def test_recipes_of_bundled_models_keep_what_was_once_a_default():
+    for name in ("features", "again", "vocoder"):
+        assert load_recipe(CONFIG_FOLDER / f"xy_mini/{name}.yaml").model.quantizer.commitment == "l2"
+    for name in ("xy_mini/decoder", "xy_mini/posttrain", "small_posttrain"):
+        assert not load_recipe(CONFIG_FOLDER / f"{name}.yaml").freeze_adapter
+    assert load_recipe(CONFIG_FOLDER / "small.yaml").model.quantizer.commitment == "l2"
+    for path in (CONFIG_FOLDER.parent / "xcodec" / "x_mini").glob("*.yaml"):
+        recipe = load_recipe(path)
+        assert recipe.stage == "ctc" or recipe.loss.mel == 45
+
+
 def test_posttraining_is_the_paper_s():
     recipe = load_recipe(CONFIG_FOLDER / "posttrain.yaml")
     assert (recipe.steps, recipe.data.batch_clips, recipe.data.clip_seconds, recipe.data.crop) == (
@@ -264,6 +283,7 @@ def test_posttraining_is_the_paper_s():
         "random",
     )
     assert (recipe.optimizer.lr, recipe.discriminator_optimizer.lr) == (1e-5, 1e-4)
+    assert recipe.freeze_adapter
     assert recipe.weights == load_recipe(CONFIG_FOLDER / "pretrain.yaml").output
     higher = load_recipe(CONFIG_FOLDER / "posttrain_24k.yaml")
     assert differing(higher, recipe) == {
@@ -288,7 +308,7 @@ def test_posttraining_is_the_paper_s():
         ("lm_trainable", "base", {"lm.trainable": True}),
         ("random_init", "no_semantic_small", {"towers": None}),
         ("no_asr", "no_semantic_small", {"lm": None, "loss.asr": 0}),
-        ("commitment_l1", "base", {"model.quantizer.commitment": "l1"}),
+        ("commitment_l2", "base", {"model.quantizer.commitment": "l2"}),
         ("quantizer_dropout", "base", {"model.quantizer.dropout": 0.5}),
         ("small_vocoder", "base", {"model.vocos.layers": 15, "model.vocos.intermediate_dim": 2048}),
     ],

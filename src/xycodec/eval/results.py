@@ -64,6 +64,7 @@ METRICS: dict[str, Metric] = {
         ),
         Metric("dac_mel_distance", "DAC mel", "lower", 3, "Mel distance as DAC's evaluation computes it."),
         Metric("stft_distance", "STFT", "lower", 3, "Multi-resolution STFT distance as DAC's evaluation computes it."),
+        Metric("normalised_stft_distance", "STFT norm.", "lower", 3, "The same under windows of unit energy."),
         Metric("si_sdr", "SI-SDR", "higher", 2, "Scale-invariant signal-to-distortion ratio (Le Roux 2019), dB."),
         Metric(
             "f0_error",

@@ -58,7 +58,7 @@ class LogMelDistance(nn.Module):
     """L1 distance of the logarithms of 80 mel magnitudes, not below 1e-5, up to Nyquist.
 
     FFT 1024, window 800, hop 160. Slaney's filters and the natural logarithm are our choice: the paper leaves them
-    open. Off in the published recipe, which gives it a weight of 45 where it is on.
+    open.
     """
 
     floor = 1e-5

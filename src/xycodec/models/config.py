@@ -32,4 +32,5 @@ class CodebooksConfig(Config):
     kmeans_iterations: PositiveInt = 10
     dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
     commitment: Literal["l1", "l2"] = "l2"
+    """Distance of vectors from their codes: absolute or squared, a mean over frames and channels in either case."""
     commit_every_layer: bool = True

@@ -51,7 +51,7 @@ class Gathered(NamedTuple):
 
     rows: Tensor
     active: Tensor
-    index: Tensor
+    codes: Tensor
     sizes: tuple[int, ...]
 
 
@@ -74,8 +74,9 @@ class ResidualVectorQuantizer(nn.Module):
 
     Buffers of all layers are stacked: `codebook` and `embed_avg` (n_q, K, D), `cluster_size` (n_q, K) and
     `inited` (n_q,). In training mode with gradients enabled, each forward pass moves them, or all passes within
-    `one_step` together; in eval mode they are frozen. `commit_every_layer` gives each layer's commitment loss a gradient to the encoder; the published
-    code, by subtracting an undetached straight-through value, gives it to the first layer's only.
+    `one_step` together; in eval mode they are frozen. `commit_every_layer` gives each layer's commitment loss a
+    gradient to the encoder; the published code, by subtracting an undetached straight-through value, gives it to the
+    first layer's only.
     """
 
     codebook: Tensor
@@ -268,16 +269,15 @@ class ResidualVectorQuantizer(nn.Module):
     @contextmanager
     def _gathering(self) -> Iterator[list[Gathered]]:
         """Let forward passes in training leave to the caller what their codebooks would follow."""
-        self._gathered = gathered = []
+        gathered: list[Gathered] = []
+        self._gathered = gathered
         try:
             yield gathered
         finally:
             self._gathered = None
 
     @torch.no_grad()
-    def _follow(
-        self, inputs: Tensor, index: Tensor, active: Tensor, counts: Tensor, sizes: Sequence[int]
-    ) -> None:
+    def _follow(self, inputs: Tensor, index: Tensor, active: Tensor, counts: Tensor, sizes: Sequence[int]) -> None:
         """Move the codebooks of `inputs` (layers, N, D) towards these, and give dead codes a new start."""
         sums = self._sums(index, inputs * active[..., None])
         fresh = self._draw(inputs, sizes)
@@ -327,7 +327,7 @@ class ResidualVectorQuantizer(nn.Module):
         residual = rows
         for layer in range(self.n_q):
             vectors = residual[active[layer]]
-            parts = [int(part.sum()) for part in active[layer].split(list(sizes))]
+            parts = [int(part.sum()) for part in torch.split(active[layer], list(sizes))]
             means = all_reduce_(self._draw(vectors[None], parts)[0])
             for _ in range(self.kmeans_iterations):
                 means, _ = self._lloyd(vectors, means)

@@ -3,7 +3,15 @@ import pytest
 import torch
 
 from xycodec.errors import AudioError
-from xycodec.eval.metrics.distances import CHUNK_S, MOST_DB, Moments, dac_mel_distance, mel_distance, stft_distance
+from xycodec.eval.metrics.distances import (
+    CHUNK_S,
+    MOST_DB,
+    Moments,
+    dac_mel_distance,
+    mel_distance,
+    normalised_stft_distance,
+    stft_distance,
+)
 from xycodec.losses.mel import MultiScaleMel
 
 RATE = 2000  # low, so that minutes are cheap
@@ -91,11 +99,12 @@ def slaney_hz(mel):
     return mel * 200 / 3 if mel < 15 else 1000 * 6.4 ** ((mel - 15) / 27)
 
 
-def frame_by_frame(decoded, original, rate, bins):
+def frame_by_frame(decoded, original, rate, bins, unit_energy=False):
     """Both distances as sums over frames and bands, one at a time, in float64."""
     total = 0.0
     for window, bands in zip((2048, 512), bins or (None, None), strict=True):
         hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
+        hann /= np.sqrt((hann**2).sum()) if unit_energy else 1
         hz = np.arange(window // 2 + 1) * rate / window
         filters = np.eye(len(hz))
         if bands:
@@ -124,6 +133,9 @@ def test_dac_distances_equal_a_computation_frame_by_frame(samples):
     assert mel == pytest.approx(frame_by_frame(decoded, original, 16_000, (150, 80)), rel=1e-4)
     assert stft == pytest.approx(frame_by_frame(decoded, original, 16_000, None), rel=1e-4)
     assert mel == dac_mel_distance(original, decoded, 16_000)
+    normalised = normalised_stft_distance(decoded, original)
+    assert normalised == pytest.approx(frame_by_frame(decoded, original, 16_000, None, unit_energy=True), rel=1e-4)
+    assert normalised_stft_distance(original, original.copy()) == 0
 
 
 def test_equality_has_no_dac_distance_and_a_gain_of_two_has_a_known_one():

@@ -8,7 +8,7 @@ from xycodec.checkpoints.save import save_codec
 from xycodec.errors import ConfigError
 from xycodec.models.xy_tokenizer.config import VocosConfig
 from xycodec.nn.discriminators import Discriminators
-from xycodec.train.checkpoint import RunState, network_state, save_state
+from xycodec.train.checkpoint import RunState, load_optimizer, network_state, optimizer_state, save_state
 from xycodec.train.config import EngineConfig
 from xycodec.train.engine import Engine
 from xycodec.train.stages.posttrain import FROZEN, PosttrainStage, build
@@ -53,9 +53,9 @@ def codes_of(codec):
 # ---- what moves ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_encoder_and_codebooks_stay_bit_for_bit(weights, precision):
-    stage = stage_of(weights, precision=precision)
+@pytest.mark.parametrize(("precision", "freeze_adapter"), [("float32", True), ("float32", False), ("bf16", True)])
+def test_encoder_and_codebooks_stay_bit_for_bit(weights, precision, freeze_adapter):
+    stage = stage_of(weights, precision=precision, freeze_adapter=freeze_adapter)
     before = {name: {k: v.clone() for k, v in net.state_dict().items()} for name, net in stage.networks.items()}
     values = run(stage)
     assert all(torch.isfinite(torch.tensor(list(step.values()))).all() for step in values)
@@ -68,12 +68,29 @@ def test_encoder_and_codebooks_stay_bit_for_bit(weights, precision):
         assert torch.equal(value, before["model"][name]) == (name not in trained), name
     assert not any(name.startswith(KEPT) for name in trained)
     parts = {name.split(".")[1] for name in trained}
-    assert parts == {"post_rvq_adapter", "upsample", "acoustic_decoder", "vocos"}
+    assert parts == {"upsample", "acoustic_decoder", "vocos"} | (set() if freeze_adapter else {"post_rvq_adapter"})
     for name, value in stage.discriminators.named_parameters():
         assert not torch.equal(value, before["discriminators"][name]), name
         assert value.requires_grad
     assert not any(part.training for name in FROZEN for part in getattr(stage.generator.codec, name).modules())
     assert stage.generator.codec.vocos.training
+
+
+@pytest.mark.parametrize("freeze_adapter", [True, False])
+def test_a_run_goes_on_with_what_it_trained(weights, tmp_path, freeze_adapter):
+    """Earlier versions always trained the adapter, and had no setting for it."""
+    begun = stage_of(weights, freeze_adapter=freeze_adapter)
+    run(begun, 1)
+    place = save(begun, tmp_path)
+    state = RunState(begun.name, 1, 0, 1, None, begun.model_config(), {})
+    for name, updater in begun.updaters.items():
+        state.optimizers[name] = optimizer_state(updater.network, updater.optimizer)
+    recipe = posttraining(weights, discriminators=FAST)
+    changes = PosttrainStage.resumed(recipe, place, state)
+    resumed = PosttrainStage(recipe.model_copy(update=changes), begun.engine)
+    for name, updater in resumed.updaters.items():
+        load_optimizer(updater.network, updater.optimizer, state.optimizers[name])
+    assert resumed.codec.post_rvq_adapter.proj.weight.requires_grad != freeze_adapter
 
 
 def test_another_rate_is_another_model(weights):

@@ -24,7 +24,7 @@ from xycodec.train.init.weights import find_checkpoint
 from xycodec.train.plan import plan_run
 from xycodec.train.recipe_file import BUNDLED, load_recipe
 from xycodec.train.run import open_stage
-from xycodec.train.stages.xcodec import XCodecOptimizerConfig, XCodecStage, build
+from xycodec.train.stages.xcodec import XCodecLoss, XCodecOptimizerConfig, XCodecStage, build
 from xycodec.train.validate import validate
 
 CONFIG_FOLDER = BUNDLED / "xcodec"
@@ -96,7 +96,7 @@ def test_the_semantic_model_stays_and_all_else_moves(precision):
 
 
 def test_the_loss_is_the_weighted_sum():
-    weights = {"adversarial": 1, "feature": 20, "stft": 1, "subband_stft": 1, "commitment": 1, "semantic": 100}
+    weights = XCodecLoss().model_dump(exclude={"waveform"})
     (values,) = run(stage_of(), 1)
     assert set(values) == {*weights, "discriminator", "loss", "grad_norm", "discriminator_grad_norm"}
     assert values["loss"] == pytest.approx(sum(weight * values[name] for name, weight in weights.items()))
@@ -110,7 +110,7 @@ def test_the_loss_is_the_weighted_sum():
 @pytest.mark.parametrize("left", ["commitment", "semantic", "stft"])
 def test_a_loss_alone_reaches_what_it_should(left):
     """Of the generator's parameters; STFT losses reach the decoder and, straight through, what made the latents."""
-    weights = dict.fromkeys(("adversarial", "feature", "stft", "subband_stft", "commitment", "semantic"), 0)
+    weights = dict.fromkeys(XCodecLoss.model_fields, 0)
     stage = stage_of(n_q=[3])
     stage.weights = weights | {left: 1.0, "mel": 0, "waveform": 0}
     found = set()
@@ -270,7 +270,7 @@ def test_what_is_measured_is_what_the_codec_gives():
     got = {name: float(mean.value()) for name, mean in measured.means.items()}
     commitment = got.pop("commitment")
     assert got == pytest.approx(expected, rel=1e-3)
-    weights = {"stft": 1, "subband_stft": 1, "semantic": 100}
+    weights = {"stft": 1, "subband_stft": 1, "mel": 45, "semantic": 100}
     total = sum(weight * got[name] for name, weight in weights.items()) + commitment
     assert stage.loss(got | {"commitment": commitment}) == pytest.approx(total)
 
@@ -552,7 +552,10 @@ def test_other_semantic_models_are_refused_in_one_line(tmp_path, made, error, wo
         ({"model": model(semantic=None), "semantic_weights": "a/b"}, "semantic_weights: model.semantic is null"),
         ({"engine": {"kind": "fsdp2"}}, "two optimizers"),
         ({"discriminators": {"channels": 12}}, "channels: Input should be a multiple of 8"),
-        ({"loss": dict.fromkeys(("adversarial", "feature", "stft", "subband_stft"), 0)}, "loss: the decoder has none"),
+        (
+            {"loss": dict.fromkeys(("adversarial", "feature", "stft", "subband_stft", "mel"), 0)},
+            "loss: the decoder has none",
+        ),
         ({"loss": {"stff": 1}}, "did you mean 'stft'"),
     ],
 )
@@ -566,7 +569,7 @@ def test_recipes_are_refused_in_one_line(changes, words):
 def test_the_files_in_configs():
     """The published recipe, of which the others change what their names say."""
     recipes = {path.stem: load_recipe(path) for path in CONFIG_FOLDER.glob("*.yaml")}
-    assert set(recipes) == {"train", "baseline", "general", "debug", "hubert_general"}
+    assert set(recipes) == {"train", "baseline", "general", "debug", "hubert_general", "published_code"}
     train, baseline = recipes["train"], recipes["baseline"]
     own = {"model_id": "x-codec-own"}
     assert train.model == XCODEC_CONFIGS["x-codec-hubert"].model_copy(update=own)
@@ -574,9 +577,16 @@ def test_the_files_in_configs():
     assert (train.optimizer.lr, train.optimizer.betas, train.optimizer.eps) == (2e-4, (0.8, 0.99), 1e-6)
     assert (train.optimizer.clip, train.optimizer.weight_decay, train.discriminators.channels) == (2, 0.01, 512)
     assert train.loss.model_dump() == {
-        "adversarial": 1, "feature": 20, "stft": 1, "subband_stft": 1, "mel": 0, "waveform": 0, "commitment": 1,
+        "adversarial": 1, "feature": 20, "stft": 1, "subband_stft": 1, "mel": 45, "waveform": 0, "commitment": 1,
         "semantic": 100,
     }  # fmt: skip
+    assert train.loss == XCodecLoss()
+    code = recipes["published_code"]
+    assert code.loss == train.loss.model_copy(update={"mel": 0})
+    assert not code.model.quantizer.commit_every_layer
+    assert code.model.quantizer == train.model.quantizer.model_copy(update={"commit_every_layer": False})
+    other = {"output", "loss", "model"}
+    assert code.model_dump(exclude=other) == train.model_dump(exclude=other)
     # Crops are multiples of 1280 samples, and nothing is added to them.
     assert round(train.data.clip_seconds * 16_000) % 1280 == 0
     without = {"output", "model", "semantic_weights"}

@@ -18,6 +18,7 @@ from xycodec.eval.metrics.distances import (
     Moments,
     dac_mel_distance,
     mel_distance,
+    normalised_stft_distance,
     paired,
     stft_distance,
 )
@@ -44,6 +45,7 @@ PROTOCOL = {
     "PESQ": "The package pesq (ITU-T P.862.2 wide-band, P.862.1 narrow-band), the original as reference.",
     "mel": "Windows 32 to 2048, hop a quarter, 5 to 320 Slaney bins, L1 of log10 of magnitudes not below 1e-5.",
     "DAC mel, STFT": "Descript Audio Codec's public evaluation (windows 2048 and 512, 150 and 80 bins) at this rate.",
+    "normalised STFT": "The same STFT distance under windows of unit energy; fits the ratios of X-Codec's table 6.",
     "SI-SDR": f"Means removed, energies over the whole clip, capped at {MOST_DB:g} dB either way.",
     "pitch": f"Praat's autocorrelation, {FLOOR_HZ:g} to {CEILING_HZ:g} Hz every {STEP_S * 1000:g} ms, octave errors "
     "left in; frames count alike over all pieces and clips.",
@@ -241,6 +243,10 @@ def _stft_distance(decoded: Samples, original: Samples) -> float | str:
     return _DAC_TOO_SHORT if len(original) < SHORTEST_DAC else stft_distance(decoded, original)
 
 
+def _normalised_stft_distance(decoded: Samples, original: Samples) -> float | str:
+    return _DAC_TOO_SHORT if len(original) < SHORTEST_DAC else normalised_stft_distance(decoded, original)
+
+
 _DAC_TOO_SHORT = f"under {SHORTEST_DAC} samples"
 
 METERS: dict[str, Callable[[], _Meter]] = {
@@ -250,6 +256,7 @@ METERS: dict[str, Callable[[], _Meter]] = {
     "mel_distance": partial(_Mean, _mel_distance),
     "dac_mel_distance": partial(_Mean, _dac_mel_distance),
     "stft_distance": partial(_Mean, _stft_distance),
+    "normalised_stft_distance": partial(_Mean, _normalised_stft_distance),
     "si_sdr": _SiSdr,
     "f0_error": partial(_Pitch, lambda errors: (errors.square_cents, errors.voiced)),
     "voicing_error": partial(_Pitch, lambda errors: (errors.flipped, errors.frames)),

@@ -16,6 +16,8 @@ class QuantizerConfig(CodebooksConfig):
     """XY-Tokenizer's quantizer, with maps to the codebooks' width and back (docs/models/xy_tokenizer.md, Quantizer)."""
 
     codebook_dim: PositiveInt = 512
+    commitment: Literal["l1", "l2"] = "l1"
+    """`l1` as the paper, `l2` as the published code (docs/models/differences.md)."""
 
 
 class VocosConfig(Config):
@@ -138,7 +140,7 @@ CONFIGS: dict[str, XYTokenizerConfig] = {
             semantic_encoder_adapter=TowerConfig(d_model=384, layers=1, heads=6, ffn_dim=384),
             acoustic_encoder=_MINI,
             pre_rvq_adapter=TowerConfig(d_model=160, layers=2, heads=4, ffn_dim=512),
-            quantizer=QuantizerConfig(codebook_dim=64, decay=0.995),
+            quantizer=QuantizerConfig(codebook_dim=64, decay=0.995, commitment="l2"),
             post_rvq_adapter=TowerConfig(d_model=256, layers=2, heads=4, ffn_dim=1024),
             acoustic_decoder=TowerConfig(d_model=320, layers=4, heads=5, ffn_dim=1024),
             vocos=VocosConfig(dim=384, intermediate_dim=1152, layers=8),

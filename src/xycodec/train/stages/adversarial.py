@@ -107,9 +107,7 @@ class AdversarialStage(Stage[AdversarialRecipeT], Generic[AdversarialRecipeT, Co
         """Context in which the codebooks take the micro-batches of a step as one."""
         return self.codec.quantizer.one_step(batches, lambda batch: self._generate(batch, step))
 
-    def _learn(
-        self, batches: Sequence[Batch], step: int
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]:
+    def _learn(self, batches: Sequence[Batch], step: int) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]:
         """Losses, norms and counts of a step, whose gradients the generator then holds."""
         values: dict[str, Tensor] = {}
         norms: dict[str, Tensor] = {}

@@ -76,6 +76,9 @@ class PosttrainRecipe(AdversarialRecipe):
     vocos: VocosConfig | None = None
     """Another vocoder than that of `weights`; it starts at random where shapes differ."""
     model_id: str | None = None
+    freeze_adapter: bool = True
+    """Whether the adapter after the quantizer stays as it is: in the paper only the decoder learns, and the adapter
+    belongs to the quantizer's section. A run that goes on keeps to what it began with."""
     discriminators: DiscriminatorsConfig = DiscriminatorsConfig()
     segment_seconds: PositiveFloat | None = None
     """Discriminators and mel loss hear so much of each clip, from a random place; null: all of it."""
@@ -107,15 +110,17 @@ class PostTraining(nn.Module):
         weights: PosttrainingLoss,
         segment_seconds: float | None = None,
         random_positions: bool = False,
+        freeze_adapter: bool = True,
     ) -> None:
         super().__init__()
         self.codec, self.weights = codec, weights
+        self.frozen = (*FROZEN, "post_rvq_adapter") if freeze_adapter else FROZEN
         self.min_samples, self.segment_seconds, self.random_positions = min_samples, segment_seconds, random_positions
         for part in self._frozen():
             part.requires_grad_(False)
 
     def _frozen(self) -> list[nn.Module]:
-        return [part for name in FROZEN if (part := getattr(self.codec, name)) is not None]
+        return [part for name in self.frozen if (part := getattr(self.codec, name)) is not None]
 
     def train(self, mode: bool = True) -> "PostTraining":
         """Set the training mode, but for frozen parts, which stay in eval mode: the codebooks must not move."""
@@ -197,8 +202,10 @@ class PosttrainStage(AdversarialStage[PosttrainRecipe, XYTokenizer]):
 
     @classmethod
     def resumed(cls, recipe: PosttrainRecipe, checkpoint: Path, state: RunState) -> dict[str, Any]:
-        """The codec's sizes and weights are its own checkpoint's."""
-        return {"weights": str(checkpoint)}
+        """The codec's sizes and weights are its own checkpoint's, and so is what learns."""
+        groups = state.optimizers["model"]["param_groups"]
+        trains_adapter = any("post_rvq_adapter" in name for group in groups for name in group["params"])
+        return {"weights": str(checkpoint), "freeze_adapter": not trains_adapter}
 
     def _generate(self, batch: Batch, step: int) -> tuple[Heard, Tensor, dict[str, Mean]]:
         heard, counts, losses = self.generator(batch)
@@ -250,7 +257,14 @@ def build(recipe: PosttrainRecipe, *, meta: bool = False) -> tuple[PostTraining,
         if data is not None and "discriminators" in data["networks"] and recipe.keep_discriminators:
             adopt_discriminators(discriminators, data["networks"]["discriminators"], str(checkpoint))
     random_positions = recipe.positions == "random"
-    generator = PostTraining(codec, discriminators.min_samples, recipe.loss, recipe.segment_seconds, random_positions)
+    generator = PostTraining(
+        codec,
+        discriminators.min_samples,
+        recipe.loss,
+        recipe.segment_seconds,
+        random_positions,
+        recipe.freeze_adapter,
+    )
     return generator, discriminators
 
 

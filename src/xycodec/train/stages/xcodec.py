@@ -47,8 +47,9 @@ class XCodecLoss(Config):
     feature: NonNegativeFloat = 20.0
     stft: NonNegativeFloat = 1.0
     subband_stft: NonNegativeFloat = 1.0
-    mel: NonNegativeFloat = 0.0
-    """Weight of the log-mel distance; the published code has 45 where it is on."""
+    mel: NonNegativeFloat = 45.0
+    """Weight of the log-mel distance. The paper lists this loss without a weight; the published code has this one, and
+    leaves the loss out (docs/models/differences.md)."""
     waveform: NonNegativeFloat = 0.0
     """Weight of the distance of samples (not in the paper): a short run finds the voice sooner by it."""
     commitment: NonNegativeFloat = 1.0
