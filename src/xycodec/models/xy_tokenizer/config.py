@@ -33,7 +33,7 @@ class XYTokenizerConfig(Config):
 
     model_type: Literal["xy-tokenizer"] = "xy-tokenizer"
     model_id: str
-    output_sample_rate: Literal[16000, 24000, 32000] = 16000
+    output_sample_rate: Literal[16000, 24000, 32000, 48000] = 16000
     n_mels: PositiveInt = 80
     window_frames: PositiveInt = 375
     downsample_factor: PositiveInt = 4
@@ -72,7 +72,7 @@ class XYTokenizerConfig(Config):
 
     @property
     def output_hop_length(self) -> int:
-        """Output samples per code frame (1280, 1920 or 2560)."""
+        """Output samples per code frame (1280, 1920, 2560 or 3840)."""
         return self.output_sample_rate // TOWER_RATE * self.downsample_factor
 
     @property

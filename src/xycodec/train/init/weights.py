@@ -157,6 +157,7 @@ def _unfold(state: dict[str, Tensor], name: str, training: nn.Module) -> None:
     if f"{name}.weight" not in state or not parametrize.is_parametrized(training, "weight"):
         return
     weight = state.pop(f"{name}.weight")
-    # The same two tensors that assigning to a weight-normed module would compute.
-    state[f"{name}.parametrizations.weight.original0"] = torch.linalg.vector_norm(weight, dim=1, keepdim=True)
+    # The length as folding computes it, which then gives back every bit: codes must not change where nothing learns.
+    _, length = torch._weight_norm_interface(weight, weight.new_ones(len(weight), 1))
+    state[f"{name}.parametrizations.weight.original0"] = length
     state[f"{name}.parametrizations.weight.original1"] = weight

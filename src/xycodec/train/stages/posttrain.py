@@ -71,7 +71,7 @@ class PosttrainRecipe(AdversarialRecipe):
     stage: Literal["posttrain"]
     weights: str
     """A run, checkpoint or codec to start from: a name, folder, file or hub id."""
-    output_sample_rate: Literal[16000, 24000, 32000] | None = None
+    output_sample_rate: Literal[16000, 24000, 32000, 48000] | None = None
     """Rate of the decoded audio (default: as in `weights`). A new rate gets a new vocoder head."""
     vocos: VocosConfig | None = None
     """Another vocoder than that of `weights`; it starts at random where shapes differ."""
