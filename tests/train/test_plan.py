@@ -113,7 +113,7 @@ def test_posttraining(read, tmp_path):
     frozen = {name for name, part in parts.items() if not part.trainable}
     assert frozen == {
         "semantic_encoder", "semantic_encoder_adapter", "acoustic_encoder", "pre_rvq_adapter", "downsample",
-        "quantizer",
+        "quantizer", "post_rvq_adapter",
     }  # fmt: skip
     assert (plan.stage, plan.clips_per_step) == ("posttrain", 2)
     assert not (tmp_path / "run").exists()
