@@ -6,6 +6,7 @@ only passes over it reads headers.
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -30,7 +31,7 @@ class WebDatasetCuts:
     """
 
     def __init__(self, paths: list[Path]) -> None:
-        self.paths = paths
+        self.paths = self.files = paths
 
     def __iter__(self) -> Iterator[Cut]:
         for path in self.paths:
@@ -59,7 +60,7 @@ class WebDatasetCuts:
 class SharCuts:
     """The cuts of a Lhotse Shar folder: `cuts.*.jsonl` (or `.jsonl.gz`) beside `recording.*.tar`, in step.
 
-    Unlike Lhotse's own reader, which hands out every cut with its audio, a shuffle buffer of these stays small.
+    Lhotse's own reader hands out every cut with its audio; these say where theirs lies.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -68,6 +69,7 @@ class SharCuts:
         if not self.manifests or len(self.manifests) != len(self.tars):
             what = f"{len(self.manifests)} cuts.*.jsonl.gz and {len(self.tars)} recording.*.tar"
             raise ConfigError(f"{folder}: {what}: a Shar folder has as many of either; name WebDataset tars by a glob")
+        self.files = [*self.manifests, *self.tars]
 
     def __iter__(self) -> Iterator[Cut]:
         for manifest, tar in zip(self.manifests, self.tars, strict=True):
@@ -125,5 +127,5 @@ def _facts(member: TarMember, seconds: float | None) -> tuple[int, int, float]:
 def _with_member(cut: Cut, member: TarMember) -> Cut:
     if not isinstance(cut, (MonoCut, MultiCut)):
         raise ConfigError(f"{member.path}: {cut.id} is a {type(cut).__name__}: a shard holds plain cuts")
-    cut.custom = (cut.custom or {}) | {MEMBER: [member.path, member.offset, member.size]}
+    cut.custom = (cut.custom or {}) | {MEMBER: [os.path.abspath(member.path), member.offset, member.size]}
     return cut

@@ -48,6 +48,12 @@ class RunState:
     """The recogniser's configuration, if the run trains one."""
     self_supervised: dict[str, Any] | None = None
     """The self-supervised model's configuration, if the run trains one."""
+    taken: tuple[int, ...] = ()
+    """Clips that all processes took of each cell of the data in `epoch`; not known to earlier versions."""
+    order: str = ""
+    """Name of the orders in which they were taken; empty in earlier versions."""
+    processes: int | None = None
+    """How many processes there were."""
 
 
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -82,14 +88,20 @@ def optimizer_state(network: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
 
 
 def load_optimizer(network: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Put `optimizer_state`'s state back. Raises CheckpointError if other parameters are trained."""
+    """Put `optimizer_state`'s averages and counts back; rates, betas, decay and eps stay the optimizer's own.
+
+    Raises CheckpointError if other parameters are trained.
+    """
     trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
     plain = {name.removeprefix("module.") for name in trained}
     known = {name for group in state["param_groups"] for name in group["params"]}
     for name in sorted(plain ^ known):
         verb = "does not train" if name in plain else "trains"
         raise CheckpointError(f"of a run that {verb} {name}, unlike the recipe: {GO_ON}")
-    set_optimizer_state_dict(network, optimizer, state, options=StateDictOptions(full_state_dict=True))
+    own = get_optimizer_state_dict(network, optimizer)["param_groups"]
+    set_optimizer_state_dict(
+        network, optimizer, {**state, "param_groups": own}, options=StateDictOptions(full_state_dict=True)
+    )
 
 
 # ---- files -------------------------------------------------------------------------------------

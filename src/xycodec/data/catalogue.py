@@ -1,0 +1,151 @@
+"""Catalogues: the cuts of a source by their numbers, and facts of each, made in one pass and kept on disk.
+
+A catalogue holds every cut's line compressed, so that any of them is read in microseconds whatever the source is; what
+stays in memory are the pages that are in use, shared by all processes of a machine.
+"""
+
+import hashlib
+import json
+import mmap
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from lhotse.cut import Cut
+from lhotse.serialization import deserialize_item
+
+from xycodec.data.config import SourceConfig
+from xycodec.data.facts import FACTS, Facts, facts_of
+from xycodec.data.manifest import read_lines
+from xycodec.data.sources import ManifestCuts, Source, opened
+from xycodec.errors import ConfigError
+from xycodec.io.files import new_folder, os_error_line
+
+CACHE = "XYCODEC_CACHE"  # environment variable: the folder that keeps what can be made again
+_FORMAT = 1
+_DICTIONARY = 32_768  # bytes of lines that the compressor of each line knows
+_TOLD = 500_000  # cuts after which a pass that goes on says so
+_CHUNK = 10_000  # rows that are written at once
+
+Tell = Callable[[str], None]
+"""Callback for a line to a person who waits."""
+
+
+class Catalogue:
+    """The cuts of a source by number, in the source's order; pickled, it is its folder's name.
+
+    Attributes:
+        facts: (N,) rows of FACTS, mapped from disk.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.facts: Facts = np.memmap(folder / "facts.bin", FACTS, "r")
+        self._dictionary = (folder / "dictionary.bin").read_bytes()
+        with open(folder / "cuts.bin", "rb") as file:
+            self._lines = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Catalogue, (self.folder,)
+
+    def __len__(self) -> int:
+        return len(self.facts)
+
+    def __getitem__(self, number: int) -> Cut:
+        begin = int(self.facts["end"][number - 1]) if number else 0
+        packed = self._lines[begin : int(self.facts["end"][number])]
+        line = zlib.decompressobj(-zlib.MAX_WBITS, self._dictionary).decompress(packed)
+        return deserialize_item(json.loads(line))
+
+
+def open_catalogue(config: SourceConfig, tell: Tell = lambda line: None) -> Catalogue:
+    """Find the catalogue of a source, or make it: one pass over the source, whose every cut is checked.
+
+    It is kept below the folder that the environment's XYCODEC_CACHE names (else `~/.cache/xycodec`) until a file of the
+    source changes. Of several processes one makes it, and the others wait.
+
+    Raises:
+        ConfigError: the source cannot be read or holds no cuts, or the folder cannot be written.
+    """
+    source = opened(config.path)
+    home = _home()
+    name = _digest(os.path.abspath(config.path))
+    folder = home / f"{name}-{_digest(_FORMAT, [_state(path) for path in source.files])}"
+    if folder.is_dir():
+        return Catalogue(folder)
+    with ExitStack() as stack:
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(home / f"{name}.lock"))
+        except NotImplementedError:
+            pass  # a disk without locks: each process makes its own, and the first one's stays
+        except OSError as error:
+            raise ConfigError(f"{os_error_line(str(home), 'written', error)}, or set {CACHE}") from error
+        if not folder.is_dir():
+            # Processes that read an older one keep it open.
+            for old in home.glob(f"{name}-*"):
+                shutil.rmtree(old, ignore_errors=True)
+            with new_folder(folder, ConfigError) as made:
+                _make(source, config.path, made, tell)
+    return Catalogue(folder)
+
+
+def _make(source: Source, name: str, folder: Path, tell: Tell) -> None:
+    records = _records(source)
+    first: list[tuple[bytes, Cut]] = []
+    for record in records:
+        first.append(record)
+        if sum(len(line) for line, _ in first) >= _DICTIONARY:
+            break
+    if not first:
+        raise ConfigError(f"{name}: holds no clips: check the path, or leave the source out")
+    dictionary = b"".join(line for line, _ in first)[-_DICTIONARY:]
+    (folder / "dictionary.bin").write_bytes(dictionary)
+    (folder / "source.txt").write_text(f"{name}\n", encoding="utf-8")
+    fresh = zlib.compressobj(1, wbits=-zlib.MAX_WBITS, zdict=dictionary)
+    rows: list[tuple[float, int, bool, bool, int]] = []
+    end = 0
+    with open(folder / "cuts.bin", "wb") as lines, open(folder / "facts.bin", "wb") as facts:
+        for number, (line, cut) in enumerate(chain(first, records), 1):
+            packer = fresh.copy()
+            end += lines.write(packer.compress(line) + packer.flush())
+            rows.append(facts_of(cut, end))
+            if len(rows) == _CHUNK:
+                np.array(rows, FACTS).tofile(facts)
+                rows.clear()
+            if number % _TOLD == 0:
+                tell(f"data: {name}: {number:,} clips listed, once for all runs")
+        np.array(rows, FACTS).tofile(facts)
+
+
+def _records(source: Source) -> Iterator[tuple[bytes, Cut]]:
+    """Every cut and its line of JSON."""
+    if isinstance(source, ManifestCuts):
+        yield from ((line.encode(), cut) for line, cut in read_lines(source.path))
+    else:
+        yield from ((json.dumps(cut.to_dict(), ensure_ascii=False).encode(), cut) for cut in source)
+
+
+def _home() -> Path:
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get(CACHE) or Path(caches, "xycodec")).expanduser() / "catalogues"
+
+
+def _state(path: Path) -> tuple[str, int, int]:
+    """What changes when a file does."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise ConfigError(os_error_line(str(path), "read", error)) from error
+    return os.path.abspath(path), found.st_size, found.st_mtime_ns
+
+
+def _digest(*facts: Any) -> str:
+    return hashlib.blake2b(json.dumps(facts).encode(), digest_size=10).hexdigest()
