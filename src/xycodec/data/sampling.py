@@ -19,6 +19,8 @@ from xycodec.data.config import DataConfig
 from xycodec.data.corpus import Corpus, Numbers, shuffled
 from xycodec.errors import ConfigError
 
+_FOR_EDGES = 1_000_000  # clips, spread over the corpus, whose durations set the buckets
+
 Draw = tuple[int, int]
 """Number of a clip, and how often its cell has been gone through before: what is random about the clip follows both."""
 
@@ -164,6 +166,8 @@ def _sources(corpus: Corpus, numbers: Numbers) -> tuple[NDArray[np.uint8 | np.in
 
 def _edges(lengths: NDArray[np.float64], weights: NDArray[np.float64], buckets: int, longest: float) -> list[float]:
     """Upper ends of all buckets but the last, such that each is drawn for as many seconds."""
+    every = 1 + len(lengths) // _FOR_EDGES
+    lengths, weights = lengths[::every], weights[::every]
     ascending = np.argsort(lengths, kind="stable")
     passed = np.cumsum(lengths[ascending] * weights[ascending])
     ends = np.searchsorted(passed, passed[-1] * np.arange(1, buckets) / max(1, buckets))
@@ -179,12 +183,15 @@ def _cells(
     seed: int,
 ) -> Iterator[_Cell]:
     """Clips by bucket and, in it, by source; none is empty."""
-    keys = (buckets * len(weights) + sources).astype(np.uint32)
-    by_key = np.argsort(keys, kind="stable")
-    kinds, begins = np.unique(keys[by_key], return_index=True)
-    for place, (kind, part) in enumerate(zip(kinds.tolist(), np.split(by_key, begins[1:]), strict=True)):
+    keys = buckets * len(weights) + sources
+    counts = np.bincount(keys)
+    # Numbers of 16 bits are sorted by counting them.
+    by_key = np.argsort(keys.astype(np.min_scalar_type(len(counts))), kind="stable")
+    kinds = np.flatnonzero(counts)
+    parts = np.split(numbers[by_key], np.cumsum(counts[kinds])[:-1])
+    for place, (kind, part) in enumerate(zip(kinds.tolist(), parts, strict=True)):
         bucket, source = divmod(kind, len(weights))
-        yield _Cell(bucket, numbers[part], float(weights[source]) * len(part), (seed, place))
+        yield _Cell(bucket, part, float(weights[source]) * len(part), (seed, place))
 
 
 def _digest(cells: list[_Cell], seconds: NDArray[np.float64]) -> str:
