@@ -69,6 +69,30 @@ def test_every_kind_of_source_by_number(tmp_path):
         np.testing.assert_allclose(audio, heard[0][1], atol=1e-4)
 
 
+@pytest.mark.long
+def test_large_tars_are_listed_by_several_processes(tmp_path, monkeypatch):
+    _, _, *sharded, _ = every_kind(tmp_path)
+    for path in sharded:
+        alone = opened(path)
+        monkeypatch.setenv("XYCODEC_CACHE", str(tmp_path / f"cache-{len(str(path))}"))
+        monkeypatch.setattr("xycodec.data.catalogue._LARGE", 0)
+        joined = opened(path)
+        assert joined.folder != alone.folder
+        assert joined.facts.tolist() == alone.facts.tolist()
+        assert [joined[number].to_dict() for number in range(9)] == [alone[number].to_dict() for number in range(9)]
+        monkeypatch.undo()
+
+
+@pytest.mark.long
+def test_a_tar_among_many_that_is_damaged_is_named(tmp_path, monkeypatch):
+    _, _, _, tars, _ = every_kind(tmp_path)
+    monkeypatch.setattr("xycodec.data.catalogue._LARGE", 0)
+    second = tars.parent / "1.tar"
+    second.write_bytes(second.read_bytes()[:40_000])
+    with pytest.raises(ConfigError, match=r"1\.tar: not a plain tar"):
+        opened(tars)
+
+
 def test_facts_are_of_the_cut(tmp_path):
     cuts = [
         cut_of(save(tmp_path / "a.wav", noise(1, 24000), 24000), "words"),

@@ -7,10 +7,14 @@ stays in memory are the pages that are in use, shared by all processes of a mach
 import hashlib
 import json
 import mmap
+import multiprocessing
 import os
 import shutil
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
@@ -33,6 +37,9 @@ _FORMAT = 1
 _DICTIONARY = 32_768  # bytes of lines that the compressor of each line knows
 _TOLD = 500_000  # cuts after which a pass that goes on says so
 _CHUNK = 10_000  # rows that are written at once
+_LARGE = 4 << 30  # bytes of tars from which on several processes read them
+
+_Record = tuple[bytes, tuple[float, int, bool, bool]]
 
 Tell = Callable[[str], None]
 """Callback for a line to a person who waits."""
@@ -92,14 +99,17 @@ def open_catalogue(config: SourceConfig, tell: Tell = lambda line: None) -> Cata
             # Processes that read an older one keep it open.
             for old in home.glob(f"{name}-*"):
                 shutil.rmtree(old, ignore_errors=True)
-            with new_folder(folder, ConfigError) as made:
-                _make(source, config.path, made, tell)
+            try:
+                with new_folder(folder, ConfigError) as made:
+                    _make(source, config.path, made, tell)
+            except BrokenProcessPool:
+                raise ConfigError(f"{config.path}: a process that lists it died (out of memory?): try again") from None
     return Catalogue(folder)
 
 
 def _make(source: Source, name: str, folder: Path, tell: Tell) -> None:
     records = _records(source)
-    first: list[tuple[bytes, Cut]] = []
+    first: list[_Record] = []
     for record in records:
         first.append(record)
         if sum(len(line) for line, _ in first) >= _DICTIONARY:
@@ -110,13 +120,13 @@ def _make(source: Source, name: str, folder: Path, tell: Tell) -> None:
     (folder / "dictionary.bin").write_bytes(dictionary)
     (folder / "source.txt").write_text(f"{name}\n", encoding="utf-8")
     fresh = zlib.compressobj(1, wbits=-zlib.MAX_WBITS, zdict=dictionary)
-    rows: list[tuple[float, int, bool, bool, int]] = []
+    rows: list[tuple[Any, ...]] = []
     end = 0
     with open(folder / "cuts.bin", "wb") as lines, open(folder / "facts.bin", "wb") as facts:
-        for number, (line, cut) in enumerate(chain(first, records), 1):
+        for number, (line, row) in enumerate(chain(first, records), 1):
             packer = fresh.copy()
             end += lines.write(packer.compress(line) + packer.flush())
-            rows.append(facts_of(cut, end))
+            rows.append((*row, end))
             if len(rows) == _CHUNK:
                 np.array(rows, FACTS).tofile(facts)
                 rows.clear()
@@ -125,12 +135,34 @@ def _make(source: Source, name: str, folder: Path, tell: Tell) -> None:
         np.array(rows, FACTS).tofile(facts)
 
 
-def _records(source: Source) -> Iterator[tuple[bytes, Cut]]:
-    """Every cut and its line of JSON."""
-    if isinstance(source, ManifestCuts):
-        yield from ((line.encode(), cut) for line, cut in read_lines(source.path))
+def _records(source: Source) -> Iterator[_Record]:
+    """Every cut's line of JSON and its facts; of many large parts, several at once."""
+    parts = source.parts
+    processes = min(len(parts), os.cpu_count() or 1)
+    if processes == 1 or sum(path.stat().st_size for path in source.files) < _LARGE:
+        for part in parts:
+            yield from _records_of(part)
+        return
+    # Forking a process that has used torch's threads can hang, so fresh ones are started.
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        waiting: deque[Future[list[_Record]]] = deque()
+        for part in parts:
+            waiting.append(pool.submit(_whole, part))
+            if len(waiting) > 2 * processes:
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+
+
+def _whole(part: Source) -> list[_Record]:
+    return list(_records_of(part))
+
+
+def _records_of(part: Source) -> Iterator[_Record]:
+    if isinstance(part, ManifestCuts):
+        yield from ((line.encode(), facts_of(cut)) for line, cut in read_lines(part.path))
     else:
-        yield from ((json.dumps(cut.to_dict(), ensure_ascii=False).encode(), cut) for cut in source)
+        yield from ((json.dumps(cut.to_dict(), ensure_ascii=False).encode(), facts_of(cut)) for cut in part)
 
 
 def _home() -> Path:

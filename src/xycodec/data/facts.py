@@ -18,10 +18,10 @@ Facts = NDArray[Any]
 """Rows of FACTS, (N,)."""
 
 
-def facts_of(cut: Cut, end: int = 0) -> tuple[float, int, bool, bool, int]:
-    """The row of a cut, as its manifest tells."""
+def facts_of(cut: Cut) -> tuple[float, int, bool, bool]:
+    """The row of a cut but for its last field, as its manifest tells."""
     rate = cut.sampling_rate if cut.has_recording else 0
-    return float(cut.duration), int(rate), has_text(cut), has_labels(cut), end
+    return float(cut.duration), int(rate), has_text(cut), has_labels(cut)
 
 
 def has_text(cut: Cut) -> bool:

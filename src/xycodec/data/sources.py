@@ -10,7 +10,7 @@ from lhotse.cut import Cut
 
 from xycodec.data.config import SourceConfig
 from xycodec.data.manifest import SUFFIXES, read_cuts
-from xycodec.data.shards import SharCuts, WebDatasetCuts
+from xycodec.data.shards import WebDatasetCuts, open_shar
 from xycodec.data.tars import members
 from xycodec.errors import ConfigError
 
@@ -28,6 +28,10 @@ class Source(Cuts, Protocol):
     files: list[Path]
     """The files that decide what it yields."""
 
+    @property
+    def parts(self) -> "Sequence[Source]":
+        """Pieces that can be read apart from each other, in order."""
+
 
 class ManifestCuts:
     """The cuts of a Lhotse manifest file, read line by line."""
@@ -35,6 +39,11 @@ class ManifestCuts:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.files = [path]
+
+    @property
+    def parts(self) -> "list[ManifestCuts]":
+        """The file, which can only be read as a whole."""
+        return [self]
 
     def __iter__(self) -> Iterator[Cut]:
         return read_cuts(self.path)
@@ -70,7 +79,7 @@ def opened(text: str) -> Source:
     """The source at a path or glob, before anything of it is read. Raises ConfigError if it is of no known form."""
     path = Path(text)
     if path.is_dir():
-        return SharCuts(path)
+        return open_shar(path)
     if text.endswith(SUFFIXES):
         return ManifestCuts(path)
     if not text.endswith(".tar"):
