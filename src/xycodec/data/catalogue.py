@@ -4,7 +4,7 @@ A catalogue holds every cut's line compressed, so that any of them is read in mi
 stays in memory are the pages that are in use, shared by all processes of a machine.
 """
 
-import hashlib
+import fcntl
 import json
 import mmap
 import multiprocessing
@@ -12,16 +12,15 @@ import os
 import shutil
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from lhotse.cut import Cut
 from lhotse.serialization import deserialize_item
 
@@ -30,6 +29,7 @@ from xycodec.data.facts import FACTS, Facts, facts_of
 from xycodec.data.manifest import read_lines
 from xycodec.data.sources import ManifestCuts, Source, opened
 from xycodec.errors import ConfigError
+from xycodec.io.codes import digest_of, file_stamp
 from xycodec.io.files import new_folder, os_error_line
 
 CACHE = "XYCODEC_CACHE"  # environment variable: the folder that keeps what can be made again
@@ -82,29 +82,39 @@ def open_catalogue(config: SourceConfig, tell: Tell = lambda line: None) -> Cata
         ConfigError: the source cannot be read or holds no cuts, or the folder cannot be written.
     """
     source = opened(config.path)
-    home = _home()
-    name = _digest(os.path.abspath(config.path))
-    folder = home / f"{name}-{_digest(_FORMAT, [_state(path) for path in source.files])}"
-    if folder.is_dir():
-        return Catalogue(folder)
+    try:
+        stamps = [file_stamp(path) for path in source.files]
+    except OSError as error:
+        raise ConfigError(os_error_line(config.path, "read", error)) from error
+    home, name = _home(), digest_of(os.path.abspath(config.path))
+    folder = home / f"{name}-{digest_of([_FORMAT, stamps])}"
+    if not folder.is_dir():
+        with _alone(home / f"{name}.lock"):
+            if not folder.is_dir():
+                _replace(home.glob(f"{name}-*"), folder, source, config.path, tell)
+    return Catalogue(folder)
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Wait until no other process is inside."""
     with ExitStack() as stack:
         try:
-            home.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(FileLock(home / f"{name}.lock"))
-        except NotImplementedError:
-            pass  # a disk without locks: each process makes its own, and the first one's stays
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            fcntl.flock(stack.enter_context(open(lock, "ab")), fcntl.LOCK_EX)
         except OSError as error:
-            raise ConfigError(f"{os_error_line(str(home), 'written', error)}, or set {CACHE}") from error
-        if not folder.is_dir():
-            # Processes that read an older one keep it open.
-            for old in home.glob(f"{name}-*"):
-                shutil.rmtree(old, ignore_errors=True)
-            try:
-                with new_folder(folder, ConfigError) as made:
-                    _make(source, config.path, made, tell)
-            except BrokenProcessPool:
-                raise ConfigError(f"{config.path}: a process that lists it died (out of memory?): try again") from None
-    return Catalogue(folder)
+            raise ConfigError(f"{os_error_line(str(lock.parent), 'written', error)}, or set {CACHE}") from error
+        yield
+
+
+def _replace(olds: Iterable[Path], folder: Path, source: Source, name: str, tell: Tell) -> None:
+    for old in olds:  # processes that read one keep it open
+        shutil.rmtree(old, ignore_errors=True)
+    try:
+        with new_folder(folder, ConfigError) as made:
+            _make(source, name, made, tell)
+    except BrokenProcessPool:
+        raise ConfigError(f"{name}: a process that lists it died (out of memory?): try again") from None
 
 
 def _make(source: Source, name: str, folder: Path, tell: Tell) -> None:
@@ -168,16 +178,3 @@ def _records_of(part: Source) -> Iterator[_Record]:
 def _home() -> Path:
     caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(os.environ.get(CACHE) or Path(caches, "xycodec")).expanduser() / "catalogues"
-
-
-def _state(path: Path) -> tuple[str, int, int]:
-    """What changes when a file does."""
-    try:
-        found = path.stat()
-    except OSError as error:
-        raise ConfigError(os_error_line(str(path), "read", error)) from error
-    return os.path.abspath(path), found.st_size, found.st_mtime_ns
-
-
-def _digest(*facts: Any) -> str:
-    return hashlib.blake2b(json.dumps(facts).encode(), digest_size=10).hexdigest()
