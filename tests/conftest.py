@@ -1,10 +1,19 @@
+import os
+import shutil
 import sys
+import tempfile
 
 import pytest
 import torch
 from tests.exactness import not_claimed
 
 from xycodec.cli import app as cli
+
+
+def pytest_configure(config):
+    """Catalogues of test corpora go where they can be removed, those of processes that tests start too."""
+    os.environ["XYCODEC_CACHE"] = cache = tempfile.mkdtemp(prefix="xycodec-tests-")
+    config.add_cleanup(lambda: shutil.rmtree(cache, ignore_errors=True))
 
 
 def pytest_collection_modifyitems(items):

@@ -2,13 +2,17 @@
 
 import io
 import json
+import os
 import tarfile
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import soundfile as sf
 from lhotse import CutSet, Recording, SupervisionSegment
 
-from xycodec.data.config import DataConfig
+from xycodec.data.config import DataConfig, SourceConfig
+from xycodec.data.corpus import open_corpus
 
 CODING = {".wav": "PCM_16", ".flac": "PCM_16", ".mp3": "MPEG_LAYER_III", ".ogg": "VORBIS", ".opus": "OPUS"}
 CONTAINER = {".ogg": "OGG", ".opus": "OGG"}
@@ -46,6 +50,13 @@ def corpus(folder, count, seconds=lambda i: 0.6 + 0.07 * i, rate=16000):
     """`count` wav files of noise as a CutSet: clip i holds its own seed, and lasts `seconds(i)`."""
     paths = [save(folder / f"{i:03}.wav", noise(seconds(i), rate, seed=i), rate) for i in range(count)]
     return CutSet([cut_of(path, f"text {i}") for i, path in enumerate(paths)])
+
+
+def numbered(cuts):
+    """Cuts as a corpus that training draws from, by way of a manifest."""
+    folder = Path(tempfile.mkdtemp(dir=os.environ["XYCODEC_CACHE"]))
+    CutSet(list(cuts)).to_file(folder / "cuts.jsonl")
+    return open_corpus([SourceConfig(path=str(folder / "cuts.jsonl"))])
 
 
 def config(**settings):

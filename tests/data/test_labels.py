@@ -7,17 +7,18 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
-from corpus import config, cut_of, noise, save
+from corpus import config, cut_of, noise, numbered, save
 from lhotse import CutSet
 from lhotse.qa import validate
 
 from xycodec.data.batch import BEGINNING, collate
 from xycodec.data.clip import load_clip
 from xycodec.data.config import SourceConfig
+from xycodec.data.facts import has_labels
 from xycodec.data.pack import MANIFEST, pack
 from xycodec.data.sources import open_source
 from xycodec.data.stream import BatchStream
-from xycodec.data.survey import has_labels, survey
+from xycodec.data.survey import survey
 from xycodec.data.targets import NO_LABEL, load_labels, targets_of, with_targets
 from xycodec.errors import AudioError
 
@@ -132,7 +133,7 @@ def test_streams_have_the_same_labels_from_workers(labelled):
     made = []
     for workers in (0, 1):
         stream = BatchStream(
-            cuts, settings.model_copy(update={"workers": workers}), output_sample_rate=16_000, seed=0, rank=0,
+            numbered(cuts), settings.model_copy(update={"workers": workers}), output_sample_rate=16_000, seed=0, rank=0,
             world_size=1,
         )  # fmt: skip
         batches = stream.batches()
@@ -145,7 +146,7 @@ def test_the_survey_counts_clips_with_labels(labelled, tmp_path):
     plain = cut_of(save(tmp_path / "plain.wav", noise(1)))
     cuts = [labelled(name="a"), plain, labelled(name="b")]
     assert [has_labels(cut) for cut in cuts] == [True, False, True]
-    assert survey(cuts, config(), 16_000).with_labels == 2
+    assert survey(numbered(cuts), config(), 16_000).with_labels == 2
     assert targets_of(cuts[0].pad(5.0)) is None
     assert load_labels(plain, 0.0, 16_000) is None
 

@@ -5,24 +5,26 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import accumulate
 
 import pytest
 import torch
-from corpus import config, corpus, cut_of, noise, save
+from corpus import config, corpus, cut_of, noise, numbered, save
 from lhotse import CutSet
 
 from xycodec.data.batch import Position
 from xycodec.data.clip import load_clip
 from xycodec.data.config import Augmentation
-from xycodec.data.sources import open_sources
-from xycodec.data.stream import BatchStream, validation_batches
+from xycodec.data.corpus import Corpus, open_corpus
+from xycodec.data.stream import BatchStream, draw_validation, validation_batches
 from xycodec.errors import ConfigError
 
 ALL = Augmentation(speed=1, pitch=1, gain=1, eq=1)
 
 
 def stream(cuts, settings, rank=0, world_size=1, seed=0, rate=16000):
-    return BatchStream(cuts, settings, output_sample_rate=rate, seed=seed, rank=rank, world_size=world_size)
+    corpus = cuts if isinstance(cuts, Corpus) else numbered(cuts)
+    return BatchStream(corpus, settings, output_sample_rate=rate, seed=seed, rank=rank, world_size=world_size)
 
 
 def take(batches, count):
@@ -50,7 +52,10 @@ def test_an_epoch_holds_every_clip_once(tmp_path, buckets):
     settings = config(buckets=buckets)
     batches = one_epoch(cuts, settings)
     assert sorted(name for batch in batches for name in batch.ids) == [cut.id for cut in cuts]
-    assert [batch.position for batch in batches] == [Position(0, i + 1) for i in range(len(batches))]
+    assert [(batch.position.epoch, batch.position.batch) for batch in batches] == [
+        (0, i + 1) for i in range(len(batches))
+    ]
+    assert [sum(batch.position.taken) for batch in batches] == list(accumulate(len(batch.ids) for batch in batches))
     assert stream(cuts, settings).batches_per_epoch() == len(batches)
     assert all(len(batch.ids) <= settings.batch_clips for batch in batches)
 
@@ -226,21 +231,20 @@ def test_an_endless_mix_has_no_epochs_and_resumes(tmp_path):
         train=[{"path": str(tmp_path / f"c{number}.jsonl"), "weight": 1 + number} for number in (0, 1)],
         crop="random",
         clip_seconds=0.5,
-        shuffle_buffer=50,
     )
-    cuts = open_sources(settings.train, 0)
+    cuts = open_corpus(settings.train)
     assert stream(cuts, settings).batches_per_epoch() is None
     whole = take(stream(cuts, settings).batches(), 12)
-    assert [batch.position for batch in whole] == [Position(0, i) for i in range(1, 13)]
-    for one, other in zip(whole[5:], take(stream(cuts, settings).batches(Position(0, 5)), 7), strict=True):
+    assert [(batch.position.epoch, batch.position.batch) for batch in whole] == [(0, i) for i in range(1, 13)]
+    for one, other in zip(whole[5:], take(stream(cuts, settings).batches(whole[4].position), 7), strict=True):
         assert_same(one, other)
 
 
 def test_an_endless_mix_without_a_usable_clip_ends_with_an_error(tmp_path):
     corpus(tmp_path, 3, rate=8000).to_file(tmp_path / "cuts.jsonl")
     settings = config(train=[{"path": str(tmp_path / "cuts.jsonl"), "weight": 1}])
-    with pytest.raises(ConfigError, match="in a row are left out, this one recorded below 16000 Hz"):
-        stream(open_sources(settings.train, 0), settings)
+    with pytest.raises(ConfigError, match="no clip is left of those that are too short or below the rate"):
+        stream(open_corpus(settings.train), settings)
 
 
 def test_workers_leave_signals_to_the_main_process(tmp_path):
@@ -261,42 +265,59 @@ def test_workers_leave_signals_to_the_main_process(tmp_path):
 def test_a_process_that_leaves_its_stream_open_ends(tmp_path):
     corpus(tmp_path, 6).to_file(tmp_path / "cuts.jsonl")
     program = f"""
-from xycodec.data.sources import open_sources
+from xycodec.data.corpus import open_corpus
 from xycodec.data.stream import BatchStream
 from xycodec.data.config import DataConfig
 config = DataConfig(train=[{str(tmp_path / "cuts.jsonl")!r}], workers=2)
-cuts = open_sources(config.train, 0)
-batches = BatchStream(cuts, config, output_sample_rate=16000, seed=0, rank=0, world_size=1).batches()
-print(next(batches).position)
+corpus = open_corpus(config.train)
+batches = BatchStream(corpus, config, output_sample_rate=16000, seed=0, rank=0, world_size=1).batches()
+print(next(batches).position.batch)
 """
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-    assert (ran.returncode, ran.stdout.strip(), ran.stderr) == (0, "Position(epoch=0, batch=1)", "")
+    assert (ran.returncode, ran.stdout.strip(), ran.stderr) == (0, "1", "")
 
 
-def check_validation(cuts, world_size, **settings):
+def check_validation(cuts, world_size, seed=0, clips=7, **settings):
+    clipped, made = config(**settings), numbered(cuts)
+    drawn = draw_validation(made, clipped, 16000, seed)[:clips]
     return [
-        list(
-            validation_batches(
-                cuts, config(**settings), output_sample_rate=16000, clips=7, rank=rank, world_size=world_size
-            )
-        )
+        list(validation_batches(made, drawn, clipped, output_sample_rate=16000, rank=rank, world_size=world_size))
         for rank in range(world_size)
     ]
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_validation_is_the_first_clips_in_order_unchanged(tmp_path, world_size):
-    cuts = mixed(tmp_path)
-    parts = check_validation(cuts, world_size, crop="random", augment=ALL, clip_seconds=0.9, batch_clips=2)
+def drawn_ids(cuts, world_size=1, **how):
+    parts = check_validation(cuts, world_size, **how)
     batches = sorted((batch for part in parts for batch in part), key=lambda batch: batch.position)
-    assert [batch.ids for batch in batches] == [("000.wav",), ("002.wav",), ("004.wav", "005.wav"), ("006.wav",)]
-    assert [len(part) for part in parts] == {1: [4], 2: [2, 2], 3: [2, 1, 1]}[world_size]
-    assert [name for batch in batches for name, _ in batch.skipped] == ["001.wav", "003.wav"]
+    return [name for batch in batches for name in [*batch.ids, *(name for name, _ in batch.skipped)] if name]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_validation_takes_clips_unchanged(tmp_path, world_size):
+    cuts = mixed(tmp_path)
+    how = {"crop": "random", "augment": ALL, "clip_seconds": 0.9, "batch_clips": 2, "clips": 9}
+    parts = check_validation(cuts, world_size, **how)
+    assert [len(part) for part in parts] == {1: [5], 2: [3, 2], 3: [2, 2, 1]}[world_size]
+    # What is too short or below the rate is not even drawn.
+    assert sorted(drawn_ids(cuts, world_size, **how)) == sorted([*(f"00{i}.wav" for i in range(8)), "silent.wav"])
     by_id = {cut.id: cut for cut in cuts}
-    for batch in batches:
+    for batch in (batch for part in parts for batch in part):
         for i, name in enumerate(batch.ids):
-            samples = torch.from_numpy(by_id[name].load_audio()[0])[:14400]
-            torch.testing.assert_close(batch.audio[i, : batch.lengths[i]], samples)
+            if name:
+                samples = torch.from_numpy(by_id[name].load_audio()[0])[:14400]
+                torch.testing.assert_close(batch.audio[i, : batch.lengths[i]], samples)
+
+
+def test_validation_draws_over_the_whole_set_by_seed(tmp_path):
+    """A set sorted by speaker: the first clips would all be of the first one."""
+    cuts = corpus(tmp_path, 60, lambda i: 0.6)
+    draws = [drawn_ids(cuts, seed=seed, clips=12) for seed in range(10)]
+    assert all(len(set(ids)) == 12 for ids in draws)
+    assert draws[0] == drawn_ids(cuts, world_size=3, seed=0, clips=12) != draws[1]
+    places = [int(name[:3]) for ids in draws for name in ids]
+    # 120 places of mean 29.5 and deviation 17.3: the mean's deviation is 1.6.
+    assert abs(sum(places) / len(places) - 29.5) < 8
+    assert all(sum(place // 15 == quarter for place in places) >= 15 for quarter in range(4))
 
 
 def test_validation_batches_stay_below_their_seconds(tmp_path):

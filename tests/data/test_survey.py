@@ -1,5 +1,5 @@
 import pytest
-from corpus import config, corpus, cut_of, noise, save
+from corpus import config, corpus, cut_of, noise, numbered, save
 
 from xycodec.data.survey import LeftOut, survey
 
@@ -14,19 +14,19 @@ def test_a_survey_counts_what_can_be_used_and_what_is_left_out(tmp_path):
         cut_of(save(tmp_path / "lost.wav", noise(1, 24000), 24000), "words"),
     ]
     cuts[-1].recording = None
-    found = survey(cuts, config(), 24000)
+    found = survey(numbered(cuts), config(), 24000)
     assert (found.clips, found.with_text) == (2, 1)
     assert found.hours == pytest.approx((2.0 + 1.0) / 3600)
     assert found.left_out == (
+        LeftOut("without a recording", 1, "lost.wav"),
         LeftOut("shorter than data.min_seconds 0.5", 1, "short.wav"),
         LeftOut("recorded below 24000 Hz", 2, "low.wav"),
-        LeftOut("without a recording", 1, "lost.wav"),
     )
-    assert survey(cuts, config(), 16000).clips == 3
+    assert survey(numbered(cuts), config(), 16000).clips == 3
 
 
 def test_a_survey_reads_no_audio(tmp_path):
     cuts = corpus(tmp_path, 3)
     for path in tmp_path.iterdir():
         path.unlink()
-    assert survey(cuts, config(), 16000).clips == 3
+    assert survey(numbered(cuts), config(), 16000).clips == 3

@@ -16,9 +16,9 @@ from tests.training_runs import Running, write_corpus, xycodec
 
 from xycodec.baselines.open import open_codec
 from xycodec.data.config import SourceConfig
+from xycodec.data.facts import has_labels
 from xycodec.data.manifest import import_manifest
 from xycodec.data.sources import open_source
-from xycodec.data.survey import has_labels
 from xycodec.data.targets import TARGETS_OF, load_labels
 from xycodec.errors import ConfigError, XycodecError
 from xycodec.io.codes import JOURNAL

@@ -25,6 +25,8 @@ from torch import nn
 
 from xycodec.checkpoints.load import load_codec
 from xycodec.checkpoints.training import read_checkpoint
+from xycodec.data.config import SourceConfig
+from xycodec.data.corpus import open_corpus
 from xycodec.errors import CheckpointError
 from xycodec.io.xyc import CodecFile
 from xycodec.train.checkpoint import BEST, RunState, checkpoints, load_network, load_state, save_state
@@ -126,6 +128,7 @@ def test_a_disk_that_is_full_before_the_first_checkpoint(tmp_path, corpus, room,
     """For the recipe, or the metrics of some sixty steps."""
     changes = {"checkpoint": {"every": 1000}, "validation": {"every": 1000}, "steps": 200}
     recipe = write_recipe(tmp_path / "recipe.yaml", settings(corpus, tmp_path / "run", **changes))
+    open_corpus([SourceConfig(path=str(corpus))])  # or its catalogue would be the first that has no room
     ended = xycodec(tmp_path, "train", recipe, "-q", prepare=partial(room_for, room))
     assert words in ended.error
     assert str(tmp_path / "run") in ended.error

@@ -16,7 +16,7 @@ from xycodec.checkpoints.build import random_codec
 from xycodec.checkpoints.save import save_codec
 from xycodec.cli import app as cli
 from xycodec.data.batch import BEGINNING
-from xycodec.data.sources import open_sources
+from xycodec.data.corpus import open_corpus
 from xycodec.data.stream import BatchStream
 from xycodec.train.engine import Engine
 from xycodec.train.plan import _longest_batch, plan_run
@@ -163,7 +163,7 @@ def test_activations_with_a_language_model(read, lm):
 def test_steps_of_an_epoch_are_those_of_the_stream(read, changes, accumulate):
     recipe = read(data=changes, engine={"device": "cpu", "accumulate": accumulate})
     stream = BatchStream(
-        open_sources(recipe.data.train, 0), recipe.data, output_sample_rate=16_000, seed=0, rank=0, world_size=1
+        open_corpus(recipe.data.train), recipe.data, output_sample_rate=16_000, seed=0, rank=0, world_size=1
     )
     batches = len(list(itertools.takewhile(lambda batch: batch.position.epoch == 0, stream.batches(BEGINNING))))
     assert plan_run(recipe).steps_per_epoch == -(-batches // accumulate)

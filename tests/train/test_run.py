@@ -172,6 +172,16 @@ def test_two_processes_go_on_as_two(tmp_path, corpus):
     both(tmp_path, recipe, "--resume", "steps=4")
     both(tmp_path, recipe, f"output={tmp_path}/unbroken", "steps=4")
     assert_same_lines(lines_of(run), lines_of(tmp_path / "unbroken"))
+    # One process goes on with the clips of the epoch that are left, and says so.
+    before = read_checkpoint(run / "checkpoints" / "step_00000002.pt")
+    assert (before["epoch"], before["processes"], sum(before["taken"])) == (0, 2, 8)
+    for path in (run / "checkpoints").glob("step_00000004.pt"):
+        path.unlink()
+    ended = xycodec(tmp_path, "train", recipe, "--resume", "steps=3")
+    assert ended.code == 0, ended
+    assert "resumed: on 1 processes, were 2: the clips that are left are theirs\n" in ended.err
+    after = read_checkpoint(run / "checkpoints" / "step_00000003.pt")
+    assert (after["epoch"], after["processes"], sum(after["taken"])) == (0, 1, 10)
     # One process takes the same clips in other batches.
     assert xycodec(tmp_path, "train", recipe, f"output={tmp_path}/one", "steps=1").code == 0
     assert abs(lines_of(tmp_path / "one")[0]["loss"] - lines_of(run)[0]["loss"]) > 1e-3

@@ -12,10 +12,14 @@ from xycodec.data.targets import NO_LABEL
 
 @dataclass(frozen=True, order=True)
 class Position:
-    """Position of a stream: `batch` batches of epoch `epoch` have been taken."""
+    """Position of a stream: each process has taken `batch` batches of epoch `epoch`."""
 
     epoch: int
     batch: int
+    taken: tuple[int, ...] = ()
+    """Clips that all processes together have taken of each cell (`data.sampling`) in the epoch."""
+    order: str = ""
+    """Name of the orders in which they were taken."""
 
 
 BEGINNING = Position(0, 0)

@@ -75,7 +75,6 @@ class DataConfig(Config):
     """Seconds of audio a process takes per micro-batch, at most, padding included."""
     buckets: NonNegativeInt = 20
     """Clips of a batch come from one of so many ranges of duration; 0 mixes all."""
-    shuffle_buffer: PositiveInt = 20_000
     min_seconds: NonNegativeFloat = 0.5
     """Shorter clips are left out."""
     silence_db: float = -60.0
@@ -85,6 +84,14 @@ class DataConfig(Config):
     """Decode every training recording once into the memory of the device, and cut clips out of it there: for a GPU
     that loaders would starve. For mono recordings at 16 kHz (`xycodec data pack`); of `augment`, speed and gain."""
     augment: Augmentation = Augmentation()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_a_buffer(cls, data: Any) -> Any:
+        # The recipes of earlier runs have this setting; clips are shuffled over the whole corpus now.
+        if isinstance(data, dict):
+            return {key: value for key, value in data.items() if key != "shuffle_buffer"}
+        return data
 
     @model_validator(mode="after")
     def _on_the_device(self) -> "DataConfig":

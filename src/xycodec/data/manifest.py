@@ -60,8 +60,13 @@ def import_manifest(
 
 def read_cuts(path: Path) -> Iterator[Cut]:
     """Yield the cuts of a Lhotse manifest, `.jsonl` or `.jsonl.gz`. Raises ConfigError with `file:line`."""
+    yield from (cut for _, cut in read_lines(path))
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, Cut]]:
+    """Yield the lines of a Lhotse manifest with the cuts that they are. Raises as `read_cuts` does."""
     for number, line in _lines(path):
-        yield _parsed(line, f"{path}:{number}")
+        yield line, _parsed(line, f"{path}:{number}")
 
 
 def is_ours(path: Path) -> bool:

@@ -98,13 +98,13 @@ class MemoryBatches:
     def __init__(self, memory: Memory, config: DataConfig, seed: int) -> None:
         self.memory, self.config, self.seed = memory, config, seed
 
-    def make(self, cuts: Sequence[Cut], position: Position) -> Batch:
-        """The batch of `cuts`, on the memory's device. The host waits for nothing."""
+    def make(self, cuts: Sequence[tuple[Cut, int]], position: Position) -> Batch:
+        """The batch of `cuts`, each with the epoch of its draws, on the memory's device. The host waits for nothing."""
         drawn: list[_Drawn] = []
         skipped: list[tuple[str, str]] = []
-        for cut in cuts:
+        for cut, epoch in cuts:
             try:
-                drawn.append(self._draw(cut, position.epoch))
+                drawn.append(self._draw(cut, epoch))
             except AudioError as error:
                 skipped.append((cut.id, str(error)))
         if not drawn:

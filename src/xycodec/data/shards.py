@@ -6,6 +6,7 @@ only passes over it reads headers.
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -30,10 +31,15 @@ class WebDatasetCuts:
     """
 
     def __init__(self, paths: list[Path]) -> None:
-        self.paths = paths
+        self.files = paths
+
+    @property
+    def parts(self) -> "list[WebDatasetCuts]":
+        """Tar after tar."""
+        return [WebDatasetCuts([path]) for path in self.files]
 
     def __iter__(self) -> Iterator[Cut]:
-        for path in self.paths:
+        for path in self.files:
             waiting: dict[str, TarMember | dict[str, Any]] = {}
             for name, member in members(path):
                 key, suffix = name.rsplit(".", 1) if "." in name else (name, "")
@@ -59,18 +65,20 @@ class WebDatasetCuts:
 class SharCuts:
     """The cuts of a Lhotse Shar folder: `cuts.*.jsonl` (or `.jsonl.gz`) beside `recording.*.tar`, in step.
 
-    Unlike Lhotse's own reader, which hands out every cut with its audio, a shuffle buffer of these stays small.
+    Lhotse's own reader hands out every cut with its audio; these say where theirs lies.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.manifests = sorted(folder.glob("cuts.*.jsonl")) + sorted(folder.glob("cuts.*.jsonl.gz"))
-        self.tars = sorted(folder.glob("recording.*.tar"))
-        if not self.manifests or len(self.manifests) != len(self.tars):
-            what = f"{len(self.manifests)} cuts.*.jsonl.gz and {len(self.tars)} recording.*.tar"
-            raise ConfigError(f"{folder}: {what}: a Shar folder has as many of either; name WebDataset tars by a glob")
+    def __init__(self, shards: list[tuple[Path, Path]]) -> None:
+        self.shards = shards
+        self.files = [path for shard in shards for path in shard]
+
+    @property
+    def parts(self) -> "list[SharCuts]":
+        """Shard after shard."""
+        return [SharCuts([shard]) for shard in self.shards]
 
     def __iter__(self) -> Iterator[Cut]:
-        for manifest, tar in zip(self.manifests, self.tars, strict=True):
+        for manifest, tar in self.shards:
             audio = (found for found in members(tar) if not found[0].endswith((".json", ".nometa")))
             for cut in read_cuts(manifest):
                 name, member = next(audio, ("nothing", None))
@@ -78,6 +86,16 @@ class SharCuts:
                     raise ConfigError(f"{tar}: found {name} where {manifest.name} has {cut.id}: export the shard again")
                 if not name.endswith(_NO_AUDIO):
                     yield _with_member(cut, member)
+
+
+def open_shar(folder: Path) -> SharCuts:
+    """The cuts of a Shar folder. Raises ConfigError if manifests and tars are not as many."""
+    manifests = sorted(folder.glob("cuts.*.jsonl")) + sorted(folder.glob("cuts.*.jsonl.gz"))
+    tars = sorted(folder.glob("recording.*.tar"))
+    if not manifests or len(manifests) != len(tars):
+        what = f"{len(manifests)} cuts.*.jsonl.gz and {len(tars)} recording.*.tar"
+        raise ConfigError(f"{folder}: {what}: a Shar folder has as many of either; name WebDataset tars by a glob")
+    return SharCuts(list(zip(manifests, tars, strict=True)))
 
 
 def member_of(cut: Cut) -> TarMember | None:
@@ -125,5 +143,5 @@ def _facts(member: TarMember, seconds: float | None) -> tuple[int, int, float]:
 def _with_member(cut: Cut, member: TarMember) -> Cut:
     if not isinstance(cut, (MonoCut, MultiCut)):
         raise ConfigError(f"{member.path}: {cut.id} is a {type(cut).__name__}: a shard holds plain cuts")
-    cut.custom = (cut.custom or {}) | {MEMBER: [member.path, member.offset, member.size]}
+    cut.custom = (cut.custom or {}) | {MEMBER: [os.path.abspath(member.path), member.offset, member.size]}
     return cut

@@ -1,4 +1,4 @@
-"""Corpora as Lhotse cuts, whatever form they are kept in; several as one."""
+"""Corpora as Lhotse cuts, whatever form they are kept in, read from their first cut to their last."""
 
 import glob
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from lhotse.cut import Cut
 
 from xycodec.data.config import SourceConfig
 from xycodec.data.manifest import SUFFIXES, read_cuts
-from xycodec.data.shards import SharCuts, WebDatasetCuts
+from xycodec.data.shards import WebDatasetCuts, open_shar
 from xycodec.data.tars import members
 from xycodec.errors import ConfigError
 
@@ -22,11 +22,28 @@ class Cuts(Protocol):
         """Begin at the first cut."""
 
 
+class Source(Cuts, Protocol):
+    """The cuts of a corpus on disk."""
+
+    files: list[Path]
+    """The files that decide what it yields."""
+
+    @property
+    def parts(self) -> "Sequence[Source]":
+        """Pieces that can be read apart from each other, in order."""
+
+
 class ManifestCuts:
     """The cuts of a Lhotse manifest file, read line by line."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.files = [path]
+
+    @property
+    def parts(self) -> "list[ManifestCuts]":
+        """The file, which can only be read as a whole."""
+        return [self]
 
     def __iter__(self) -> Iterator[Cut]:
         return read_cuts(self.path)
@@ -38,23 +55,10 @@ def open_source(config: SourceConfig) -> CutSet:
     Raises:
         ConfigError: nothing is there, it is none of these, or its first cut cannot be read.
     """
-    cuts = _opened(config.path)
+    cuts = opened(config.path)
     if next(iter(cuts), None) is None:
         raise ConfigError(f"{config.path}: holds no clips: check the path, or leave the source out")
     return CutSet(cuts)
-
-
-def open_sources(sources: Sequence[SourceConfig], seed: int) -> CutSet:
-    """Open corpora as one: one after the other or, if they have weights, mixed without end.
-
-    In a mix every cut comes from source i with probability `weight_i / sum of weights`; a source that ends begins
-    again, and its cuts get new ids. The draws depend on `seed` alone. Raises ConfigError as `open_source` does.
-    """
-    weights = [source.weight for source in sources if source.weight is not None]
-    if not weights:
-        return open_once(sources)
-    repeated = [open_source(source).repeat() for source in sources]
-    return CutSet.mux(*repeated, weights=weights, seed=seed) if len(repeated) > 1 else repeated[0]
 
 
 def open_once(sources: Sequence[SourceConfig]) -> CutSet:
@@ -71,10 +75,11 @@ class _Chain:
             yield from part
 
 
-def _opened(text: str) -> Cuts:
+def opened(text: str) -> Source:
+    """The source at a path or glob, before anything of it is read. Raises ConfigError if it is of no known form."""
     path = Path(text)
     if path.is_dir():
-        return SharCuts(path)
+        return open_shar(path)
     if text.endswith(SUFFIXES):
         return ManifestCuts(path)
     if not text.endswith(".tar"):

@@ -17,9 +17,9 @@ from lhotse.cut import Cut, MonoCut, MultiCut
 
 from xycodec.data.clip import INPUT_RATE, language_of, require_sound
 from xycodec.data.decode import decode
+from xycodec.data.facts import has_text
 from xycodec.data.manifest import SUFFIXES, open_text
 from xycodec.data.sources import Cuts
-from xycodec.data.survey import has_text
 from xycodec.errors import AudioError, ConfigError
 from xycodec.eval.judges.recognition import Transcriber, language_code
 from xycodec.io.audio import Samples

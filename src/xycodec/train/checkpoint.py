@@ -48,6 +48,12 @@ class RunState:
     """The recogniser's configuration, if the run trains one."""
     self_supervised: dict[str, Any] | None = None
     """The self-supervised model's configuration, if the run trains one."""
+    taken: tuple[int, ...] = ()
+    """Clips that all processes took of each cell of the data in `epoch`; not known to earlier versions."""
+    order: str = ""
+    """Name of the orders in which they were taken; empty in earlier versions."""
+    processes: int | None = None
+    """How many processes there were."""
 
 
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -82,7 +88,7 @@ def optimizer_state(network: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
 
 
 def load_optimizer(network: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Put `optimizer_state`'s state back, but for the settings of its groups, which stay `optimizer`'s own.
+    """Put `optimizer_state`'s averages and counts back; rates, betas, decay and eps stay the optimizer's own.
 
     Raises CheckpointError if other parameters are trained.
     """

@@ -44,7 +44,7 @@ class ValidationConfig(Config):
     every: PositiveInt = 5000
     """Steps."""
     clips: PositiveInt = 200
-    """Clips at most, the first ones."""
+    """Clips at most, drawn by the seed from all of `data.valid`, the same ones all through a run."""
     listen: NonNegativeInt = 4
     """Clips whose audio and spectrograms go to TensorBoard."""
     transcribe: NonNegativeInt = 32

@@ -40,7 +40,7 @@ class RunPlan:
     clips_per_step: int
     steps: int
     steps_per_epoch: int | None
-    """None where the data have no end or only reading all of them would tell."""
+    """None where the data have no end."""
     remarks: tuple[str, ...]
 
 
@@ -50,18 +50,14 @@ def plan_run(recipe: RunConfig) -> RunPlan:
     try:
         networks = stage_of(recipe).build(recipe, meta=True)
         rate = networks.output_sample_rate
-        cuts = open_cuts(recipe, recipe.data.train)
+        corpus = open_cuts(recipe, recipe.data.train)
         if recipe.data.valid:
             open_cuts(recipe, recipe.data.valid)
-        notes = tuple(remarks(recipe, rate, most=None))
-        per_epoch = None
-        if notes:  # manifests, which are quickly read
-            stream = BatchStream(
-                cuts, recipe.data, output_sample_rate=rate, seed=recipe.seed,
-                rank=engine.rank, world_size=engine.world_size,
-            )  # fmt: skip
-            batches = stream.batches_per_epoch()
-            per_epoch = None if batches is None else ceil(batches / recipe.engine.accumulate)
+        stream = BatchStream(
+            corpus, recipe.data, output_sample_rate=rate, seed=recipe.seed,
+            rank=engine.rank, world_size=engine.world_size,
+        )  # fmt: skip
+        batches = stream.batches_per_epoch()
         return RunPlan(
             stage=recipe.stage,
             parts=tuple(part for network in _modules(networks) for part in _parts(network)),
@@ -69,8 +65,8 @@ def plan_run(recipe: RunConfig) -> RunPlan:
             processes=engine.world_size,
             clips_per_step=recipe.data.batch_clips * recipe.engine.accumulate * engine.world_size,
             steps=recipe.steps,
-            steps_per_epoch=per_epoch,
-            remarks=notes,
+            steps_per_epoch=None if batches is None else ceil(batches / recipe.engine.accumulate),
+            remarks=tuple(remarks(recipe, corpus, rate)),
         )
     finally:
         engine.close()

@@ -1,22 +1,25 @@
 """Starting a run from a recipe: everything is opened and checked before the first step."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from xycodec.checkpoints.training import AVERAGE
 from xycodec.data.batch import Batch, Position
+from xycodec.data.catalogue import Tell
 from xycodec.data.config import SourceConfig
+from xycodec.data.corpus import Corpus, open_corpus
 from xycodec.data.memory import Memory
-from xycodec.data.sources import Cuts, open_once, open_source, open_sources
-from xycodec.data.stream import BatchStream, validation_batches
-from xycodec.data.survey import Survey, survey
+from xycodec.data.sources import open_once
+from xycodec.data.stream import BatchStream, draw_validation, validation_batches
+from xycodec.data.survey import survey
 from xycodec.errors import CheckpointError, ConfigError
 from xycodec.io.files import os_error_line
 from xycodec.train.checkpoint import RunState, checkpoints, load_state, network_state
@@ -24,13 +27,20 @@ from xycodec.train.config import RunConfig
 from xycodec.train.engine import Engine
 from xycodec.train.monitor import Monitor, forget_from, skipped_file
 from xycodec.train.recipe_file import save_recipe
+from xycodec.train.resume import changes, comparable, told
 from xycodec.train.stage import Stage
 from xycodec.train.stages import all_stages, stage_of
 from xycodec.train.trainer import Trainer, TrainingError
 from xycodec.train.validate import validate
 from xycodec.train.words import WordJudge
 
-SURVEYED = 100_000  # clips: all of a large corpus take longer than the other processes wait
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _no_one(line: str) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -70,23 +80,24 @@ def _train(recipe: RunConfig, run: Path, resume: bool, quiet: bool) -> Ended:
         if recipe.anneal == "minutes" and engine.world_size > 1:
             raise ConfigError("anneal: minutes is for one process, whose clock all of the run follows: use steps")
         # Corpora first: they are quickly found to be missing.
-        cuts = open_cuts(recipe, data.train)
-        valid = open_cuts(recipe, data.valid) if data.valid else None
+        tell = _no_one if quiet else _to_stderr
+        corpus = open_cuts(recipe, data.train, tell)
+        valid = open_cuts(recipe, data.valid, tell) if data.valid else None
         stage = open_stage(_starting(recipe, run, state), engine)
         memory = _memory(recipe, engine, stage.output_sample_rate)
-        corpus = _Corpus(recipe, engine, stage.output_sample_rate, cuts, valid, memory)
+        batches = _Batches(recipe, engine, stage.output_sample_rate, corpus, valid, memory)
         recogniser = recipe.validation.recogniser
         word_judge = None if recogniser is None else WordJudge(recogniser, run, engine.device)
-        trainer = Trainer(recipe, stage, engine, corpus.stream, corpus.validation, run, word_judge)
+        trainer = Trainer(recipe, stage, engine, batches.stream, batches.validation, run, word_judge)
+        said = list(remarks(recipe, corpus, stage.output_sample_rate))
+        if memory is not None:
+            said.append(memory.remark)
         if state is not None:
-            _restore(trainer, state, run)
+            said += _restore(trainer, state, run, batches)
             state = None  # all its tensors
         # Nothing of an earlier run is touched before all fits.
         if engine.leads:
-            said = list(remarks(recipe, stage.output_sample_rate))
             monitor = trainer.monitor = _open_run(recipe, run, trainer.step, quiet)
-            if corpus.memory is not None:
-                said.append(corpus.memory.remark)
             for line in said:
                 monitor.say(line)
         forget_from(skipped_file(run), trainer.step)
@@ -110,10 +121,10 @@ def measure(recipe: RunConfig, *, resume: bool = False) -> tuple[dict[str, float
     try:
         valid = open_cuts(recipe, recipe.data.valid)
         stage = open_stage(_starting(recipe, run, state), engine)
-        corpus = _Corpus(recipe, engine, stage.output_sample_rate, valid, valid)
+        batches = _Batches(recipe, engine, stage.output_sample_rate, valid, valid)
         if state is not None:
-            _restore(Trainer(recipe, stage, engine, corpus.stream, corpus.validation, run), state, run)
-        result = validate(stage, engine, corpus.validation(), recipe.validation)
+            _restore(Trainer(recipe, stage, engine, batches.stream, batches.validation, run), state, run, batches)
+        result = validate(stage, engine, batches.validation(), recipe.validation)
         if result is None:
             raise ConfigError("data.valid: no clip of it can be used: name others")
         weights = network_state(stage.networks["model"], partial(stage.kept, "model"))
@@ -139,11 +150,17 @@ def _open_run(recipe: RunConfig, run: Path, step: int, quiet: bool) -> Monitor:
         raise ConfigError(os_error_line(f"output {run}", "written", error)) from None
 
 
-def _restore(trainer: Trainer, state: RunState, run: Path) -> None:
+def _restore(trainer: Trainer, state: RunState, run: Path, batches: "_Batches") -> list[str]:
+    """Let a trainer go on from a checkpoint; returns a line for each thing that is not as it was."""
     try:
         trainer.restore(state)
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoints(run)[-1]}: {error}") from None
+    changed = changes(state, trainer.recipe)
+    if not comparable(state, changed, batches.measures_all):
+        trainer.best = None
+    start = batches.resumed(trainer.position)
+    return list(told(state, changed, trainer.engine.world_size, start, trainer.best))
 
 
 def open_stage(recipe: RunConfig, engine: Engine) -> Stage[Any]:
@@ -151,23 +168,22 @@ def open_stage(recipe: RunConfig, engine: Engine) -> Stage[Any]:
     return stage_of(recipe)(recipe, engine)
 
 
-def open_cuts(recipe: RunConfig, sources: Sequence[SourceConfig]) -> Cuts:
+def open_cuts(recipe: RunConfig, sources: Sequence[SourceConfig], tell: Tell = _to_stderr) -> Corpus:
     """The clips that a stage reads: those that have what it needs.
 
     Raises ConfigError if nothing can be read, no clip is left, or labels are not those that the recipe names.
     """
-    cuts = open_sources(sources, recipe.seed)
     stage = stage_of(recipe)
     if stage.needs is None:
-        return cast(Cuts, cuts)
-    holds = stage.needs.holds
-    # Asked of every source once: a mix without any would be searched for ever.
-    if not any(map(holds, open_once(sources))):
+        return open_corpus(sources, tell=tell)
+    corpus = open_corpus(sources, stage.needs.fact, tell)
+    having = [np.flatnonzero(part.facts[stage.needs.fact]) for part in corpus.catalogues]
+    if not any(map(len, having)):
         raise ConfigError(f"{', '.join(source.path for source in sources)}: no clip has {stage.needs.lacking}")
-    for source in sources:
-        for cut in islice(filter(holds, open_source(source)), 1):
-            stage.check_clip(recipe, cut, source.path)
-    return cast(Cuts, cuts.filter(holds))
+    for source, part, numbers in zip(sources, corpus.catalogues, having, strict=True):
+        if len(numbers):
+            stage.check_clip(recipe, part[int(numbers[0])], source.path)
+    return corpus
 
 
 def _state(recipe: RunConfig, run: Path, resume: bool) -> RunState | None:
@@ -189,7 +205,7 @@ def _starting(recipe: RunConfig, run: Path, state: RunState | None) -> RunConfig
     return recipe.model_copy(update=stage_of(recipe).resumed(recipe, checkpoints(run)[-1], state))
 
 
-class _Corpus:
+class _Batches:
     """The recipe's data as this process reads them."""
 
     def __init__(
@@ -197,17 +213,22 @@ class _Corpus:
         recipe: RunConfig,
         engine: Engine,
         output_sample_rate: int,
-        train: Cuts,
-        valid: Cuts | None,
+        train: Corpus,
+        valid: Corpus | None,
         memory: Memory | None = None,
     ) -> None:
-        self.memory = memory
-        self._config, self._clips = recipe.data, recipe.validation.clips
-        self._valid = () if valid is None else valid
+        self._config, self._valid = recipe.data, valid
         self._share = {
             "output_sample_rate": output_sample_rate, "rank": engine.rank, "world_size": engine.world_size,
         }  # fmt: skip
         self._train = BatchStream(train, recipe.data, seed=recipe.seed, memory=memory, **self._share)
+        self.resumed = self._train.resumed
+        self.measures_all = True
+        """Whether validation takes all clips that it could."""
+        if valid is not None:
+            drawn = draw_validation(valid, recipe.data, output_sample_rate, recipe.seed)
+            self._drawn = drawn[: recipe.validation.clips]
+            self.measures_all = len(self._drawn) == len(drawn)
 
     def stream(self, start: Position) -> Iterator[Batch]:
         """Endless batches of this process."""
@@ -215,32 +236,19 @@ class _Corpus:
 
     def validation(self) -> Iterator[Batch]:
         """This process's share of the validation clips."""
-        return validation_batches(self._valid, self._config, clips=self._clips, **self._share)
+        if self._valid is None:
+            return iter(())
+        return validation_batches(self._valid, self._drawn, self._config, **self._share)
 
 
-def remarks(recipe: RunConfig, output_sample_rate: int, most: int | None = SURVEYED) -> Iterator[str]:
-    """Remarks on the data for a person before the first step, a line each, from the first `most` clips.
+def remarks(recipe: RunConfig, corpus: Corpus, output_sample_rate: int) -> Iterator[str]:
+    """Remarks on the training data for a person before the first step, a line each.
 
     Raises ConfigError if the stage can learn nothing from them.
     """
-    found = survey_sources(recipe, output_sample_rate, most)
-    if found is None:
-        return
+    found = survey(corpus, recipe.data, output_sample_rate)
     own = list(stage_of(recipe).remarks(recipe, found))
-    seen = found.clips + sum(left.clips for left in found.left_out)
-    first = "the first " if seen == most else ""
-    yield f"data: {first}{found.clips:,} clips, {found.hours:,.2f} h, {found.with_text:,} with text"
+    yield f"data: {found.clips:,} clips, {found.hours:,.2f} h, {found.with_text:,} with text"
     for left in found.left_out:
         yield f"left out: {left.clips:,} clips {left.reason}, the first is {left.first_id}"
     yield from own
-
-
-def survey_sources(recipe: RunConfig, output_sample_rate: int, most: int | None) -> Survey | None:
-    """Counts of the first `most` training clips; None where only reading whole tars would tell."""
-    if not all(_is_manifest(source) for source in recipe.data.train):
-        return None
-    return survey(islice(open_once(recipe.data.train), most), recipe.data, output_sample_rate)
-
-
-def _is_manifest(source: SourceConfig) -> bool:
-    return source.path.endswith((".jsonl", ".jsonl.gz"))

@@ -1,7 +1,7 @@
 """The interface of a training stage, the table of stages, and one loss out of those of uneven batches."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -11,6 +11,7 @@ from lhotse.cut import Cut
 from torch import Tensor, nn
 
 from xycodec.data.batch import Batch
+from xycodec.data.corpus import Fact
 from xycodec.data.survey import Survey
 from xycodec.distributed import all_reduce_, world_size
 from xycodec.eval.metrics.wer import WordErrors
@@ -62,7 +63,7 @@ class Networks:
 class Needs:
     """A condition on clips: those that do not meet it cannot be learned from, and are passed over."""
 
-    holds: Callable[[Cut], bool]
+    fact: Fact
     lacking: str
     """The rest of the message "no clip has ...", with what to do about it."""
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xycodec.data.batch import Batch, Position
+from xycodec.data.batch import BEGINNING, Batch, Position
 from xycodec.distributed import all_reduce_, rank, world_size
 from xycodec.errors import CheckpointError, XycodecError
 from xycodec.nn.quantize import codebook_perplexity, codebook_usage
@@ -79,7 +79,9 @@ class Trainer:
         self.monitor: Monitor | None = None
         self.step = 0
         self.best: float | None = None
-        self._position = Position(0, 0)
+        """Lowest validation loss so far."""
+        self.position = BEGINNING
+        """Where the stream of batches stands."""
         self._pending: deque[_Pending] = deque()
         self._window = _Window()
         self._stop_wished = self._stopping = False
@@ -97,7 +99,7 @@ class Trainer:
         for name, updater in self.stage.updaters.items():
             load_optimizer(updater.network, updater.optimizer, state.optimizers[name])
         self.step, self.best = state.step, state.best
-        self._position = Position(state.epoch, state.batch)
+        self.position = Position(state.epoch, state.batch, tuple(state.taken), state.order)
         self._saved_at = state.step
 
     def save(self, *, best: bool = False) -> None:
@@ -107,8 +109,11 @@ class Trainer:
         state = RunState(
             stage=self.stage.name,
             step=self.step,
-            epoch=self._position.epoch,
-            batch=self._position.batch,
+            epoch=self.position.epoch,
+            batch=self.position.batch,
+            taken=self.position.taken,
+            order=self.position.order,
+            processes=self.engine.world_size,
             best=self.best,
             recipe=self.recipe.model_dump(mode="json"),
             networks={
@@ -135,7 +140,7 @@ class Trainer:
 
         Raises TrainingError at a loss or gradient that is not finite, CheckpointError if none can be written.
         """
-        batches = self._stream(self._position)
+        batches = self._stream(self.position)
         started = time.monotonic()
         before = _on_signals(self._wish_to_stop)
         try:
@@ -169,7 +174,7 @@ class Trainer:
         seed_step(self.recipe.seed, self.step)
         report = self.stage.step([batch.to(self.engine.device) for batch in taken], self.step)
         self.step += 1
-        self._position = taken[-1].position
+        self.position = taken[-1].position
         values = report.values | report.norms
         # Gradient norms are equal on all processes already; so is their average.
         skipped = [clip for batch in taken for clip in batch.skipped]

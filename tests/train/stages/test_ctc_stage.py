@@ -16,7 +16,7 @@ from xycodec.checkpoints.load import load_codec
 from xycodec.checkpoints.training import read_checkpoint
 from xycodec.data.config import SourceConfig
 from xycodec.data.manifest import import_manifest
-from xycodec.data.sources import open_sources
+from xycodec.data.sources import open_once
 from xycodec.errors import CheckpointError, ConfigError
 from xycodec.models.config import TowerConfig
 from xycodec.models.xy_tokenizer.ctc import rows_needed, rows_of
@@ -230,7 +230,7 @@ def test_one_form_of_texts(text, expected):
 
 
 def test_characters_are_those_of_the_training_texts(corpus):
-    cuts = open_sources([SourceConfig(path=str(corpus))], 0)
+    cuts = open_once([SourceConfig(path=str(corpus))])
     assert collect_characters(cuts) == " 0123456789dorsw"
     # A mix with weights has no end, its sources have.
     weighted = {"train": [{"path": str(corpus), "weight": 2}], "clip_seconds": 1}

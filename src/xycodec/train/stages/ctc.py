@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from xycodec.data.batch import Batch
 from xycodec.data.clip import INPUT_RATE
 from xycodec.data.sources import open_once
-from xycodec.data.survey import Survey, has_text
+from xycodec.data.survey import Survey
 from xycodec.distributed import all_reduce_, world_size
 from xycodec.errors import ConfigError
 from xycodec.eval.metrics.wer import WordErrors, character_errors, normalise, word_error_rate
@@ -166,7 +166,7 @@ class CtcStage(Stage[CtcRecipe]):
     recipe_class = CtcRecipe
     presets: ClassVar[Mapping[str, Config]] = CONFIGS
     trains = "recogniser"
-    needs = Needs(has_text, "a text, which a recogniser learns from: add texts, or other sources")
+    needs = Needs("text", "a text, which a recogniser learns from: add texts, or other sources")
 
     def __init__(self, recipe: CtcRecipe, engine: Engine) -> None:
         self.recipe, self.engine = recipe, engine

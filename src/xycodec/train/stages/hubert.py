@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from xycodec.data.batch import Batch
 from xycodec.data.clip import INPUT_RATE, generator_of
-from xycodec.data.survey import Survey, has_labels
+from xycodec.data.survey import Survey
 from xycodec.data.targets import NO_LABEL, TARGETS_OF, targets_of
 from xycodec.distributed import all_reduce_, world_size
 from xycodec.errors import ConfigError
@@ -267,7 +267,7 @@ class HubertStage(Stage[HubertRecipe]):
     name = "hubert"
     recipe_class = HubertRecipe
     trains = "self_supervised"
-    needs = Needs(has_labels, "labels, which a HuBERT learns from: make them with xycodec data targets")
+    needs = Needs("labels", "labels, which a HuBERT learns from: make them with xycodec data targets")
 
     def __init__(self, recipe: HubertRecipe, engine: Engine) -> None:
         self.recipe, self.engine = recipe, engine

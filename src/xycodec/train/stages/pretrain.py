@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from xycodec.checkpoints.training import AVERAGE
 from xycodec.data.batch import Batch
 from xycodec.data.clip import FRAME, INPUT_RATE
-from xycodec.data.sources import open_sources
+from xycodec.data.corpus import open_corpus
 from xycodec.data.stream import BatchStream
 from xycodec.data.survey import Survey
 from xycodec.distributed import world_size
@@ -379,12 +379,12 @@ def _batch_frames(recipe: PretrainRecipe) -> float:
 
 
 def _excerpt_of_each(recipe: PretrainRecipe) -> Tensor:
-    """The beginnings (N, T) of the first clips that are long enough; every process takes the same."""
-    cuts = open_sources(recipe.data.train, recipe.seed)
+    """The beginnings (N, T) of clips that are long enough; every process takes the same."""
+    corpus = open_corpus(recipe.data.train)
     config = recipe.data.model_copy(update={"workers": 0})
     samples = STARTING_FRAMES * FRAME
     stream = BatchStream(
-        cuts, config, output_sample_rate=recipe.model.output_sample_rate, seed=recipe.seed, rank=0, world_size=1
+        corpus, config, output_sample_rate=recipe.model.output_sample_rate, seed=recipe.seed, rank=0, world_size=1
     )
     found: list[Tensor] = []
     searched = 0
