@@ -250,7 +250,7 @@ def test_a_run_is_a_model(tmp_path, corpus, run, stage):
     codes = CodecFile.read(tmp_path / "clip.xyc").codes
     assert (codes == expected.codes[0].numpy()).all()
     assert xycodec(tmp_path, "convert", run, tmp_path / "ours").code == 0
-    assert sorted(os.listdir(tmp_path / "ours")) == ["config.json", "model.safetensors"]
+    assert sorted(os.listdir(tmp_path / "ours")) == ["README.md", "config.json", "model.safetensors"]
     assert json.loads((tmp_path / "ours" / "config.json").read_text())["model_id"] == "tiny"
     assert torch.equal(load_codec(tmp_path / "ours").encode(audio).codes, expected.codes)
 
