@@ -98,8 +98,8 @@ def test_a_run_says_what_it_does(xycodec, corpus):
     [
         ("steps=none", "recipe.yaml: steps: "),
         ("stpes=3", "stpes: unknown key, did you mean 'steps'?"),
-        ("data.train=[missing.jsonl]", "missing.jsonl:1: cannot be read (No such file or directory)"),
-        ("data.valid=[missing.jsonl]", "missing.jsonl:1: cannot be read (No such file or directory)"),
+        ("data.train=[missing.jsonl]", "missing.jsonl cannot be read (No such file or directory)"),
+        ("data.valid=[missing.jsonl]", "missing.jsonl cannot be read (No such file or directory)"),
         ("data.train=[missing/*.tar]", "missing/*.tar: no such file"),
         ("data.train=[clip.wav]", "clip.wav: not a source of data"),
         ("data.train=[rows.jsonl]", "rows.jsonl:1: this is not yet a manifest of cuts"),
