@@ -11,7 +11,11 @@ from xycodec.cli import app as cli
 
 
 def pytest_configure(config):
-    """Catalogues of test corpora go where they can be removed, those of processes that tests start too."""
+    """Catalogues of test corpora go where they can be removed, those of processes that tests start too.
+
+    Fixtures of modules compute on one thread as tests do: Transformers' convolutions change with it on some processors.
+    """
+    torch.set_num_threads(1)
     os.environ["XYCODEC_CACHE"] = cache = tempfile.mkdtemp(prefix="xycodec-tests-")
     config.add_cleanup(lambda: shutil.rmtree(cache, ignore_errors=True))
 

@@ -68,7 +68,7 @@ def random_codec(config: XCodecConfig, seed: int = 0) -> XCodec: ...
 def random_codec(config: CodecConfig, seed: int = 0) -> OwnCodec:
     """An untrained codec, the same for the same seed, folded for inference and in eval mode."""
     cpu = torch.device("cpu")
-    with torch.random.fork_rng(devices=[]), cpu, own_precision(cpu), _float32_by_default():
+    with torch.random.fork_rng(devices=[]), cpu, own_precision(cpu), _same_anywhere():
         torch.manual_seed(seed)
         codec = build_codec(config)
         codec.fold_weight_norm()
@@ -88,15 +88,20 @@ _lock = Lock()
 
 
 @contextmanager
-def _float32_by_default() -> Iterator[None]:
-    """Draw random weights in float32, whatever torch's default is: it belongs to the process, so one at a time."""
+def _same_anywhere() -> Iterator[None]:
+    """Draw random weights in float32 on one thread, whatever torch is set to: both are the process's, so one at a time.
+
+    The norms of weight normalisation are sums whose last bit may change with the number of threads.
+    """
     with _lock:
-        before = torch.get_default_dtype()
+        dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
         torch.set_default_dtype(torch.float32)
+        torch.set_num_threads(1)
         try:
             yield
         finally:
-            torch.set_default_dtype(before)
+            torch.set_default_dtype(dtype)
+            torch.set_num_threads(threads)
 
 
 def _latents(codec: OwnCodec) -> tuple[Tensor | float, Tensor | float]:

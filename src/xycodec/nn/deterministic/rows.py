@@ -47,7 +47,7 @@ def convolved(conv: nn.Conv1d, x: Tensor) -> Tensor:
         patches = x.new_ones(rows, taps + 1)
         patches[:, :taps] = x.as_strided((rows, taps), (stride, 1))
         bias = weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias
-        out = torch.empty(rows, conv.out_channels)
+        out = x.new_empty(rows, conv.out_channels)
         add_product(patches, torch.cat([weight[:, 0], bias[None]]), out, first=True)
     elif conv.out_channels == 1:
         # A single column is handed to another kernel: here taps are columns.
