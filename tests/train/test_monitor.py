@@ -176,7 +176,8 @@ def test_a_run_leaves_all_of_it_and_no_file_open(tmp_path):
     assert [value for _, value in scalars(run, "valid/mel")] == pytest.approx([line["mel"] for line in valid])
     tags = events.Tags()
     heard = {tag.partition("/")[0] for tag in tags["audio"]}
-    assert len(heard) == 2 and "2.wav" not in heard
+    assert len(heard) == 2
+    assert "2.wav" not in heard
     assert set(tags["audio"]) == {f"{name}/{kind}" for name in heard for kind in ("original", "decoded")}
     assert set(tags["images"]) == {f"{name}/spectrograms" for name in heard}
     assert set(tags["histograms"]) == {"codes/layer 1", "codes/layer 2"}
