@@ -1,13 +1,12 @@
 import io
-import struct
 
+import av
 import numpy as np
 import pytest
 import soundfile as sf
 import torch
 from tests.training import clip
 
-from xycodec.baselines.ogg import join_packets, split_packets
 from xycodec.baselines.opus import Opus
 from xycodec.errors import XycodecError
 from xycodec.models.longform import decode_long, encode_long
@@ -25,31 +24,20 @@ def libsndfile_stream(audio, kbps):
     return stream.getvalue()
 
 
-def payload_bytes(stream):
-    """Bytes between the heads of pages, found by their magic."""
-    pages = [b"OggS" + page for page in stream.split(b"OggS")[1:]]
-    return sum(len(page) - 27 - page[26] for page in pages)
+def packets_of(stream):
+    """The packets of an Ogg stream, without its headers."""
+    with av.open(io.BytesIO(stream)) as container:
+        return [bytes(packet) for packet in container.demux() if packet.size]
 
 
-def slow_checksum(page):
-    register = 0
-    for byte in page:
-        register ^= byte << 24
-        for _ in range(8):
-            register = (register << 1 ^ (0x04C11DB7 if register >> 31 else 0)) & 0xFFFFFFFF
-    return register
-
-
-@pytest.mark.parametrize(("kbps", "samples"), [(6, 16_000), (12, 20_001), (12, 319), (32, 24_100)])
+@pytest.mark.parametrize(("kbps", "samples"), [(6, 16_000), (12, 20_001), (12, 319)])
 def test_codes_are_the_packets_of_libsndfile_and_decode_as_it_does(kbps, samples):
     codec, audio = Opus(kbps), clip(3, 2.0).audio[:samples]
     stream = libsndfile_stream(audio, kbps)
-    packets = split_packets(stream)
-    assert struct.unpack_from("<BBH", packets[0], 8) == (1, 1, 312)
     codes = codec.encode(audio[None]).codes[0]
     frames = -(-samples // 320)
     assert codes.shape == (codec.n_q, frames)
-    assert [bytes(row[row != NONE].tolist()) for row in codes.T] == packets[2:-1]
+    assert [bytes(row[row != NONE].tolist()) for row in codes.T] == packets_of(stream)[:frames]
     whole = decode_long(codec, codes, num_samples=samples).numpy()
     assert len(whole) == samples
     theirs, _ = sf.read(io.BytesIO(stream), dtype="float32")
@@ -61,8 +49,7 @@ def test_codes_are_the_packets_of_libsndfile_and_decode_as_it_does(kbps, samples
 def test_bits_are_those_of_the_packets():
     codec, audio = Opus(12), clip(4, 3.0).audio
     stream = libsndfile_stream(audio, 12)
-    head, tags, *_, surplus = split_packets(stream)
-    bits = 8 * (payload_bytes(stream) - len(head) - len(tags) - len(surplus))
+    bits = 8 * sum(map(len, packets_of(stream)[:150]))
     codes = encode_long(codec, audio)
     assert codec.payload_bits(codes) == bits
     assert 0.4 < bits / 3 / codec.bitrate < 1.2
@@ -110,7 +97,7 @@ def test_clips_of_a_batch_are_those_alone(threads):
 
 def test_what_is_not_opus_is_refused():
     codec = Opus(6)
-    with pytest.raises(XycodecError, match=r"^opus-5k: libsndfile's Opus is for 6 to 64 kbit/s here$"):
+    with pytest.raises(XycodecError, match=r"^opus-5k: Opus is for 6 to 64 kbit/s here$"):
         Opus(5)
     gap = torch.full((1, codec.n_q, 2), NONE)
     gap[0, 0], gap[0, 2] = 8, 1
@@ -124,18 +111,3 @@ def test_what_is_not_opus_is_refused():
     codec.n_q = 8
     with pytest.raises(XycodecError, match=r"opus-6k: a packet of [0-9]+ bytes, room is for 8: ask for more kbit/s"):
         codec.encode(clip(1, 1.0).audio[None])
-
-
-def test_packets_of_any_length_survive_an_ogg_stream():
-    rng = np.random.default_rng(0)
-    packets = [rng.bytes(length) for length in (1, 0, 254, 255, 256, 510, 1275)]
-    stream = join_packets([(0, packets[:1]), (960, packets[1:4]), (1920, packets[4:])])
-    assert split_packets(stream) == packets
-    starts = [0, 29, 29 + 27 + 4 + 509]
-    for start, end in zip(starts, [*starts[1:], len(stream)], strict=True):
-        page = bytearray(stream[start:end])
-        (checksum,) = struct.unpack_from("<I", page, 22)
-        page[22:26] = bytes(4)
-        assert page[:4] == b"OggS"
-        assert slow_checksum(page) == checksum
-    assert [stream[start + 5] for start in starts] == [2, 0, 4]

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from xycodec.checkpoints.build import random_codec
+from xycodec.checkpoints.load import load_codec
 from xycodec.errors import AudioError, XycodecError
 from xycodec.models.base import Codec
 from xycodec.models.longform import BATCH, decode_blocks, decode_long, embed_long, encode_long
@@ -135,6 +136,54 @@ def test_decoding_keeps_every_frame_once_and_in_order(overlap, reference):
         codes = torch.arange(frames).expand(2, frames)
         audio = decode_long(codec, codes, overlap)
         assert torch.equal(audio, codes[0].float().repeat_interleave(HOP)), frames
+
+
+class Disagreeing(Ruler):
+    """Each window decodes to a constant of its own: the number of its first frame."""
+
+    def _decode(self, codes):
+        return [torch.full((HOP * item.shape[1],), float(item[0, 0])) for item in codes]
+
+
+@pytest.mark.parametrize("overlap", OVERLAPS)
+@pytest.mark.parametrize("frames", [WINDOW, WINDOW + 1, 3 * WINDOW + 1])
+def test_windows_that_disagree_fade_over_one_frame(overlap, frames):
+    shared = overlap_frames(overlap)
+    step, left = WINDOW - shared, shared // 2
+    expected = []
+    for place in range(frames * HOP):
+        frame = place // HOP
+        # A window takes over `left` frames after its start; no window starts where the one before reaches the end.
+        starts = range(0, max(1, frames - shared), step)
+        now = max(start for start in starts if start == 0 or start + left <= frame)
+        share = (place - (now + left) * HOP + 0.5) / HOP
+        fades = shared > 0 and now > 0 and share < 1
+        expected.append(now - step * (1 - share) if fades else now)
+    audio = decode_long(Disagreeing(), torch.arange(frames).expand(2, frames), overlap)
+    torch.testing.assert_close(audio, torch.tensor(expected, dtype=torch.float32))
+
+
+def test_the_published_rule_cuts_where_windows_disagree():
+    codec = Disagreeing()
+    codec.reference = True
+    audio = decode_long(codec, torch.arange(900).expand(2, 900), 10)
+    assert torch.equal(audio, (torch.arange(900 * HOP) // HOP // 250 * 250).float())
+
+
+def test_a_steady_tone_has_no_click_where_windows_meet():
+    codec = load_codec("xy-mini", device="cpu")
+    audio = 0.3 * torch.sin(2 * torch.pi * 180 * torch.arange(20 * 16000) / 16000)
+    codes = encode_long(codec, audio)
+    overlap = round(codec.window_frames / 3)
+    step, left = codec.window_frames - overlap, overlap // 2
+    seams = [frame * 1280 for frame in range(left + step, codes.shape[1] - left, step)]
+    assert len(seams) == 4
+    bend = decode_long(codec, codes).diff(n=2).abs()
+    at = torch.tensor([bend[end - 2 : end + 1].max() for seam in seams for end in (seam, seam + 1280)])
+    elsewhere = torch.ones(len(bend), dtype=torch.bool)
+    for seam in [0, *seams, len(bend)]:
+        elsewhere[max(0, seam - 400) : seam + 1280 + 400] = False
+    assert at.max() <= bend[elsewhere].quantile(0.999)
 
 
 # the whole and its blocks

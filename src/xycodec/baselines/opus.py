@@ -1,37 +1,36 @@
-"""Opus through libsndfile, for comparison."""
+"""Opus, encoded through PyAV and decoded through libsndfile, for comparison."""
 
 import io
 import struct
+from fractions import Fraction
 
+import av
 import numpy as np
 import soundfile as sf
 from numpy.typing import NDArray
 from torch import Tensor
 
 from xycodec.baselines.classical import WINDOW_S, ClassicalCodec
-from xycodec.baselines.ogg import join_packets, split_packets
 from xycodec.errors import XycodecError
 
 LOWEST, HIGHEST = 6, 64  # kbit/s
-_SPAN = 250  # libsndfile's compression levels lie between LOWEST and LOWEST + 250 kbit/s, linearly
 _NONE = 256
 _CLOCK = 3  # Opus counts at 48 kHz
 _PRE_SKIP = 312  # what libopus is late by, at 48 kHz; readers leave it out
-_PAGE = 50  # packets
 
 
 class Opus(ClassicalCodec):
-    """Opus at 16 kHz in packets of 20 ms, `kbps` from 6 to 64, with a rate that varies: libsndfile has no other.
+    """Opus at 16 kHz in packets of 20 ms, `kbps` from 6 to 64, at a rate that varies, in libopus's mode for any audio.
 
-    Codes are the bytes of a packet, and 256 where it has no more. A stretch that needs packets of more than four
-    times the mean raises XycodecError.
+    Codes are the bytes of a packet, and 256 where it has no more. A stretch that needs packets of more than four times
+    the mean raises XycodecError.
     """
 
     RATE = 16_000
 
     def __init__(self, kbps: int) -> None:
         if not LOWEST <= kbps <= HIGHEST:
-            raise XycodecError(f"opus-{kbps}k: libsndfile's Opus is for {LOWEST} to {HIGHEST} kbit/s here")
+            raise XycodecError(f"opus-{kbps}k: Opus is for {LOWEST} to {HIGHEST} kbit/s here")
         hop = self.RATE // 50
         super().__init__(
             model_id=f"opus-{kbps}k",
@@ -54,15 +53,19 @@ class Opus(ClassicalCodec):
         return 8 * int((codes != _NONE).sum())
 
     def _encode_one(self, audio: NDArray[np.float64]) -> NDArray[np.int64]:
-        frames = self.num_frames(len(audio))
-        # One packet more than is kept, all of them full: libsndfile makes the last one shorter where it can.
-        padded = np.zeros((frames + 1) * self.hop_length - _PRE_SKIP // _CLOCK)
+        frames, hop = self.num_frames(len(audio)), self.hop_length
+        # One packet more than is kept: the last one has what libopus is late by.
+        padded = np.zeros((frames + 1) * hop, np.float32)
         padded[: len(audio)] = audio
-        stream = io.BytesIO()
-        level = 1 - (self.kbps - LOWEST) / _SPAN
-        with sf.SoundFile(stream, "w", self.RATE, 1, "OPUS", format="OGG", compression_level=level) as file:
-            file.write(padded)
-        packets = split_packets(stream.getvalue())[2:-1]
+        encoder = av.CodecContext.create("libopus", "w")
+        encoder.sample_rate, encoder.layout, encoder.format = self.RATE, "mono", "flt"
+        encoder.bit_rate, encoder.time_base = self.kbps * 1000, Fraction(1, self.RATE)
+        packets: list[bytes] = []
+        for samples in np.split(padded[None], frames + 1, axis=1):
+            frame = av.AudioFrame.from_ndarray(samples, format="flt", layout="mono")
+            frame.sample_rate = self.RATE
+            packets += map(bytes, encoder.encode(frame))
+        packets = packets[:frames]
         longest = max(map(len, packets))
         if longest > self.n_q:
             raise XycodecError(
@@ -77,14 +80,19 @@ class Opus(ClassicalCodec):
         packets = [_packet(frame) for frame in codes.T]
         # The last 6.5 ms would come with the next packet; one without content lets the decoder go on as it sees fit.
         packets.append(bytes([packets[-1][0] & 0xFC]))
-        step, samples = self.hop_length * _CLOCK, codes.shape[1] * self.hop_length
-        head = b"OpusHead" + struct.pack("<BBHIhB", 1, 1, _PRE_SKIP, self.RATE, 0, 0)
-        pages = [(0, [head]), (0, [b"OpusTags" + bytes(8)])]
-        for first in range(0, len(packets), _PAGE):
-            position = min((first + _PAGE) * step, _PRE_SKIP + samples * _CLOCK)
-            pages.append((position, packets[first : first + _PAGE]))
+        stream = io.BytesIO()
+        with av.open(stream, "w", format="ogg") as container:
+            track = container.add_stream("libopus", self.RATE, layout="mono")
+            track.codec_context.extradata = b"OpusHead" + struct.pack("<BBHIhB", 1, 1, _PRE_SKIP, self.RATE, 0, 0)
+            step = self.hop_length * _CLOCK
+            for number, content in enumerate(packets):
+                packet = av.Packet(content)
+                packet.stream, packet.time_base, packet.duration = track, Fraction(1, self.RATE * _CLOCK), step
+                packet.pts = packet.dts = number * step - _PRE_SKIP
+                container.mux(packet)
+        stream.seek(0)
         try:
-            audio, _ = sf.read(io.BytesIO(join_packets(pages)), dtype="float32")
+            audio, _ = sf.read(stream, codes.shape[1] * self.hop_length, dtype="float32")
         except sf.LibsndfileError as error:
             raise XycodecError(f"codes are no Opus that can be decoded ({error.error_string})") from None
         decoded: NDArray[np.float32] = audio

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 
 from xycodec.checkpoints.build import SUMS, OwnCodec
 from xycodec.checkpoints.card import CARD_FILE, model_card
-from xycodec.checkpoints.weights import save_tensors, stored
+from xycodec.checkpoints.weights import save_tensors, shard_files, stored
 from xycodec.errors import CheckpointError
 from xycodec.io.files import new_folder, os_error_line
 from xycodec.io.hub import upload
@@ -38,8 +38,8 @@ def save_codec(
     `dtype` is what floating-point weights are stored in; they run in float32 again once loaded. In a lower precision
     the codebooks' running sums, which only training reads, are left out and follow from counts again. The codec must be
     folded (as `load_codec` returns it). `overwrite` replaces a folder that holds a codec. `part_bytes` makes
-    files of at most so many bytes of the weights, model-00001-of-0000N.safetensors. `source` is what the card tells
-    to load (default: the folder's name). Raises CheckpointError if the folder exists or cannot be made.
+    several files of the weights, as `save_tensors` says. `source` is what the card tells to load (default: the folder's
+    name). Raises CheckpointError if the folder exists or cannot be made.
     """
     target = Path(folder)
     if any(parametrize.is_parametrized(module) for module in codec.modules()):
@@ -68,7 +68,7 @@ def save_pretrained(codec: Codec, folder: str | os.PathLike[str]) -> Path:
         with tempfile.TemporaryDirectory(dir=target, prefix=".") as scratch:
             made = save_codec(_own(codec), Path(scratch) / "made", source=target.name)
             # What is left of weights in parts would be read in place of these.
-            stale = list(target.glob(f"{WEIGHTS_STEM}-*-of-*.safetensors"))
+            stale = shard_files(target, WEIGHTS_STEM)
             for file in made.iterdir():
                 if file.name != CARD_FILE or not (target / CARD_FILE).exists():
                     file.replace(target / file.name)

@@ -1,8 +1,8 @@
-"""Tensors as safetensors files: one, or several of bounded size that are checked when they are read."""
+"""Tensors as safetensors files: one, or several with an index that are checked when they are read."""
 
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,8 +14,7 @@ from xycodec.errors import CheckpointError
 
 MB = 1_000_000
 _CHECKSUM = "crc32"
-_PIECE = "#"  # between a tensor's name and the number of a piece of it
-_HEADER = 1024  # bytes at most of a file's header, without its tensors
+_PIECE = "#"  # between a tensor's name and the number of a piece of it, of which earlier versions made files
 
 
 def stored(key: str, tensor: Tensor, dtype: torch.dtype, *, exact: tuple[str, ...] = ()) -> Tensor:
@@ -31,39 +30,50 @@ def stored(key: str, tensor: Tensor, dtype: torch.dtype, *, exact: tuple[str, ..
 
 
 def save_tensors(tensors: Mapping[str, Tensor], folder: Path, stem: str, part_bytes: int | None = None) -> list[Path]:
-    """Write contiguous `tensors` to `folder`, and return the files.
+    """Write contiguous `tensors` to `folder`, and return the files of weights.
 
-    Without `part_bytes` it is one, STEM.safetensors. With it they are STEM-00001-of-0000N.safetensors, each of at most
-    so many bytes; a larger tensor is split by rows. Raises CheckpointError if a row is larger, OSError if a file cannot
-    be written.
+    Without `part_bytes` it is one, STEM.safetensors. With it they are Hugging Face's shards where one file is
+    too small: STEM-00001-of-0000N.safetensors, each with at most so many bytes of tensors or one larger tensor, and
+    STEM.safetensors.index.json, which tells the file of every tensor. Raises OSError if a file cannot be written.
     """
     if part_bytes is None:
         return [_save(dict(tensors), folder / f"{stem}.safetensors")]
-    parts = list(_parts(tensors, part_bytes))
+    from huggingface_hub import split_torch_state_dict_into_shards  # slow to import
+
+    # Copies, because tied weights share memory, which safetensors refuses.
+    copies = {key: tensor.clone() for key, tensor in tensors.items()}
+    pattern = f"{stem}{{suffix}}.safetensors"
+    split = split_torch_state_dict_into_shards(copies, filename_pattern=pattern, max_shard_size=part_bytes)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        _index(folder, stem).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return [
-        # Copies, because pieces and tied weights share memory, which safetensors refuses.
-        _save({key: tensor.clone() for key, tensor in part.items()}, folder / _name(stem, number, len(parts)), True)
-        for number, part in enumerate(parts, 1)
+        _save({key: copies[key] for key in keys}, folder / name, checked=split.is_sharded)
+        for name, keys in split.filename_to_tensors.items()
     ]
 
 
 def load_tensors(folder: Path, stem: str) -> dict[str, Tensor]:
-    """Read the tensors that `save_tensors` wrote. A single file is mapped, not copied.
+    """Read the tensors that `save_tensors` wrote, now or in earlier versions. A single file is mapped, not copied.
 
     Raises CheckpointError, one line that names the file, if one is missing or damaged.
     """
-    number = "[0-9]" * 5
-    found = sorted(folder.glob(f"{stem}-{number}-of-{number}.safetensors"))
-    if not found:
+    shards = _shards(folder, stem)
+    if not shards:
         return read_safetensors(folder / f"{stem}.safetensors")
-    count = int(found[-1].stem.rpartition("-")[2])
     pieces: dict[str, list[Tensor]] = {}
-    for place in range(1, count + 1):
-        part = _read_part(folder / _name(stem, place, count))
+    for shard in shards:
+        part = _read_part(shard)
         # Several pieces may lie in one file, and its keys are in no order.
         for key in sorted(part, key=_place):
             pieces.setdefault(key.partition(_PIECE)[0], []).append(part[key])
     return {key: parts[0] if len(parts) == 1 else torch.cat(parts) for key, parts in pieces.items()}
+
+
+def shard_files(folder: Path, stem: str) -> list[Path]:
+    """Every file in `folder` that belongs to tensors in several files, their index with them."""
+    number = "[0-9]" * 5
+    return [*sorted(folder.glob(f"{stem}-{number}-of-{number}.safetensors")), *folder.glob(_index(folder, stem).name)]
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -82,45 +92,27 @@ def damaged(path: Path, error: Exception) -> str:
     return f"{path}: damaged or not a checkpoint ({reason})"
 
 
-def _name(stem: str, number: int, count: int) -> str:
-    return f"{stem}-{number:05}-of-{count:05}.safetensors"
+def _index(folder: Path, stem: str) -> Path:
+    return folder / f"{stem}.safetensors.index.json"
 
 
-def _parts(tensors: Mapping[str, Tensor], most: int) -> Iterator[dict[str, Tensor]]:
-    """Tensors and pieces of them, in order, in groups that fit into files of `most` bytes."""
-    part: dict[str, Tensor] = {}
-    size = _HEADER
-    for whole, tensor in tensors.items():
-        for key, piece in _pieces(whole, tensor, most):
-            added = _room(key, piece)
-            if part and size + added > most:
-                yield part
-                part, size = {}, _HEADER
-            part[key] = piece
-            size += added
-    yield part
-
-
-def _pieces(key: str, tensor: Tensor, most: int) -> Iterator[tuple[str, Tensor]]:
-    if _HEADER + _room(key, tensor) <= most:
-        yield key, tensor
-        return
-    row = tensor.nbytes // len(tensor) if tensor.ndim else tensor.nbytes
-    free = most - _HEADER - (_room(key, tensor) - tensor.nbytes)
-    if row > free:
-        raise CheckpointError(f"{key}: a row of it takes {row:,} bytes: allow parts larger than {most:,} bytes")
-    for number, piece in enumerate(torch.split(tensor, free // row)):
-        yield f"{key}{_PIECE}{number}", piece
+def _shards(folder: Path, stem: str) -> list[Path]:
+    """The files that all tensors are in, in order; none where they are in one. Raises CheckpointError."""
+    index = _index(folder, stem)
+    if index.is_file():
+        try:
+            return [folder / name for name in sorted(set(json.loads(index.read_bytes())["weight_map"].values()))]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(damaged(index, error)) from None
+    # Earlier versions wrote no index.
+    names = [path.stem for path in shard_files(folder, stem)]
+    count = int(names[-1].rpartition("-")[2]) if names else 0
+    return [folder / f"{stem}-{place:05}-of-{count:05}.safetensors" for place in range(1, count + 1)]
 
 
 def _place(key: str) -> tuple[str, int]:
     name, _, number = key.partition(_PIECE)
     return name, int(number or 0)
-
-
-def _room(key: str, tensor: Tensor) -> int:
-    """Bytes that a tensor takes in a file, at most: with its entry in the header."""
-    return tensor.nbytes + len(json.dumps(key)) + 20 * tensor.ndim + 128
 
 
 def _save(tensors: dict[str, Tensor], path: Path, checked: bool = False) -> Path:

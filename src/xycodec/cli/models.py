@@ -66,7 +66,9 @@ def convert(
     source: Annotated[str, typer.Argument(help="A published checkpoint, its folder, or a hub id.")],
     folder: Annotated[str, typer.Argument(help="The folder to write config.json and model.safetensors to.")],
     store: Store = Storage.float32,
-    part_mb: Annotated[int | None, typer.Option(min=1, help="Files of at most so many MB (default: one file).")] = None,
+    part_mb: Annotated[
+        int | None, typer.Option(min=1, help="Files of so many MB of tensors at most (default: one file).")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Write a codec in this package's own layout, which loads without copying."""

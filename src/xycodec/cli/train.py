@@ -47,7 +47,7 @@ def train(
 def export(
     run: Annotated[Path, typer.Argument(help="A training run, for its newest checkpoint, or one checkpoint.")],
     folder: Annotated[Path, typer.Argument(help="A new folder: what weights and --model may name instead of RUN.")],
-    part_mb: Annotated[int, typer.Option(min=1, help="Files of at most so many MB.")] = 15,
+    part_mb: Annotated[int, typer.Option(min=1, help="Files of so many MB of tensors at most.")] = 15,
     store: Store = Storage.float32,
     transformers: Annotated[
         bool,

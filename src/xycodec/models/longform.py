@@ -1,9 +1,9 @@
 """Audio and codes of any length, in overlapping windows and bounded memory.
 
 By default windows overlap and each keeps its middle, so that every kept frame has context on both sides; the
-first keeps its beginning and the last its end, and the last always reaches back into its neighbour. A codec in
-`reference` mode follows the published rule: each window keeps its beginning only (see Long audio in
-docs/models/xy_tokenizer.md).
+first keeps its beginning and the last its end, and the last always reaches back into its neighbour. Decoded windows,
+which may disagree where they meet, fade into each other over one code frame. A codec in `reference` mode follows the
+published rule: each window keeps its beginning only (see Long audio in docs/models/xy_tokenizer.md).
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -68,6 +68,8 @@ class _Plan:
     step: int
     left: int
     """Frames at a window's start that only serve as context (never those of the first window)."""
+    fade: int
+    """Frames after a window's kept ones over which the next window takes over."""
     reference: bool
 
     @classmethod
@@ -78,8 +80,8 @@ class _Plan:
         if not 0 <= overlap < codec.window_frames:
             most = codec.window_frames / codec.frame_rate
             raise XycodecError(f"overlap_s must be from 0 to under {most:g} s, got {overlap_s:g}")
-        left = 0 if codec.reference else overlap // 2
-        return cls(codec.window_frames, codec.window_frames - overlap, left, codec.reference)
+        left, fade = (0, 0) if codec.reference else (overlap // 2, min(1, overlap))
+        return cls(codec.window_frames, codec.window_frames - overlap, left, fade, codec.reference)
 
     def windows(self, blocks: Iterable[Tensor], unit: int) -> Iterator[tuple[Tensor, bool, bool]]:
         """Cut a stream of (..., n) blocks, `unit` items a frame, into (window, is first, is last)."""
@@ -166,12 +168,17 @@ def decode_blocks(
     hop = codec.num_output_samples(codec.hop_length)
     remaining = clip.shape[1] * hop if num_samples is None else codec.num_output_samples(num_samples)
     windows = plan.windows([clip], 1)
+    beyond = torch.zeros(0, device="cpu")  # what the window before goes on with after its kept frames
+    rise = (torch.arange(plan.fade * hop, dtype=torch.float32, device="cpu") + 0.5) / hop
     while batch := list(islice(windows, BATCH)):
         decoded = codec.decode_windows([window for window, _, _ in batch])
         for item, (_, first, last) in zip(decoded, batch, strict=True):
             kept = plan.kept(first, last)
-            end = None if kept.stop is None else kept.stop * hop
-            block = item[kept.start * hop : end][:remaining].cpu()
+            end = len(item) if kept.stop is None else kept.stop * hop
+            block = item[kept.start * hop : end].cpu()
+            shared = len(beyond)
+            block = torch.cat([torch.lerp(beyond, block[:shared], rise[:shared]), block[shared:]])[:remaining]
+            beyond = item[end : end + len(rise)].cpu()
             remaining -= block.shape[0]
             yield block
 

@@ -33,8 +33,8 @@ def export_weights(
     """Write all networks of a run's newest checkpoint, or of one named, into a new folder, whole or not at all.
 
     `load_codec` and a recipe's `weights` take the folder as they take the checkpoint; a run cannot resume from it.
-    With `dtype` float32 they get the same bits. Each file has `part_bytes` at most. Raises CheckpointError if `run` is
-    no run, or `folder` exists or cannot be written.
+    With `dtype` float32 they get the same bits. `save_tensors` explains `part_bytes`. Raises CheckpointError if `run`
+    is no run, or `folder` exists or cannot be written.
     """
     data = read_checkpoint(_checkpoint(run))
     return save_weights(data, data["networks"], folder, part_bytes=part_bytes, dtype=dtype)
