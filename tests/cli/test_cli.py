@@ -246,6 +246,7 @@ def test_existing_outputs_of_a_folder_are_skipped_and_counted(xycodec, tiny):
     [
         ([], ["--n-q", "2"], "then 3 codebooks of tiny, now 2 of tiny"),
         (["--n-q", "2"], [], "then 2 codebooks of tiny, now 3 of tiny"),
+        (["--search", "4"], [], "then 3 codebooks of tiny, search 4, now 3 of tiny, search 1"),
         ([], ["--overlap", "0.25"], "then none, now overlap 0.25"),
         (["--overlap", "0.25"], ["--overlap", "0.5"], "then overlap 0.25, now overlap 0.5"),
         (["--overlap", "0.25"], [], "then overlap 0.25, now none"),

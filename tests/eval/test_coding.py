@@ -8,6 +8,7 @@ import torch
 from tests.reference import tiny_config
 
 from xycodec.checkpoints.build import random_codec
+from xycodec.errors import XycodecError
 from xycodec.eval.coding import (
     CodecSpec,
     adaptive_bits,
@@ -34,7 +35,7 @@ def clips(tmp_path):
         path = tmp_path / "original" / f"{name}.flac"
         path.parent.mkdir(parents=True, exist_ok=True)
         sf.write(path, np.random.default_rng(number).uniform(-0.5, 0.5, 4000 + 3333 * number), 16_000)
-    return names
+    return {name: f"audio of {name}" for name in names}
 
 
 def rows(folder):
@@ -47,17 +48,20 @@ def rows(folder):
 
 
 @pytest.mark.parametrize(
-    ("text", "model", "n_q", "folder"),
+    ("text", "model", "n_q", "search"),
     [
-        ("xy-mini", "xy-mini", None, "xy-mini"),
-        ("xy-mini@4", "xy-mini", 4, "xy-mini@4"),
-        ("opus-6k", "opus-6k", None, "opus-6k"),
-        ("a@b", "a@b", None, "a@b"),
+        ("xy-mini", "xy-mini", None, 1),
+        ("xy-mini@4", "xy-mini", 4, 1),
+        ("xy-mini+16", "xy-mini", None, 16),
+        ("xy-mini@4+16", "xy-mini", 4, 16),
+        ("opus-6k", "opus-6k", None, 1),
+        ("a@b", "a@b", None, 1),
+        ("a+b", "a+b", None, 1),
     ],
 )
-def test_specs(text, model, n_q, folder):
+def test_specs(text, model, n_q, search):
     spec = CodecSpec(text)
-    assert (spec.model, spec.n_q, spec.folder) == (model, n_q, folder)
+    assert (spec.model, spec.n_q, spec.search, spec.folder) == (model, n_q, search, text)
 
 
 def test_folders_of_names_that_are_no_file_names_stay_apart():
@@ -103,18 +107,30 @@ def test_files_are_what_the_codec_gives(codec, clips, tmp_path):
         assert np.abs(written - decoded).max() <= 2**-15
 
 
+def test_searched_codes_have_a_store_of_their_own(codec, clips, tmp_path):
+    searched, greedy = tmp_path / "searched", tmp_path / "greedy"
+    for folder, width in ((searched, 4), (greedy, 1)):
+        folder.mkdir()
+        code_clips(codec, None, clips, tmp_path / "original", folder, lambda: None, search=width)
+    audio = sf.read(tmp_path / "original" / "a.flac", dtype="float32")[0]
+    assert np.array_equal(CodeStore(searched).codes("a"), encode_long(codec, audio, search=4).numpy())
+    assert CodeStore(searched).about == CodeStore(greedy).about | {"search": 4}
+    with pytest.raises(XycodecError, match="was begun with other codes"):
+        code_clips(codec, None, clips, tmp_path / "original", greedy, lambda: None, search=4)
+
+
 def test_what_is_done_is_not_done_again(codec, clips, tmp_path):
     folder = tmp_path / "codec"
     folder.mkdir()
-    code_clips(codec, None, clips[:2], tmp_path / "original", folder, lambda: None)
+    code_clips(codec, None, dict(list(clips.items())[:2]), tmp_path / "original", folder, lambda: None)
     first = (folder / "codes.jsonl").read_bytes()
     (folder / "codes.jsonl").write_bytes(first[:-5])  # a kill in the middle of the second row
     todo = uncoded(clips, folder)
-    assert todo == clips[1:]
+    assert list(todo) == ["deep/b", "c"]
     code_clips(codec, None, todo, tmp_path / "original", folder, lambda: None)
-    assert uncoded(clips, folder) == []
+    assert uncoded(clips, folder) == {}
     again = rows(folder)
-    assert [row["key"] for row in again] == clips
+    assert [row["key"] for row in again] == list(clips)
     assert (folder / "codes.jsonl").read_bytes().startswith(first[: first.rindex(b"\n", 0, -1) + 1])
 
 
@@ -133,14 +149,15 @@ def test_a_clip_that_the_codec_fails_on(codec, clips, tmp_path):
     folder.mkdir()
     code_clips(moody, None, clips, tmp_path / "original", folder, lambda: None)
     found = rows(folder)
-    assert found[1] == {"key": "deep/b", "error": "RuntimeError: not this one"}
+    assert found[1] == {"key": "deep/b", "of": "audio of deep/b", "error": "RuntimeError: not this one"}
     assert [row["key"] for row in found if "bits" in row] == ["a", "c"]
     assert not (folder / "audio" / "deep" / "b.flac").exists()
     # Another time it may work.
-    assert uncoded(clips, folder) == ["deep/b"]
-    code_clips(codec, None, ["deep/b"], tmp_path / "original", folder, lambda: None)
-    assert "bits" in coded_clips(folder)["deep/b"]
-    assert uncoded(clips, folder) == []
+    todo = uncoded(clips, folder)
+    assert list(todo) == ["deep/b"]
+    code_clips(codec, None, todo, tmp_path / "original", folder, lambda: None)
+    assert "bits" in coded_clips(clips, folder)["deep/b"]
+    assert uncoded(clips, folder) == {}
 
 
 # ---- what the codes say ----------------------------------------------------------------------------

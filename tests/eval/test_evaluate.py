@@ -1,4 +1,5 @@
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -197,6 +198,62 @@ def test_what_may_pass_is_tried_again(codecs, corpus, tmp_path, why):
         del row["scores"]["values"]["stoi"]
     journal.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert run(codecs[:1], corpus, folder) == first
+
+
+# ---- what a clip is known by -----------------------------------------------------------------------
+
+
+def test_replaced_audio_gets_scores_of_its_own(codecs, corpus, tmp_path):
+    manifest, place = tmp_path / "speech/all.jsonl", tmp_path / "speech/a/y.wav"
+    first = run(codecs[:1], corpus, tmp_path / "run", judges=[Loudness()])
+    stat = place.stat()
+    audio, rate = sf.read(place)
+    sf.write(place, 0.5 * audio[::-1], rate)
+    # As long, as large and as old as before.
+    os.utime(place, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert place.stat().st_size == stat.st_size
+    judge = Loudness()
+    again = run(codecs[:1], open_corpora([str(manifest)]), tmp_path / "run", judges=[judge])
+    assert timeless(again) == timeless(run(codecs[:1], corpus, tmp_path / "fresh", judges=[Loudness()]))
+    for before, now in zip(first.codecs, again.codecs, strict=True):
+        assert [one == other for one, other in zip(before.clips, now.clips, strict=True)] == [True, False, True]
+    assert judge.heard == ["y", "y"]
+
+
+def test_a_corrected_transcript_is_judged_anew_but_not_coded(codecs, corpus, tmp_path):
+    folder = tmp_path / "run"
+    run(codecs[:1], corpus, folder, judges=[Loudness()])
+    codes = {path: path.read_bytes() for path in folder.rglob("codes.*")}
+    judge = Loudness()
+    corrected = [replace(item, text="corrected" if item.text == "x" else item.text) for item in corpus]
+    again = run(codecs[:1], corrected, folder, judges=[judge])
+    assert judge.heard == ["corrected"] * 2
+    assert again.codecs[1].clips[0].scores.transcript == "corrected"
+    assert {path: path.read_bytes() for path in codes} == codes
+    assert [row["clip"] for row in map(json.loads, (folder / "original/audio.jsonl").read_text().splitlines())] == [
+        "a/x", "a/y", "b/z",
+    ]  # fmt: skip
+    # What was scored under the old words is not lost.
+    judge.heard.clear()
+    run(codecs[:1], corpus, folder, judges=[judge])
+    assert judge.heard == []
+
+
+def test_audio_that_can_no_longer_be_read_keeps_no_scores(codecs, corpus, tmp_path):
+    run(codecs[:1], corpus, tmp_path / "run")
+    (tmp_path / "speech/a/y.wav").write_bytes(b"RIFF")
+    for codec in run(codecs[:1], corpus, tmp_path / "run").codecs:
+        assert [bool(clip.error) for clip in codec.clips] == [False, True, False]
+        assert codec.clips[1].scores == Scores()
+
+
+def test_a_search_stands_beside_the_greedy_codes(codecs, corpus, tmp_path):
+    _, greedy, searched = run([codecs[0], f"{codecs[0]}+4"], corpus, tmp_path / "run").codecs
+    assert (greedy.search, searched.search, searched.title) == (1, 4, f"{codecs[0]}+4")
+    assert greedy.bitrate == searched.bitrate
+    assert [clip.scores for clip in greedy.clips] != [clip.scores for clip in searched.clips]
+    with pytest.raises(XycodecError, match="opus-6k has no search over its codes"):
+        run(["opus-6k+4"], corpus, tmp_path / "other")
 
 
 # ---- what goes wrong -------------------------------------------------------------------------------

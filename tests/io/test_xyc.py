@@ -144,6 +144,34 @@ def test_codes_in_any_memory_order():
         assert CodecFile(codes, **FIELDS, num_samples=file.num_samples).to_bytes() == file.to_bytes()
 
 
+# the width of a search
+
+
+def test_a_width_is_in_the_header_where_it_is_more_than_one():
+    greedy, found = make(), make(search=16)
+    assert "search" not in parts(greedy.to_bytes())[0]
+    assert parts(found.to_bytes())[0] == parts(greedy.to_bytes())[0] | {"search": 16}
+    again = CodecFile.from_bytes(found.to_bytes())
+    assert (again.search, CodecFile.from_bytes(greedy.to_bytes()).search) == (16, 1)
+    assert again == found != greedy
+    assert again.to_bytes() == found.to_bytes()
+    assert found.num_bytes == len(found.to_bytes())
+
+
+@pytest.mark.parametrize(("search", "says"), [(0, "1 to 65536"), (1 << 17, "1 to 65536"), (True, "bool"), ("4", "str")])
+def test_a_width_that_is_none_is_refused(search, says):
+    with pytest.raises(BitstreamError, match=f"search .*{says}"):
+        make(search=search)
+    header, body = parts(make().to_bytes())
+    assert says in refusal(assemble(header | {"search": search}, body))
+
+
+def test_a_width_that_is_there_twice_is_refused():
+    header, body = parts(make(search=4).to_bytes())
+    raw = json.dumps(header).replace('"search": 4', '"search": 4, "search": 4').encode()
+    assert "once each" in refusal(assemble(raw, body))
+
+
 # bad values
 
 

@@ -58,6 +58,7 @@ def test_the_code_file_holds_the_codes_and_the_length(codec, clip, tmp_path):
         "output_sample_rate": 24_000,
         "hop_length": 1280,
         "num_samples": len(audio),
+        "search": 1,
     }
 
 

@@ -55,10 +55,10 @@ class Ruler(Codec):
     def _embed(self, codes):
         return codes.float()
 
-    def encode_windows(self, clips, n_q):
+    def encode_windows(self, clips, n_q, search=1):
         self.calls += 1
         self.watch(self.calls, clips)
-        return super().encode_windows(clips, n_q)
+        return super().encode_windows(clips, n_q, search)
 
 
 def ramp(samples):

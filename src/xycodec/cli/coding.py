@@ -25,6 +25,7 @@ from xycodec.cli.options import (
     Precision,
     Quiet,
     Reference,
+    Search,
     Threads,
 )
 from xycodec.cli.terminal import print_comparison
@@ -41,6 +42,7 @@ def encode(
     model: Model = DEFAULT,
     output: Output = None,
     n_q: Layers = None,
+    search: Search = 1,
     overlap: Overlap = None,
     reference: Reference = False,
     device: Device = "auto",
@@ -56,14 +58,13 @@ def encode(
     from xycodec.io.parallel import plan_jobs
 
     settings = {
-        "model": model, "n_q": n_q, "overlap": overlap, "reference": reference, "device": device, "dtype": dtype,
-        "quiet": quiet or as_json,
+        "model": model, "n_q": n_q, "search": search, "overlap": overlap, "reference": reference, "device": device,
+        "dtype": dtype, "quiet": quiet or as_json,
     }  # fmt: skip
     plan = plan_jobs(inputs, output, ".xyc", audio_extensions())
     untold = _untold(overlap=overlap, reference=reference, dtype=dtype)
-    run_all(
-        plan, _encoder, settings, jobs, threads, overwrite, quiet, as_json, untold, partial(_other_codes, model, n_q)
-    )
+    differs = partial(_other_codes, model, n_q, search)
+    run_all(plan, _encoder, settings, jobs, threads, overwrite, quiet, as_json, untold, differs)
 
 
 def decode(
@@ -104,6 +105,7 @@ def roundtrip(
     model: Model = DEFAULT,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path("."),
     n_q: Layers = None,
+    search: Search = 1,
     overlap: Overlap = None,
     reference: Reference = False,
     device: Device = "auto",
@@ -127,7 +129,7 @@ def roundtrip(
             raise XycodecError(f"{made} exists already: pass --overwrite to replace it")
     output.mkdir(parents=True, exist_ok=True)
     codec = _load(model, device, dtype, reference, threads, quiet or as_json)
-    result = roundtrip_file(codec, source, str(codes), str(audio), n_q=n_q, overlap_s=overlap)
+    result = roundtrip_file(codec, source, str(codes), str(audio), n_q=n_q, overlap_s=overlap, search=search)
     draw_roundtrip(source, str(codes), str(audio), picture)
     if as_json:
         sides = {"encoded": asdict(result.encoded), "decoded": asdict(result.decoded)}
@@ -145,7 +147,7 @@ def _untold(dtype: Precision, **settings: Any) -> dict[str, Any]:
     return found if dtype is Precision.float32 else found | {"dtype": dtype.value}
 
 
-def _other_codes(model: str, n_q: int | None, job: "Job") -> str | None:
+def _other_codes(model: str, n_q: int | None, search: int, job: "Job") -> str | None:
     """Why the codes at a job's target are not those that it would make; None if they are, as far as they tell."""
     from xycodec.errors import BitstreamError
     from xycodec.io.xyc import CodecFile
@@ -155,9 +157,11 @@ def _other_codes(model: str, n_q: int | None, job: "Job") -> str | None:
     except BitstreamError as error:
         return f"exists already and holds no codes ({error})"
     model_id, layers = _codes_of(model)
-    if (file.model, file.n_q) == (model_id, n_q or layers):
+    if (file.model, file.n_q, file.search) == (model_id, n_q or layers, search):
         return None
     was, now = f"{file.n_q} codebooks of {file.model}", f"{n_q or layers} of {model_id}"
+    if file.search != search:
+        was, now = f"{was}, search {file.search}", f"{now}, search {search}"
     return f"made with other settings (then {was}, now {now})"
 
 
@@ -183,10 +187,12 @@ def _older_audio(job: "Job") -> str | None:
 # ---- what a job does, in this process or another -----------------------------------------------
 
 
-def _encoder(model: str, n_q: int | None, overlap: float | None, threads: int | None, **load: Any) -> "Work":
+def _encoder(
+    model: str, n_q: int | None, search: int, overlap: float | None, threads: int | None, **load: Any
+) -> "Work":
     from xycodec.models.files import encode_file
 
-    return partial(encode_file, _load(model, threads=threads, **load), n_q=n_q, overlap_s=overlap)
+    return partial(encode_file, _load(model, threads=threads, **load), n_q=n_q, overlap_s=overlap, search=search)
 
 
 def _decoder(model: str | None, any_model: bool, overlap: float | None, threads: int | None, **load: Any) -> "Work":

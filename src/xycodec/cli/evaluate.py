@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from xycodec.cli.options import AsJson, Device, Jobs, Model, Quiet, require_extra
+from xycodec.cli.options import AsJson, Device, Jobs, Model, Quiet, Search, require_extra
 from xycodec.cli.terminal import clip_progress, print_abx, print_evaluation, print_probe, probe_progress, stage_progress
 from xycodec.models.registry import DEFAULT
 
@@ -23,7 +23,7 @@ Codecs = Annotated[
         "--codec",
         "-c",
         help="What --model takes, or a baseline: encodec-8, dac-8, mimi-8, hf:ID, opus-6k, codec2-1200, ...; "
-        "NAME@N uses N codebooks. Once for each codec.",
+        "NAME@N uses N codebooks, NAME+K searches as --search K. Once for each codec.",
     ),
 ]
 Layers = Annotated[int | None, typer.Option("--n-q", min=1, help="Use only the first codebooks.")]
@@ -36,6 +36,7 @@ def evaluate(
     data: Data,
     codec: Codecs,
     output: Folder,
+    search: Search = 1,
     metrics: Annotated[str | None, typer.Option(help="Signal metrics, with commas (default: all).")] = None,
     similarity: Annotated[
         str | None, typer.Option(help="Speaker model: microsoft/wavlm-base-plus-sv, wavlm_large_finetune.pth, ...")
@@ -64,6 +65,7 @@ def evaluate(
     from xycodec.eval.report.expected import read_expected
     from xycodec.eval.report.write import write_report
 
+    codec = [f"{one}+{search}" for one in codec] if search > 1 else codec
     judges = make_judges(similarity, recogniser, opinion, device, language=language)
     signal = tuple(METERS) if metrics is None else tuple(metrics.split(","))
     measured = [*signal, *(name for judge in judges for name in judge.names)]

@@ -162,6 +162,7 @@ def _describe_file(file: Any, path: str, suffix: str) -> dict[str, Any]:
             "codebooks": f"{codes.n_q} x {codes.codebook_size}", "bitrate": round(codes.bitrate, 1),
             "sample_rate": codes.sample_rate, "output_sample_rate": codes.output_sample_rate,
             "num_samples": codes.num_samples, "bytes": codes.num_bytes,
+            **({"search": codes.search} if codes.search > 1 else {}),
         }  # fmt: skip
     try:
         # What is no file, such as a pipe, is read once.

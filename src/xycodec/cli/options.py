@@ -40,6 +40,9 @@ Overlap = Annotated[
     float | None, typer.Option(help="Seconds that windows of long audio share (default: a third of the window).")
 ]
 Layers = Annotated[int | None, typer.Option("--n-q", min=1, help="Use only the first codebooks.")]
+Search = Annotated[
+    int, typer.Option(min=1, help="Search for better codes by a beam of this width, 4 or 16: same bits, slower.")
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads in all (default: every core).")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
 Store = Annotated[Storage, typer.Option(help="float16 takes half the size.")]

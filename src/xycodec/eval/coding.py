@@ -3,7 +3,7 @@
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,16 @@ AUDIO = "audio"
 
 @dataclass(frozen=True)
 class CodecSpec:
-    """A codec to evaluate: its name for `open_codec` and, after an @, the number of codebooks (`xy-mini@4`)."""
+    """A codec to evaluate: its name for `open_codec`, after an @ the number of codebooks, after a + the search's width.
+
+    `xy-mini@4+16` are the first four codebooks of xy-mini, found by a search of width 16.
+    """
 
     text: str
 
     @property
     def model(self) -> str:
-        """The name without the number of codebooks."""
+        """The name alone."""
         return self._split()[0]
 
     @property
@@ -41,52 +44,77 @@ class CodecSpec:
         return self._split()[1]
 
     @property
+    def search(self) -> int:
+        """Width of the search over codes; 1 is greedy."""
+        return self._split()[2]
+
+    @property
     def folder(self) -> str:
         """A name for its folder: what is long or not plain is told apart by a digest."""
-        plain = "".join(letter if letter.isalnum() or letter in "-_.@" else "-" for letter in self.text).strip("-.")
+        plain = "".join(letter if letter.isalnum() or letter in "-_.@+" else "-" for letter in self.text).strip("-.")
         if plain == self.text and len(plain) <= 64:
             return plain
         return f"{plain[-48:].strip('-.')}-{hashlib.blake2b(self.text.encode(), digest_size=3).hexdigest()}"
 
-    def _split(self) -> tuple[str, int | None]:
-        model, at, count = self.text.rpartition("@")
-        return (model, int(count)) if at and count.isdecimal() else (self.text, None)
+    def _split(self) -> tuple[str, int | None, int]:
+        model, search = _counted(self.text, "+")
+        model, n_q = _counted(model, "@")
+        return model, n_q, 1 if search is None else search
 
 
-def coded_clips(folder: Path) -> dict[str, dict[str, Any]]:
-    """Rows of the clips that were coded there: bits and seconds, or the error."""
-    return CodeStore(folder).newest
+def _counted(text: str, mark: str) -> tuple[str, int | None]:
+    """`name@4` -> `name` and 4; without a number after the mark, the text and None."""
+    stem, found, count = text.rpartition(mark)
+    return (stem, int(count)) if found and count.isdecimal() else (text, None)
 
 
-def uncoded(clips: Iterable[str], folder: Path) -> list[str]:
-    """Clips without codes there; one that failed is tried once more."""
-    coded = coded_clips(folder)
-    return [clip for clip in clips if "bits" not in coded.get(clip, {})]
+def coded_clips(clips: Mapping[str, str], folder: Path) -> dict[str, dict[str, Any]]:
+    """Rows of the clips that were coded there: bits and seconds, or the error.
+
+    `clips` are names and digests of audio; a row of other audio does not count.
+    """
+    rows = CodeStore(folder).newest
+    return {clip: rows[clip] for clip, audio in clips.items() if clip in rows and rows[clip].get("of") == audio}
+
+
+def uncoded(clips: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """Clips, as `coded_clips` takes them, without codes there; one that failed is tried once more."""
+    coded = coded_clips(clips, folder)
+    return {clip: audio for clip, audio in clips.items() if "bits" not in coded.get(clip, {})}
 
 
 def code_clips(
-    codec: Codec, n_q: int | None, clips: Iterable[str], originals: Path, folder: Path, done: Callable[[], None]
+    codec: Codec,
+    n_q: int | None,
+    clips: Mapping[str, str],
+    originals: Path,
+    folder: Path,
+    done: Callable[[], None],
+    *,
+    search: int = 1,
 ) -> None:
     """Encode and decode each `originals/CLIP.flac` into `folder`: its audio as a file, its codes in a `CodeStore`.
 
-    A clip that the codec fails on has a row that says why. Rows are written last, so that what a kill interrupts
+    `clips` are names and digests of audio, which rows hold as `of`. A clip that the codec fails on has a row that says
+    why. Rows are written last, so that what a kill interrupts
     is done again.
     """
     about = {"codec": codec.model_id, "weights": fingerprint(codec), "size": codec.codebook_size}
+    about |= {"search": search} if search > 1 else {}
     store = CodeStore(folder, about)
-    for clip in clips:
-        codes, more = _coded(codec, n_q, clip, originals, folder)
-        store.add(clip, codes, **more)
+    for clip, audio in clips.items():
+        codes, more = _coded(codec, n_q, search, clip, originals, folder)
+        store.add(clip, codes, of=audio, **more)
         done()
 
 
 def _coded(
-    codec: Codec, n_q: int | None, clip: str, originals: Path, folder: Path
+    codec: Codec, n_q: int | None, search: int, clip: str, originals: Path, folder: Path
 ) -> tuple[NDArray[np.int64] | None, dict[str, Any]]:
     audio = read_audio(originals / f"{clip}.flac", codec.input_sample_rate, tell=ignore)
     try:
         start = time.perf_counter()
-        codes = encode_long(codec, audio, n_q=n_q)
+        codes = encode_long(codec, audio, n_q=n_q, search=search)
         middle = time.perf_counter()
         decoded = decode_long(codec, codes, num_samples=len(audio)).numpy()
         end = time.perf_counter()

@@ -4,18 +4,19 @@ A folder holds all of it, and whatever is there already is not done again:
 
     evaluation.json                   the clips, the choices, the versions
     original/audio/CLIP.flac          16 kHz mono, 16 bits
+    original/audio.jsonl              digests of the audio that these are of
     CODEC/codec.json                  what was loaded
     CODEC/{audio/CLIP.flac,codes.u2,codes.jsonl}
     CODEC/scores.jsonl                scores of clips, as they come
 
-Scores are of the files, which anyone can score again.
+Scores are of the files, which anyone can score again. Each row says which audio and which words it is of: those of
+others do not count.
 """
 
-import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -38,10 +39,12 @@ from xycodec.eval.coding import (
     uncoded,
 )
 from xycodec.eval.corpus import Item
+from xycodec.eval.identity import Identity, identify
 from xycodec.eval.judges.base import Judge, Pair
 from xycodec.eval.metrics.quality import METERS, PROTOCOL, RATE, measure_quality, require_metrics
 from xycodec.eval.results import ORIGINAL, ClipResult, CodecResult, Evaluation, Scores
 from xycodec.io.audio import ignore, read_audio, write_audio
+from xycodec.io.codes import digest_of
 from xycodec.io.files import atomic_path
 from xycodec.io.journal import Journal
 from xycodec.io.parallel import Advance, Job, Work, run_jobs
@@ -49,6 +52,8 @@ from xycodec.models.base import fingerprint
 
 Stage = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 """Context manager of a stage's progress: takes its name and number of clips, gives a function to call after each."""
+Clips = Mapping[str, Identity]
+"""Clips that can be read, by name, and what they are known by."""
 SETTINGS = "evaluation.json"
 JUDGED_AT_ONCE = 8  # clips in a batch of a model
 _PACKAGES = ("xycodec", "torch", "transformers", "numpy", "soxr", "pesq", "pystoi", "praat-parselmouth", "jiwer")
@@ -81,9 +86,10 @@ def evaluate(
     """Compare codecs on `items`, the originals with themselves first; go on where an earlier call was interrupted.
 
     Args:
-        specs: what `open_codec` takes, with `@N` for N codebooks only.
+        specs: what `open_codec` takes, with `@N` for N codebooks only, and `+K` for codes searched with width K.
         items: clips, as `open_corpora` gives them; one that cannot be read is in the result with its error.
-        folder: made if it is not there. A later call may add codecs, metrics and judges, but not change clips.
+        folder: made if it is not there. A later call may add codecs, metrics and judges, but not clips. A clip whose
+            audio was replaced, or whose transcript was corrected, is done again.
         metrics: names in `quality.METERS`.
         judges: models that score.
         processes: that share the clips of signal metrics.
@@ -103,8 +109,7 @@ def evaluate(
     about = {row.name: _about(row.spec, device) for row in rows if row.spec is not None}
     folder.mkdir(parents=True, exist_ok=True)
     _claim(folder, items, judges, about)
-    unread = _originals(items, folder / ORIGINAL, stage)
-    clips = [item.clip for item in items if item.clip not in unread]
+    clips, unread = _originals(items, folder / ORIGINAL, stage)
     if not clips:
         raise XycodecError(f"none of the {len(items)} clips can be read, the first: {next(iter(unread.values()))}")
     for row in rows:
@@ -123,7 +128,7 @@ def evaluate(
         versions=dict(_versions()),
         machine=_machine(device),
         metrics=names,
-        codecs=tuple(_gathered(row, items, unread, folder, names) for row in rows),
+        codecs=tuple(_gathered(row, items, clips, unread, folder, names) for row in rows),
     )
 
 
@@ -144,6 +149,7 @@ def _about(spec: CodecSpec, device: str) -> dict[str, Any]:
     """Describe a codec. Raises XycodecError if it cannot be loaded."""
     codec = open_codec(spec.model, device=device)
     codec.check_layers(spec.n_q)
+    codec.check_search(spec.search)
     return {
         "spec": spec.text,
         "model": codec.model_id,
@@ -152,13 +158,13 @@ def _about(spec: CodecSpec, device: str) -> dict[str, Any]:
         "codebook_size": None if isinstance(codec, ClassicalCodec) else codec.codebook_size,
         "frame_rate": codec.frame_rate,
         "parameters": sum(parameter.numel() for parameter in codec.parameters()),
+        "search": spec.search,
     }
 
 
 def _claim(folder: Path, items: Sequence[Item], judges: Sequence[Judge], about: dict[str, dict[str, Any]]) -> None:
     """Note what the folder evaluates, or make sure that what it holds is of the same."""
-    listed = json.dumps([[item.clip, round(item.seconds, 3)] for item in sorted(items, key=lambda item: item.clip)])
-    digest = hashlib.blake2b(listed.encode(), digest_size=16).hexdigest()
+    digest = digest_of(sorted(item.clip for item in items))
     wanted: dict[str, Any] = {"clips": digest, "protocol": PROTOCOL, "judges": {}}
     path = folder / SETTINGS
     known = _read(path) if path.exists() else wanted
@@ -183,43 +189,56 @@ def _claim(folder: Path, items: Sequence[Item], judges: Sequence[Judge], about: 
         _write(folder / name / "codec.json", found)
 
 
-def _originals(items: Sequence[Item], folder: Path, stage: Stage) -> dict[str, str]:
-    """Write the clips as everything reads them; (clip: reason) of those that cannot be read."""
-    unread = {}
+def _originals(items: Sequence[Item], folder: Path, stage: Stage) -> tuple[dict[str, Identity], dict[str, str]]:
+    """Write the clips as everything reads them; their identities, and (clip: reason) of those that cannot be read."""
+    folder.mkdir(exist_ok=True)
+    journal = Journal(folder / "audio.jsonl")
+    written = {row["clip"]: row["of"] for row in journal.rows()}
+    clips: dict[str, Identity] = {}
+    unread: dict[str, str] = {}
     with stage("originals", len(items)) as done:
         for item in items:
             target = folder / AUDIO / f"{item.clip}.flac"
-            if not target.exists():
-                try:
+            try:
+                identity = identify(item)
+                if written.get(item.clip) != identity.audio or not target.exists():
                     samples = item.load()
                     target.parent.mkdir(parents=True, exist_ok=True)
                     write_audio(target, samples, RATE)
-                except AudioError as error:
-                    unread[item.clip] = str(error)
+                    journal.append({"clip": item.clip, "of": identity.audio})
+                clips[item.clip] = identity
+            except AudioError as error:
+                unread[item.clip] = str(error)
             done()
-    return unread
+    return clips, unread
 
 
-def _code(spec: CodecSpec, clips: Sequence[str], originals: Path, folder: Path, device: str, stage: Stage) -> None:
-    if todo := uncoded(clips, folder):  # a codec takes its time to load
+def _audio_of(clips: Clips) -> dict[str, str]:
+    return {clip: identity.audio for clip, identity in clips.items()}
+
+
+def _code(spec: CodecSpec, clips: Clips, originals: Path, folder: Path, device: str, stage: Stage) -> None:
+    if todo := uncoded(_audio_of(clips), folder):  # a codec takes its time to load
         with stage(f"{spec.text}: coding", len(todo)) as done:
-            code_clips(open_codec(spec.model, device=device), spec.n_q, todo, originals, folder, done)
+            codec = open_codec(spec.model, device=device)
+            code_clips(codec, spec.n_q, todo, originals, folder, done, search=spec.search)
 
 
 # ---- scores ------------------------------------------------------------------------------------
 
 
-def _scores(folder: Path) -> dict[str, Scores]:
+def _scores(clips: Clips, folder: Path) -> dict[str, Scores]:
     known: dict[str, Scores] = {}
     for row in Journal(folder / "scores.jsonl").rows():
-        known[row["clip"]] = known.get(row["clip"], Scores()) | Scores(**row["scores"])
+        if row.get("of") in clips.get(row["clip"], ()):
+            known[row["clip"]] = known.get(row["clip"], Scores()) | Scores(**row["scores"])
     return known
 
 
-def _unscored(row: _Row, clips: Sequence[str], folder: Path, names: Sequence[str]) -> list[str]:
+def _unscored(row: _Row, clips: Clips, folder: Path, names: Sequence[str]) -> list[str]:
     """Clips that have audio, and lack a value of any of `names` without a reason that lasts."""
-    known = _scores(folder / row.name)
-    failed = {clip for clip, one in coded_clips(folder / row.name).items() if "error" in one}
+    known = _scores(clips, folder / row.name)
+    failed = {clip for clip, one in coded_clips(_audio_of(clips), folder / row.name).items() if "error" in one}
     return [clip for clip in clips if clip not in failed and not _settled(known.get(clip, Scores()), names)]
 
 
@@ -231,7 +250,7 @@ def _settled(scores: Scores, names: Sequence[str]) -> bool:
 
 
 def _score_signals(
-    row: _Row, clips: Sequence[str], folder: Path, metrics: tuple[str, ...], processes: int, stage: Stage
+    row: _Row, clips: Clips, folder: Path, metrics: tuple[str, ...], processes: int, stage: Stage
 ) -> None:
     if not metrics:
         return
@@ -246,7 +265,8 @@ def _score_signals(
         for outcome in run_jobs(list(jobs), _signal_scorer, {"metrics": metrics}, processes):
             # A failure here is of the machine or of a metric's own code, not of the codec.
             scores = outcome.result or Scores(missing=dict.fromkeys(metrics, f"not computed: {outcome.error}"))
-            journal.append({"clip": jobs[outcome.job], "scores": asdict(scores)})
+            clip = jobs[outcome.job]
+            journal.append({"clip": clip, "of": clips[clip].audio, "scores": asdict(scores)})
             done()
 
 
@@ -260,12 +280,13 @@ def _signal_scorer(metrics: tuple[str, ...]) -> Work:
     return work
 
 
-def _score_by(judge: Judge, row: _Row, items: Sequence[Item], clips: Sequence[str], folder: Path, stage: Stage) -> None:
+def _score_by(judge: Judge, row: _Row, items: Sequence[Item], clips: Clips, folder: Path, stage: Stage) -> None:
     journal = Journal(folder / row.name / "scores.jsonl")
     todo = _unscored(row, clips, folder, judge.names)
     item_of = {item.clip: item for item in items}
     # The originals come first: where there is no text, what is heard in them is the reference.
-    heard = {} if row.spec is None else {clip: one.transcript for clip, one in _scores(folder / ORIGINAL).items()}
+    originals = {} if row.spec is None else _scores(clips, folder / ORIGINAL)
+    heard = {clip: one.transcript for clip, one in originals.items()}
     # Of like length together, so that a batch holds little but speech.
     todo.sort(key=lambda clip: item_of[clip].seconds)
     with stage(f"{row.name}: {', '.join(judge.names)}", len(todo)) as done:
@@ -273,7 +294,7 @@ def _score_by(judge: Judge, row: _Row, items: Sequence[Item], clips: Sequence[st
             batch = todo[start : start + JUDGED_AT_ONCE]
             pairs = [_pair(folder, row.name, item_of[clip], heard.get(clip)) for clip in batch]
             for clip, scores in zip(batch, judge(pairs), strict=True):
-                journal.append({"clip": clip, "scores": asdict(scores)})
+                journal.append({"clip": clip, "of": clips[clip].whole, "scores": asdict(scores)})
                 done()
 
 
@@ -288,15 +309,15 @@ def _pair(folder: Path, codec: str, item: Item, heard: str | None) -> Pair:
 
 
 def _gathered(
-    row: _Row, items: Sequence[Item], unread: dict[str, str], folder: Path, names: Sequence[str]
+    row: _Row, items: Sequence[Item], clips: Clips, unread: dict[str, str], folder: Path, names: Sequence[str]
 ) -> CodecResult:
     place = folder / row.name
-    coded = coded_clips(place)
-    scores = _scores(place)
-    clips = []
+    coded = coded_clips(_audio_of(clips), place)
+    scores = _scores(clips, place)
+    results = []
     for item in items:
         of_clip = coded.get(item.clip, {})
-        clips.append(
+        results.append(
             ClipResult(
                 clip=item.clip,
                 source=item.source,
@@ -312,9 +333,9 @@ def _gathered(
             )
         )
     if row.spec is None:
-        return CodecResult(row.name, "original", "", None, None, None, None, (), tuple(clips))
+        return CodecResult(row.name, "original", "", None, None, None, None, (), tuple(results))
     about = _read(place / "codec.json")
-    done = [clip for clip in clips if clip.bits is not None]
+    done = [clip for clip in results if clip.bits is not None]
     seconds = sum(clip.seconds for clip in done)
     size = about["codebook_size"]
     counts = None if size is None else codebook_counts(place, [clip.clip for clip in done], size)
@@ -327,7 +348,8 @@ def _gathered(
         entropy_bitrate=adaptive_bits(counts) / seconds if counts is not None and seconds else None,
         parameters=about["parameters"],
         codebooks=() if counts is None else codebook_use(counts),
-        clips=tuple(clips),
+        clips=tuple(results),
+        search=row.spec.search,
     )
 
 

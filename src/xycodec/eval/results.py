@@ -180,6 +180,8 @@ class CodecResult:
     parameters: int | None
     codebooks: tuple[CodebookUse, ...]
     clips: tuple[ClipResult, ...]
+    search: int = 1
+    """Width of the search over codes; 1 is greedy."""
 
     @property
     def encode_speed(self) -> float | None:

@@ -29,10 +29,11 @@ def roundtrip_file(
     *,
     n_q: int | None = None,
     overlap_s: float | None = None,
+    search: int = 1,
     advance: Advance = lambda seconds: None,
 ) -> Comparison:
     """Encode `source` into `code_file`, decode that into `target`, and compare source and target."""
-    encoded = encode_file(codec, source, code_file, n_q=n_q, overlap_s=overlap_s, advance=advance)
+    encoded = encode_file(codec, source, code_file, n_q=n_q, overlap_s=overlap_s, search=search, advance=advance)
     file = CodecFile.read(code_file)
     decoded = decode_file(codec, file, target, name=code_file, overlap_s=overlap_s, advance=advance)
     again, original = (stream_audio(path, RATE, tell=ignore) for path in (target, source))

@@ -3,7 +3,7 @@
     magic          4 bytes   b"XYC1"; the last character is the version
     header length  4 bytes   unsigned, little-endian, at most 65536
     header         UTF-8 JSON object: model, codebook_size, n_q, frames, sample_rate, output_sample_rate,
-                   hop_length, num_samples
+                   hop_length, num_samples; and search, where it is more than 1
     codes          ceil(log2(codebook_size)) bits each, most significant bit first: frame 0 layer 0, frame 0
                    layer 1, ..., frame 1 layer 0, ...; zero bits fill the last byte
     checksum       4 bytes   CRC-32 of everything before it, unsigned, little-endian
@@ -43,7 +43,10 @@ _RANGES = {
     "output_sample_rate": (1, 1_000_000),
     "hop_length": (1, 1_000_000),
     "num_samples": (0, (1 << 63) - 1),
+    "search": (1, 1 << 16),
 }
+_OPTIONAL = {"search": 1}
+"""Fields that a header holds only where they have another value than this, so that older readers take it."""
 
 
 class Coder(Protocol):
@@ -69,6 +72,7 @@ class CodecFile:
         output_sample_rate: rate of what decoding gives, Hz.
         hop_length: input samples in a frame.
         num_samples: length of the original at `sample_rate`; L is ceil(num_samples / hop_length).
+        search: width of the search that found the codes, 1 to 65536; 1 is greedy, and not written.
 
     Raises:
         BitstreamError: a value is of another type or outside its range.
@@ -81,13 +85,14 @@ class CodecFile:
     output_sample_rate: int
     hop_length: int
     num_samples: int
+    search: int = 1
 
     def __post_init__(self) -> None:
         codes = self.codes
         if not isinstance(codes, np.ndarray) or codes.dtype != np.uint16 or codes.ndim != 2:
             what = f"{codes.dtype} {codes.shape}" if isinstance(codes, np.ndarray) else type(codes).__name__
             raise BitstreamError(f"codes must be a uint16 array of shape (n_q, frames), not {what}")
-        _check_header(self._header())
+        _check_header(self._fields())
         if codes.size and int(codes.max()) >= self.codebook_size:
             raise BitstreamError(f"code {codes.max()} is out of range: codebook_size is {self.codebook_size}")
         if codes.flags.writeable or not codes.flags.owndata:
@@ -98,16 +103,17 @@ class CodecFile:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, CodecFile):
             return NotImplemented
-        return self._header() == other._header() and np.array_equal(self.codes, other.codes)
+        return self._fields() == other._fields() and np.array_equal(self.codes, other.codes)
 
     @classmethod
-    def from_codes(cls, codes: Any, codec: Coder, *, num_samples: int | None = None) -> "CodecFile":
+    def from_codes(cls, codes: Any, codec: Coder, *, num_samples: int | None = None, search: int = 1) -> "CodecFile":
         """Make the file of one clip from what a codec's `encode` gave.
 
         Args:
             codes: (n_q, L) or (1, n_q, L) of any integer type, torch or numpy.
             codec: the codec that made them.
             num_samples: length of the original at the codec's input rate (default: L whole frames).
+            search: the width given to `encode`.
 
         Raises:
             BitstreamError: the codes are of another type or shape, out of range, or not as many as `num_samples` has.
@@ -129,6 +135,7 @@ class CodecFile:
             output_sample_rate=codec.output_sample_rate,
             hop_length=codec.hop_length,
             num_samples=array.shape[1] * codec.hop_length if num_samples is None else num_samples,
+            search=search,
         )
 
     @property
@@ -201,7 +208,7 @@ class CodecFile:
             size = status.st_size if stat.S_ISREG(status.st_mode) else None
             return _parse(file, size, repr(os.fspath(path)))
 
-    def _header(self) -> dict[str, Any]:
+    def _fields(self) -> dict[str, Any]:
         return {  # sorted, so that equal files have equal bytes
             "codebook_size": self.codebook_size,
             "frames": self.frames,
@@ -211,10 +218,12 @@ class CodecFile:
             "num_samples": self.num_samples,
             "output_sample_rate": self.output_sample_rate,
             "sample_rate": self.sample_rate,
+            "search": self.search,
         }
 
     def _start(self) -> bytes:
-        header = json.dumps(self._header(), ensure_ascii=False, separators=(",", ":")).encode()
+        fields = {key: value for key, value in self._fields().items() if value != _OPTIONAL.get(key)}
+        header = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
         return _PREFIX.pack(_MAGIC, len(header)) + header
 
     def _pieces(self) -> Iterator[bytes]:
@@ -267,7 +276,7 @@ def _unpack(data: bytes, n_q: int, frames: int, bits: int) -> tuple[NDArray[np.u
 def _check_header(header: Mapping[str, Any]) -> None:
     """Raise BitstreamError unless every field has its type and range, and the length fits the frames."""
     for key, (low, high) in _RANGES.items():
-        value = header[key]
+        value = header.get(key, _OPTIONAL.get(key))
         if type(value) is not int:  # bool is a subclass
             raise BitstreamError(f"{key} must be an integer, not {type(value).__name__}")
         if not low <= value <= high:
@@ -324,8 +333,9 @@ def _parse_header(raw: bytes, name: str) -> dict[str, Any]:
         pairs = json.loads(raw.decode("utf-8"), object_pairs_hook=tuple)
     except (ValueError, RecursionError) as error:
         raise BitstreamError(f"{name} is corrupt: its header is not JSON") from error
-    keys = sorted([*_RANGES, "model"])
-    if not isinstance(pairs, tuple) or sorted(key for key, _ in pairs) != keys:
+    keys = sorted({*_RANGES, "model"} - {*_OPTIONAL})
+    found = sorted(key for key, _ in pairs) if isinstance(pairs, tuple) else None
+    if found not in (keys, sorted([*keys, *_OPTIONAL])):
         raise BitstreamError(f"{name} is corrupt: its header does not hold {', '.join(keys)}, once each")
     header = dict(pairs)
     try:

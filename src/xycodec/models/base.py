@@ -23,6 +23,7 @@ from xycodec.models.inputs import Audio, Codes, Lengths, read_clips, read_codes,
 from xycodec.models.longform import CountedBlocks, decode_blocks, decode_long, embed_long, encode_long
 from xycodec.models.precision import own_precision
 from xycodec.models.pretrained import Pretrained
+from xycodec.nn.nearest import WIDEST
 
 
 @dataclass(frozen=True)
@@ -130,26 +131,35 @@ class Codec(Pretrained, nn.Module, ABC):
         return self.decode(self.encode(audio, lengths, sample_rate=sample_rate, n_q=n_q))
 
     def encode(
-        self, audio: Audio, lengths: Lengths | None = None, *, sample_rate: int | None = None, n_q: int | None = None
+        self,
+        audio: Audio,
+        lengths: Lengths | None = None,
+        *,
+        sample_rate: int | None = None,
+        n_q: int | None = None,
+        search: int = 1,
     ) -> EncoderOutput:
         """Turn audio of any length into codes (B, n_q, L).
 
         `audio`: one clip (T,), a batch (B, T) or (B, 1, T), or a list of clips of any lengths; torch or numpy; floats
         of any width in [-1, 1], or int16, which is divided by 32768; at `input_sample_rate`. `lengths` (B,) counts each
         item's valid samples (default: all); what lies beyond is ignored. `sample_rate` says at which rate `audio` is,
-        to be sure. `n_q` keeps the first layers only (default: all).
+        to be sure. `n_q` keeps the first layers only (default: all). `search` above 1, to 256, looks for codes with a
+        smaller error by a beam of that width over the layers (`xycodec.nn.nearest.search`): better audio for the same
+        bits, encoded more slowly, and other codes than the published greedy ones.
 
-        Raises AudioError on another shape, type or rate, and on NaN or Inf; XycodecError on other lengths or layers.
+        Raises AudioError on another shape, type or rate, and on NaN or Inf; XycodecError on other lengths or layers,
+        and where a codec cannot search.
         """
         if sample_rate is not None and not (isinstance(sample_rate, Real) and sample_rate == self.input_sample_rate):
             raise AudioError(
                 f"audio is at {sample_rate!r} Hz, {self.model_id} takes {self.input_sample_rate} Hz: resample it first"
             )
         clips = read_clips(audio, lengths)
-        layers = self.check_layers(n_q)
+        layers, width = self.check_layers(n_q), self.check_search(search)
         codes = _by_length(
-            clips, self.window_samples, lambda short: self.encode_windows(short, layers),
-            lambda long: encode_long(self, long, n_q=layers),
+            clips, self.window_samples, lambda short: self.encode_windows(short, layers, width),
+            lambda long: encode_long(self, long, n_q=layers, search=width),
         )  # fmt: skip
         frames = [item.shape[-1] for item in codes]
         samples = [min(len(clip), n * self.hop_length) for clip, n in zip(clips, frames, strict=True)]
@@ -192,16 +202,18 @@ class Codec(Pretrained, nn.Module, ABC):
                 return self._embed_branch(batch, counts, branch)
             return self._embed(batch) * _valid(counts, batch)
 
-    def encode_file(self, source: Source, *, n_q: int | None = None, overlap_s: float | None = None) -> CodecFile:
+    def encode_file(
+        self, source: Source, *, n_q: int | None = None, overlap_s: float | None = None, search: int = 1
+    ) -> CodecFile:
         """Encode an audio file of any kind, rate and length, or `-` for stdin, in bounded memory.
 
-        `n_q` and `overlap_s` are those of `xycodec.encode_long`. Raises AudioError if it cannot be read.
+        `n_q`, `overlap_s` and `search` are those of `xycodec.encode_long`. Raises AudioError if it cannot be read.
         """
         counted = CountedBlocks(stream_audio(source, self.input_sample_rate))
-        codes = encode_long(self, counted, overlap_s, n_q=n_q)
+        codes = encode_long(self, counted, overlap_s, n_q=n_q, search=search)
         # The published rule drops a last partial frame, so such codes promise whole frames only.
         samples = min(counted.samples, codes.shape[1] * self.hop_length)
-        return CodecFile.from_codes(codes, self, num_samples=samples)
+        return CodecFile.from_codes(codes, self, num_samples=samples, search=search)
 
     @overload
     def decode_file(
@@ -241,9 +253,10 @@ class Codec(Pretrained, nn.Module, ABC):
 
     # ---- windows: what a model computes in one piece -------------------------------------------
 
-    def encode_windows(self, clips: list[Tensor], n_q: int) -> list[Tensor]:
+    def encode_windows(self, clips: list[Tensor], n_q: int, search: int = 1) -> list[Tensor]:
         """Codes (n_q, L) of clips (n,) float32 of at most `window_samples`, each as if alone."""
-        return self._compute(partial(self._encode, n_q=n_q), clips)
+        greedy = partial(self._encode, n_q=n_q)
+        return self._compute(greedy if search == 1 else partial(self._search, n_q=n_q, width=search), clips)
 
     def decode_windows(self, codes: list[Tensor]) -> list[Tensor]:
         """Audio (n,) of codes (k, L) int64 of at most `window_frames`, each as if alone."""
@@ -256,6 +269,10 @@ class Codec(Pretrained, nn.Module, ABC):
     @abstractmethod
     def _encode(self, clips: Sequence[Tensor], n_q: int) -> list[Tensor]:
         """Codes (n_q, L) of clips (n,), computed in one batch."""
+
+    def _search(self, clips: Sequence[Tensor], n_q: int, width: int) -> list[Tensor]:
+        """Codes (n_q, L) of clips (n,) found by a search, computed in one batch; of codecs that can."""
+        raise XycodecError(f"{self.model_id} has no search over its codes: leave search out, or give 1")
 
     @abstractmethod
     def _decode(self, codes: Sequence[Tensor]) -> list[Tensor]:
@@ -303,6 +320,13 @@ class Codec(Pretrained, nn.Module, ABC):
     def check_layers(self, n_q: int | None) -> int:
         """Number of layers that `n_q` asks for: all for None. Raises XycodecError if the codec has not that many."""
         return self.n_q if n_q is None else read_integer(n_q, 1, self.n_q, "n_q")
+
+    def check_search(self, search: int) -> int:
+        """`search` as an int. Raises XycodecError if it is no width of a beam, or the codec cannot search."""
+        width = read_integer(search, 1, WIDEST, "search")
+        if width > 1 and type(self)._search is Codec._search:
+            self._search([], self.n_q, width)
+        return width
 
     def _read_codes(
         self, codes: Codes | EncoderOutput, lengths: Lengths | None

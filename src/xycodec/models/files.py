@@ -27,6 +27,8 @@ class Transcoded:
     bitrate: float
     """Bits a second of the codes."""
     model: str
+    search: int = 1
+    """Width of the search that found the codes; 1 is greedy."""
     remarks: tuple[str, ...] = ()
     """Remarks on the audio that was read: its level, or what had to be left out."""
 
@@ -43,6 +45,7 @@ def encode_file(
     *,
     n_q: int | None = None,
     overlap_s: float | None = None,
+    search: int = 1,
     advance: Advance = lambda seconds: None,
 ) -> Transcoded:
     """Encode any audio file (or `-`, stdin) into a `.xyc` file (or `-`, stdout), in bounded memory."""
@@ -50,10 +53,10 @@ def encode_file(
     rate = codec.input_sample_rate
     remarks: list[str] = []
     counted = CountedBlocks(stream_audio(source, rate, tell=remarks.append), rate, advance)
-    codes = encode_long(codec, counted, overlap_s, n_q=n_q)
+    codes = encode_long(codec, counted, overlap_s, n_q=n_q, search=search)
     # The published rule drops a last partial frame, so such codes promise whole frames only.
     samples = min(counted.samples, codes.shape[1] * codec.hop_length)
-    file = CodecFile.from_codes(codes, codec, num_samples=samples)
+    file = CodecFile.from_codes(codes, codec, num_samples=samples, search=search)
     file.write(target)
     return _report(file, source, target, counted.samples / rate, start, remarks)
 
@@ -93,5 +96,6 @@ def _report(
         bytes=file.num_bytes,
         bitrate=file.bitrate,
         model=file.model,
+        search=file.search,
         remarks=tuple(remarks),
     )

@@ -50,7 +50,10 @@ class WindowCodec(Protocol):
     def check_layers(self, n_q: int | None) -> int:
         """Number of layers that `n_q` asks for."""
 
-    def encode_windows(self, clips: list[Tensor], n_q: int) -> list[Tensor]:
+    def check_search(self, search: int) -> int:
+        """Width of the search over codes."""
+
+    def encode_windows(self, clips: list[Tensor], n_q: int, search: int) -> list[Tensor]:
         """Codes (n_q, L) of clips (n,)."""
 
     def decode_windows(self, codes: list[Tensor]) -> list[Tensor]:
@@ -117,23 +120,24 @@ def encode_long(
     overlap_s: float | None = None,
     *,
     n_q: int | None = None,
+    search: int = 1,
 ) -> Tensor:
     """Codes (n_q, L) int64 on the CPU of one clip of any length, which may be a stream.
 
     `audio` is one clip (T,) at the codec's input rate, of floats in [-1, 1] or int16, or an iterable of consecutive
     blocks of it (such as `xycodec.io.audio.stream_audio` gives); the codes are the same, those of `codec.encode`, and
     only a few windows are in memory at a time. `overlap_s` is how much neighbouring windows share, rounded to whole
-    code frames; by default a third of the window, which is 10 s of the published 30.
+    code frames; by default a third of the window, which is 10 s of the published 30. `search` is that of `encode`.
 
     Raises AudioError and XycodecError as `encode` does.
     """
     plan = _Plan.of(codec, overlap_s)
-    layers = codec.check_layers(n_q)
+    layers, width = codec.check_layers(n_q), codec.check_search(search)
     counted = CountedBlocks(_blocks(audio))
     windows = plan.windows(counted, codec.hop_length)
     codes = [torch.zeros(layers, 0, dtype=torch.int64, device="cpu")]
     while batch := list(islice(windows, BATCH)):
-        made = codec.encode_windows([window for window, _, _ in batch], layers)
+        made = codec.encode_windows([window for window, _, _ in batch], layers, width)
         for item, (_, first, last) in zip(made, batch, strict=True):
             codes.append(item[:, plan.kept(first, last)].cpu())
     whole = torch.cat(codes, dim=1)

@@ -18,9 +18,10 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 from xycodec.distributed import all_reduce_, rank, rank_offsets, world_size
-from xycodec.nn.deterministic.linear import Linear, product
+from xycodec.nn.deterministic.linear import Linear
 from xycodec.nn.folding import fold_weight_norms
 from xycodec.nn.mean import Mean
+from xycodec.nn.nearest import nearest, search
 
 EPSILON = 1e-5  # Laplace smoothing of the counts
 RARE = 0.1  # share of its layer's average count that makes a code alive wherever vectors are few
@@ -120,11 +121,14 @@ class ResidualVectorQuantizer(nn.Module):
 
     # ---- inference -----------------------------------------------------------------------------
 
-    def encode(self, x: Tensor, n_q: int) -> Tensor:
-        """(B, T, input_dim) -> codes (B, n_q, T) int64 of the first `n_q` layers."""
+    def encode(self, x: Tensor, n_q: int, width: int = 1) -> Tensor:
+        """(B, T, input_dim) -> codes (B, n_q, T) int64 of the first `n_q` layers.
+
+        A `width` above 1 searches for the `n_q` codes that sum up nearest to the mapped input, by a beam of so many.
+        """
         with torch.autocast(x.device.type, enabled=False):
-            residual = self.input_proj(x.float()).flatten(0, 1)
-            codes, _ = self._quantize(residual, n_q)
+            rows = self.input_proj(x.float()).flatten(0, 1)
+            codes = self._quantize(rows, n_q)[0] if width == 1 else search(rows, self.codebook[:n_q], width)
         return codes.view(n_q, *x.shape[:2]).transpose(0, 1)
 
     def decode(self, codes: Tensor) -> Tensor:
@@ -407,13 +411,6 @@ def _share_rows_and_draw(sizes: Sequence[int], shape: tuple[int, ...], device: t
     random = torch.rand(shape, dtype=torch.float64, device=device) * (rank() == 0)
     packed = all_reduce_(torch.cat([counts.flatten(), random.flatten()]))
     return packed[: counts.numel()].view(counts.shape).long(), packed[counts.numel() :].view(shape)
-
-
-def nearest(x: Tensor, codebook: Tensor) -> Tensor:
-    """Index of the nearest row by squared Euclidean distance, the first of equals: (N, D), (K, D) -> (N,)."""
-    # Summed in the published order, so that near-ties round alike.
-    distance = x.square().sum(dim=1, keepdim=True) - 2 * product(x, codebook) + codebook.square().sum(dim=1)
-    return distance.argmin(dim=1)
 
 
 def _forget_ready(module: nn.Module, _: object) -> None:

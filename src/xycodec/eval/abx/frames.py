@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from xycodec.eval.abx.distances import item_frames
 from xycodec.eval.abx.items import Omissions, PhoneItem
 from xycodec.io.audio import stream_audio
-from xycodec.io.codes import Codes, digest_of, file_stamp
+from xycodec.io.codes import Codes, digest_of, file_digest
 from xycodec.models.base import Codec
 from xycodec.models.longform import CountedBlocks, embed_long, encode_long
 from xycodec.tokenize.cache import open_cache
@@ -41,8 +41,7 @@ def encode_recordings(
     found = {}
     for name, source in recordings.items():
         try:
-            # A file of this name elsewhere, or another one here tomorrow, is another recording.
-            key = digest_of(["recording", *file_stamp(source)])
+            key = digest_of(["recording", file_digest(source)])
             if key not in store:
                 rate = codec.input_sample_rate
                 audio = CountedBlocks(stream_audio(source, rate), rate)

@@ -119,16 +119,19 @@ class XCodec(Codec):
         return frames_of(num_samples)
 
     def _encode(self, clips: Sequence[Tensor], n_q: int) -> list[Tensor]:
-        return [self._encode_one(clip, n_q) for clip in clips]
+        return self._search(clips, n_q, 1)
 
-    def _encode_one(self, clip: Tensor, n_q: int) -> Tensor:
+    def _search(self, clips: Sequence[Tensor], n_q: int, width: int) -> list[Tensor]:
+        return [self._encode_one(clip, n_q, width) for clip in clips]
+
+    def _encode_one(self, clip: Tensor, n_q: int, width: int) -> Tensor:
         samples = clip.shape[0]
         frames = self.reference_frames(samples) if self.reference else self.num_frames(samples)
         if frames == 0:
             return torch.zeros(n_q, 0, dtype=torch.int64, device=self.device)
         if not self.reference:
             clip = F.pad(clip, (0, frames * self.hop_length - samples))
-        return self.quantizer.encode(self.encode_latents(clip[None].float()), n_q)[0]
+        return self.quantizer.encode(self.encode_latents(clip[None].float()), n_q, width)[0]
 
     def _decode(self, codes: Sequence[Tensor]) -> list[Tensor]:
         return [
