@@ -40,7 +40,7 @@ _OPEN = 100  # shards that are held open: three files each, of the 1024 that a p
 class StoredClip:
     """A clip of a store: its codes (n_q, L), mapped and read-only; samples at the codec's input rate; metadata.
 
-    `meta` has `id` and `seconds`, and what was known of the clip: `text`, `speaker`, `language`, `source`, ...
+    `meta` has `id` and `seconds`, and what was known of the clip: `text`, `speaker`, `language`, `audio`, ...
     """
 
     id: str
@@ -121,7 +121,7 @@ class TokenStore:
         return np.concatenate([np.zeros(0, np.int64), *columns]).astype(np.int64)
 
     def failures(self) -> list[dict[str, Any]]:
-        """A row for each clip of the corpus that could not be encoded: `id`, `source` and `error`."""
+        """A row for each clip of the corpus that could not be encoded: `id`, `audio` and `error`."""
         return Journal(self.folder / FAILURES).rows()
 
     def _find(self, number: int) -> "tuple[Shard, int]":

@@ -99,9 +99,9 @@ class ShardWriter:
         self._clips, self._samples = self._clips + 1, self._samples + samples
         self._frames, self._meta_end = self._frames + codes.shape[1], self._meta_end + len(line)
 
-    def fail(self, name: str, source: str, error: str) -> None:
+    def fail(self, name: str, audio: str, error: str) -> None:
         """Note a clip that could not be encoded, and why."""
-        self._failures.append({"id": name, "source": source, "error": error})
+        self._failures.append({"id": name, "audio": audio, "error": error})
         self._failed += 1
 
     def close(self) -> None:
