@@ -19,6 +19,7 @@ FLOORS = [
     {"losses", "models", "data"},
     {"checkpoints"},
     {"baselines", "tokenize"},
+    {"lm"},
     {"eval"},
     {"train"},
     {"cli"},

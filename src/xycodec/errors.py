@@ -22,6 +22,10 @@ class BitstreamError(XycodecError):
     """A `.xyc` file that is not valid, or codes that cannot be stored in one."""
 
 
+class StoreError(XycodecError):
+    """A store of tokens that is damaged, not finished or of other codes, or a clip that it cannot hold."""
+
+
 class CheckpointError(XycodecError):
     """A model name, folder, file or hub repository that does not give a codec."""
 

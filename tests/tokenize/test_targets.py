@@ -23,7 +23,7 @@ from xycodec.data.targets import TARGETS_OF, load_labels
 from xycodec.errors import ConfigError, XycodecError
 from xycodec.io.codes import JOURNAL
 from xycodec.models.longform import encode_long
-from xycodec.tokenize import targets
+from xycodec.tokenize.inputs import audio
 from xycodec.tokenize.targets import MANIFEST, extract_targets
 
 ENCODEC = {"num_filters": 4, "hidden_size": 16, "codebook_size": 64, "num_lstm_layers": 1}
@@ -79,9 +79,9 @@ def test_labels_are_the_codes_of_transformers_for_each_clip_alone(whole, corpus,
     found = labels_of(whole)
     assert len(found) == 10
     for name, labels in found.items():
-        audio = soxr.resample(sf.read(corpus.parent / name, dtype="float32")[0], 16_000, 24_000)
+        samples = soxr.resample(sf.read(corpus.parent / name, dtype="float32")[0], 16_000, 24_000)
         with torch.no_grad():
-            codes = model.encode(torch.tensor(audio)[None, None], bandwidth=1.5).audio_codes[0, 0, :2]
+            codes = model.encode(torch.tensor(samples)[None, None], bandwidth=1.5).audio_codes[0, 0, :2]
         np.testing.assert_array_equal(labels, codes.T.numpy())
     assert len(np.unique(np.concatenate([labels[:, 0] for labels in found.values()]))) > 10
 
@@ -109,7 +109,7 @@ def test_long_recordings_are_read_in_blocks(tmp_path, codec, monkeypatch):
     samples = 0.2 * np.random.default_rng(0).standard_normal(22_050 * 5).astype(np.float32)
     sf.write(tmp_path / "long.wav", samples, 22_050, subtype="FLOAT")
     cut = CutSet.from_cuts([cut_of(tmp_path / "long.wav").truncate(offset=0.4, duration=4.3)])
-    monkeypatch.setattr(targets, "BLOCK_S", 0.7)
+    monkeypatch.setattr(audio, "BLOCK_S", 0.7)
     monkeypatch.setattr(codec, "window_frames", 100)
     extract_targets(cut, codec, tmp_path / "labels")
     part = samples[round(0.4 * 22_050) : round(4.7 * 22_050)]

@@ -16,6 +16,7 @@ from xycodec.cli.data import data_app
 from xycodec.cli.evaluate import abx, evaluate, probe
 from xycodec.cli.models import bench, convert, info, models
 from xycodec.cli.terminal import print_error
+from xycodec.cli.tokenize import tokenize
 from xycodec.cli.train import export, train
 from xycodec.errors import AudioWarning, XycodecError
 
@@ -43,7 +44,7 @@ def _options(
     pass
 
 
-for command in (encode, decode, roundtrip, info, models, convert, bench, train, evaluate, probe, abx, export):
+for command in (encode, decode, roundtrip, info, models, convert, bench, train, evaluate, probe, abx, export, tokenize):
     app.command()(command)
 app.add_typer(data_app, name="data")
 

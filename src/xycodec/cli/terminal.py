@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -76,6 +76,44 @@ def clip_progress(unit: str, quiet: bool) -> "Iterator[Callable[[float], None]]"
             advance_audio(seconds)
 
         yield advance
+
+
+@dataclass(frozen=True)
+class TokenBar:
+    """What a bar over a corpus is told: clips that were listed, those to do and done, and each that is encoded."""
+
+    listed: "Callable[[int], None]"
+    planned: "Callable[[int, int], None]"
+    advance: "Callable[[int, float], None]"
+
+
+@contextmanager
+def token_progress(quiet: bool) -> "Iterator[TokenBar]":
+    """A bar on stderr over the clips of a corpus, with the time that is left."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = error_console()
+    text = TextColumn("clips, {task.fields[seconds]:,.0f} s of audio,")
+    columns = (BarColumn(), MofNCompleteColumn(), text, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    hidden = quiet or not console.is_terminal
+    with Progress(*columns, console=console, disable=hidden, transient=True) as bar:
+        task = bar.add_task("", total=None, seconds=0.0)
+
+        def advance(clips: int, seconds: float) -> None:
+            bar.update(task, advance=clips, seconds=bar.tasks[task].fields["seconds"] + seconds)
+
+        yield TokenBar(
+            lambda clips: bar.update(task, completed=clips),
+            lambda clips, done: bar.update(task, total=clips, completed=done),
+            advance,
+        )
 
 
 def stage_progress(quiet: bool) -> "Stage":

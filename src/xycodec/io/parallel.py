@@ -54,7 +54,7 @@ def plan_jobs(inputs: Sequence[str], output: str | None, suffix: str, extensions
             raise XycodecError(f"{output}: several inputs need a folder to write to")
         to_folder = True
     for given in inputs:
-        found += _expand(given, extensions)
+        found += expand_input(given, extensions)
     if single and output is not None and not to_folder:
         jobs = [Job(source, output) for source, _ in found]
     else:
@@ -86,8 +86,11 @@ def _is_pattern(name: str) -> bool:
     return glob.has_magic(name) and not Path(name).exists()
 
 
-def _expand(given: str, extensions: frozenset[str]) -> Iterator[tuple[str, Path]]:
-    """(source, its path below the output folder) for everything that one input names."""
+def expand_input(given: str, extensions: frozenset[str]) -> Iterator[tuple[str, Path]]:
+    """Yield (file, its path below the folder or glob) for everything that one input names, in order.
+
+    Raises XycodecError if that is nothing.
+    """
     path = Path(given)
     if given == "-" or path.is_file():
         yield given, Path(path.name)

@@ -77,12 +77,7 @@ class _Plan:
 
     @classmethod
     def of(cls, codec: WindowCodec, overlap_s: float | None) -> "_Plan":
-        if overlap_s is None:
-            overlap_s = codec.window_frames / codec.frame_rate / 3
-        overlap = round(overlap_s * codec.frame_rate) if isfinite(overlap_s) else -1
-        if not 0 <= overlap < codec.window_frames:
-            most = codec.window_frames / codec.frame_rate
-            raise XycodecError(f"overlap_s must be from 0 to under {most:g} s, got {overlap_s:g}")
+        overlap = overlap_frames(codec, overlap_s)
         left, fade = (0, 0) if codec.reference else (overlap // 2, min(1, overlap))
         return cls(codec.window_frames, codec.window_frames - overlap, left, fade, codec.reference)
 
@@ -111,6 +106,17 @@ class _Plan:
         start = 0 if first else self.left
         whole_end = last and not self.reference
         return slice(start, None if whole_end else self.left + self.step)
+
+
+def overlap_frames(codec: WindowCodec, overlap_s: float | None) -> int:
+    """Code frames that neighbouring windows share; raises XycodecError if that is not from 0 to under a window."""
+    if overlap_s is None:
+        overlap_s = codec.window_frames / codec.frame_rate / 3
+    overlap = round(overlap_s * codec.frame_rate) if isfinite(overlap_s) else -1
+    if not 0 <= overlap < codec.window_frames:
+        most = codec.window_frames / codec.frame_rate
+        raise XycodecError(f"overlap_s must be from 0 to under {most:g} s, got {overlap_s:g}")
+    return overlap
 
 
 @torch.no_grad()

@@ -6,8 +6,7 @@ It is hours of work, so it goes on where it was interrupted: the store of codes 
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import chain, zip_longest
-from math import ceil
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +14,18 @@ import numpy as np
 from lhotse.cut import Cut
 from numpy.typing import NDArray
 
-from xycodec.data.clip import INPUT_RATE, require_sound
-from xycodec.data.decode import decode
+from xycodec.data.clip import INPUT_RATE
 from xycodec.data.manifest import open_text
 from xycodec.data.sources import Cuts
 from xycodec.data.targets import can_hold_targets, with_targets
 from xycodec.errors import AudioError, ConfigError
-from xycodec.io.audio import Samples
 from xycodec.io.codes import CodeStore
 from xycodec.io.files import atomic_path, os_error_line
-from xycodec.io.reader import resampled
 from xycodec.models.base import Codec, fingerprint
 from xycodec.models.longform import encode_long
+from xycodec.tokenize.inputs.audio import cut_blocks
 
 MANIFEST = "cuts.jsonl.gz"
-BLOCK_S = 60.0  # s of audio that are decoded at a time
 
 
 @dataclass(frozen=True)
@@ -107,7 +103,9 @@ class _Work:
         try:
             if not can_hold_targets(cut):
                 raise AudioError(f"{cut.id}: a {type(cut).__name__} holds no labels: leave it out, or pack the corpus")
-            codes = encode_long(self.codec, _blocks(cut, self.codec.input_sample_rate), n_q=self.layers).numpy()
+            codes = encode_long(
+                self.codec, cut_blocks(cut, self.codec.input_sample_rate, INPUT_RATE), n_q=self.layers
+            ).numpy()
             if not codes.shape[1]:
                 raise AudioError(f"{cut.id}: holds no samples: leave it out")
         except AudioError as error:
@@ -142,21 +140,3 @@ class _Work:
         seconds = [row["seconds"] for row in self.store.log if "frames" in row]
         left_out = tuple(row["left_out"] for row in self.store.log if "left_out" in row)
         return TargetsReport(len(seconds), sum(seconds), self.made, left_out)
-
-
-def _blocks(cut: Cut, rate: int) -> Iterator[Samples]:
-    """The cut's audio, mono, at `rate`. Raises AudioError if it cannot be read or holds a NaN."""
-    blocks = _decoded(cut)
-    first, found = next(blocks)
-    whole = chain([first], (samples for samples, _ in blocks))
-    yield from whole if found == rate else resampled(whole, found, rate)
-
-
-def _decoded(cut: Cut) -> Iterator[tuple[Samples, int]]:
-    for number in range(max(1, ceil(cut.duration / BLOCK_S))):
-        start = number * BLOCK_S
-        samples, rate = decode(cut, start, min(BLOCK_S, cut.duration - start))
-        # A lossy file may end a little before its manifest says.
-        if number == 0 or len(samples):
-            require_sound(cut, samples, rate, INPUT_RATE)
-            yield samples, rate
