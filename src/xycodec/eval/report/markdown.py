@@ -28,7 +28,7 @@ def make_markdown(tables: Tables) -> str:
 
 def _about(tables: Tables) -> str:
     group = tables.overall
-    drawn = f"intervals of 95 % by bootstrap over {group.units} {group.unit}s"
+    drawn = f"intervals of 95 % by jackknife and t over {group.units} {group.unit}s"
     arrows = f"{ARROWS['higher']} higher is better, {ARROWS['lower']} lower is better"
     return f"{group.clips} clips, {group.seconds:.1f} s, {len(tables.sources)} sources; {drawn}. {arrows}."
 

@@ -1,22 +1,24 @@
-"""Bootstrap intervals of an evaluation's numbers, and codecs compared on the clips both have.
+"""Intervals of an evaluation's numbers, and codecs compared on the clips both have.
 
-Speakers are drawn anew, all clips of one together, since clips of one voice are alike; where fewer than 5 are named,
-clips are drawn. A clip whose speaker is not named is drawn as a speaker of its own.
+An interval is Student's t around the value, its standard error that of the jackknife: how much the value moves when one
+speaker is left out, all clips together since clips of one voice are alike; where fewer than 5 are named, one clip. A
+clip whose speaker is not named counts as a speaker of its own. For a mean over equally many clips of each speaker this
+is the t interval of the speakers' means, which keeps its promise for five as for a hundred; a percentile bootstrap over
+five covers 84 % where it says 95 % (Efron and Tibshirani, An Introduction to the Bootstrap, chapters 11 and 12).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 from xycodec.eval.results import METRICS, ClipResult, pooled
 
 LEVEL = 0.95
-RESAMPLES = 2000
 FEWEST_SPEAKERS = 5
-_BLOCK = 200  # resamples at a time: memory does not grow with their number
 
 Array = NDArray[np.float64]
 Clips = Sequence[ClipResult]
@@ -29,7 +31,7 @@ class Estimate:
     value: float
     """Value over all clips, as `pooled` gives it."""
     low: float | None
-    """Bounds, with `high`, of 95 % of the resamples; None for a single clip or speaker."""
+    """Bounds, with `high`, of the interval of 95 %; None for a single clip or speaker."""
     high: float | None
     clips: int
     """Clips that have the metric."""
@@ -50,44 +52,46 @@ class Difference:
     """Share of these clips on which both have the same value."""
 
 
-class Resamples:
-    """Random draws of as many units, clips or speakers, as there are, with replacement.
+class _Bounds(NamedTuple):
+    low: float | None
+    high: float | None
 
-    Every codec and metric sees the same draws, so differences are paired.
-    """
 
-    def __init__(self, clips: Clips, *, seed: int = 0) -> None:
-        """Args: clips: every clip once, whatever its codec. seed: equal seeds give equal draws."""
+class Intervals:
+    """Intervals over the units, clips or speakers, of an evaluation."""
+
+    def __init__(self, clips: Clips) -> None:
+        """Args: clips: every clip once, whatever its codec."""
         speakers = {(clip.source, clip.speaker) for clip in clips if clip.speaker is not None}
         self.unit: Literal["speaker", "clip"] = "speaker" if len(speakers) >= FEWEST_SPEAKERS else "clip"
         places: dict[tuple[str, ...], int] = {}
         self._place = {clip.clip: places.setdefault(self._unit_of(clip), len(places)) for clip in clips}
         self.units = len(places)
-        self._seed = seed
 
     def estimates(self, codecs: Mapping[str, Clips], metrics: Sequence[str]) -> dict[str, dict[str, Estimate]]:
         """Estimates of each codec for each metric for which it has a value."""
-        intervals = self._intervals([_Ratio(clips, metric) for clips in codecs.values() for metric in metrics])
         found: dict[str, dict[str, Estimate]] = {name: {} for name in codecs}
         for name, clips in codecs.items():
             for metric in metrics:
-                interval, value = next(intervals), pooled(clips, metric)
+                value = pooled(clips, metric)
                 if value is not None:
                     count = sum(metric in clip.scores.values for clip in clips)
-                    found[name][metric] = Estimate(value, *interval, count)
+                    found[name][metric] = Estimate(value, *self._bounds(value, _Ratio(clips, metric)), count)
         return found
 
     def differences(
         self, codecs: Mapping[str, Clips], base: Clips, metrics: Sequence[str]
     ) -> dict[str, dict[str, Difference]]:
         """Differences of each codec to `base`, for each metric that both have of a clip."""
-        pairs = [(name, metric, *_shared(clips, base, metric)) for name, clips in codecs.items() for metric in metrics]
-        intervals = self._intervals([_Ratio(clips, metric, less) for _, metric, clips, less in pairs])
         found: dict[str, dict[str, Difference]] = {name: {} for name in codecs}
-        for (name, metric, clips, less), interval in zip(pairs, intervals, strict=True):
-            value, other = pooled(clips, metric), pooled(less, metric)
-            if value is not None and other is not None:
-                found[name][metric] = Difference(value - other, *interval, len(clips), *_wins(clips, less, metric))
+        for name, clips in codecs.items():
+            for metric in metrics:
+                ours, theirs = _shared(clips, base, metric)
+                value, other = pooled(ours, metric), pooled(theirs, metric)
+                if value is not None and other is not None:
+                    bounds = self._bounds(value - other, _Ratio(ours, metric, theirs))
+                    wins = _wins(ours, theirs, metric)
+                    found[name][metric] = Difference(value - other, *bounds, len(ours), *wins)
         return found
 
     def _unit_of(self, clip: ClipResult) -> tuple[str, ...]:
@@ -95,27 +99,17 @@ class Resamples:
             return ("clip", clip.clip)
         return ("speaker", clip.source, clip.speaker)
 
-    def _intervals(self, ratios: "Sequence[_Ratio]") -> Iterator[tuple[float | None, float | None]]:
-        """Low and high of each ratio, in order."""
-        columns = np.concatenate([ratio.columns(self._place, self.units) for ratio in ratios], axis=1)
-        drawn = self._draw(columns)
-        for index, ratio in enumerate(ratios):
-            values = ratio.values(drawn[:, 4 * index : 4 * index + 4])
-            # A draw may hold no clip that has the metric.
-            values = values[np.isfinite(values)]
-            if self.units < 2 or not len(values):
-                yield None, None
-            else:
-                low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-                yield float(low), float(high)
-
-    def _draw(self, columns: Array) -> Array:
-        """(units, K) -> (RESAMPLES, K): the sums of each draw."""
-        random = np.random.default_rng(self._seed)
-        shares = np.full(self.units, 1 / self.units)
-        blocks = range(RESAMPLES // _BLOCK)
-        counts = (random.multinomial(self.units, shares, size=_BLOCK).astype(np.float64) for _ in blocks)
-        return np.concatenate([block @ columns for block in counts])
+    def _bounds(self, value: float, ratio: "_Ratio") -> _Bounds:
+        """Low and high of a ratio whose value is known."""
+        columns = ratio.columns(self._place, self.units)
+        columns = columns[columns.any(axis=1)]  # units that have the metric
+        count = len(columns)
+        without = ratio.values(columns.sum(axis=0) - columns)
+        if count < 2 or not np.isfinite(without).all():
+            return _Bounds(None, None)
+        error = np.sqrt((count - 1) / count * np.square(without - without.mean()).sum())
+        half = float(stdtrit(count - 1, (1 + LEVEL) / 2) * error)
+        return _Bounds(value - half, value + half)
 
 
 @dataclass(frozen=True)
@@ -132,7 +126,7 @@ class _Ratio:
         return np.stack([sums for clips in sides for sums in self._sums(clips, place, units)], axis=1)
 
     def values(self, sums: Array) -> Array:
-        """(draws, 4) -> (draws,): not a number where a draw has no weight."""
+        """(N, 4) -> (N,): not a number where there is no weight."""
         value = self._pooled(sums[:, 0], sums[:, 1])
         return value if self.less is None else value - self._pooled(sums[:, 2], sums[:, 3])
 
@@ -148,7 +142,8 @@ class _Ratio:
 
     def _pooled(self, total: Array, weight: Array) -> Array:
         mean = np.divide(total, weight, out=np.full_like(total, np.nan), where=weight > 0)
-        return np.sqrt(mean) if METRICS[self.metric].pooling == "root" else mean
+        # Sums with one unit taken off may lie a rounding below zero.
+        return np.sqrt(np.maximum(mean, 0.0)) if METRICS[self.metric].pooling == "root" else mean
 
 
 def _shared(clips: Clips, base: Clips, metric: str) -> tuple[list[ClipResult], list[ClipResult]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from xycodec.errors import XycodecError
 from xycodec.eval.report.published import PublishedPoint, published_points
-from xycodec.eval.report.statistics import Difference, Estimate, Resamples
+from xycodec.eval.report.statistics import Difference, Estimate, Intervals
 from xycodec.eval.results import METRICS, ORIGINAL, ClipResult, CodebookUse, CodecResult, Evaluation, Metric, pooled
 
 Results = Mapping[str, Mapping[str, ClipResult]]
@@ -42,7 +42,7 @@ class Group:
     clips: int
     seconds: float
     unit: str
-    """Unit that the bootstrap draws: `clip` or `speaker`."""
+    """Unit that intervals are over: `clip` or `speaker`."""
     units: int
     scores: dict[str, dict[str, Estimate]]
     """Estimates by codec and metric."""
@@ -197,15 +197,15 @@ def _groups(
 
 
 def _group(name: str, clips: Sequence[ClipResult], results: Results, metrics: Sequence[str]) -> Group:
-    resamples = Resamples(clips)
+    intervals = Intervals(clips)
     found = {codec: [of[clip.clip] for clip in clips if clip.clip in of] for codec, of in results.items()}
     return Group(
         name=name,
         clips=len(clips),
         seconds=sum(clip.seconds for clip in clips),
-        unit=resamples.unit,
-        units=resamples.units,
-        scores=resamples.estimates(found, metrics),
+        unit=intervals.unit,
+        units=intervals.units,
+        scores=intervals.estimates(found, metrics),
     )
 
 
@@ -216,7 +216,7 @@ def _differences(
         return {}
     base, *others = compared
     rivals = {name: list(results[name].values()) for name in others}
-    return Resamples(clips).differences(rivals, list(results[base].values()), metrics)
+    return Intervals(clips).differences(rivals, list(results[base].values()), metrics)
 
 
 def _gaps(codec: str, results: Mapping[str, ClipResult], names: Iterable[str], metrics: Sequence[str]) -> Iterator[Gap]:
