@@ -10,9 +10,11 @@ import soundfile as sf
 import typer.main
 import yaml
 from tests.documents import PAGES, ROOT, blocks, commands, inline_code, read
+from tests.io.tokens.stores import clip, description
 
 from xycodec.cli.app import app
 from xycodec.io.audio import read_audio
+from xycodec.io.tokens.write import write_store
 from xycodec.train.recipe_file import load_recipe
 
 LANGUAGES = {"sh", "python", "yaml", "text"}
@@ -132,6 +134,9 @@ def desk(tmp_path, monkeypatch):
         output.mux(stream.encode())
     line = '{"audio": "corpus/talk.flac", "duration": 2.0, "speaker": "a", "text": "the fox"}\n'
     (tmp_path / "corpus.jsonl").write_text(line)
+    about = description(n_q=8, codebook_size=1024)
+    for store in ("tokens", "more"):
+        write_store(tmp_path / store, about, (clip(number, about, frames=100) for number in range(30)))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("COLUMNS", "120")

@@ -17,6 +17,7 @@ from xycodec.cli.evaluate import abx, evaluate, probe
 from xycodec.cli.models import bench, convert, info, models
 from xycodec.cli.terminal import print_error
 from xycodec.cli.tokenize import tokenize
+from xycodec.cli.tokens import tokens_app
 from xycodec.cli.train import export, train
 from xycodec.errors import AudioWarning, XycodecError
 
@@ -47,6 +48,7 @@ def _options(
 for command in (encode, decode, roundtrip, info, models, convert, bench, train, evaluate, probe, abx, export, tokenize):
     app.command()(command)
 app.add_typer(data_app, name="data")
+app.add_typer(tokens_app, name="tokens")
 
 
 _usual_warning = warnings.showwarning

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from xycodec.errors import StoreError
 from xycodec.io.files import os_error_line
-from xycodec.io.journal import Journal
 from xycodec.io.tokens.layout import (
     CODES,
     FAILURES,
@@ -66,7 +65,7 @@ class TokenStore:
         self.description: Description = read_description(self.folder)
         if not (self.folder / SHARD_LIST).is_file():
             raise StoreError(f"{self.folder}: not finished: run the command that began it again")
-        self.shards: list[dict[str, Any]] = Journal(self.folder / SHARD_LIST).rows()
+        self.shards: list[dict[str, Any]] = read_rows(self.folder / SHARD_LIST)
         """A row for each shard: `name`, `clips`, `frames`, `samples`, `failures`, and the SHA-256 of its files."""
         self._starts: list[int] = list(accumulate((shard["clips"] for shard in self.shards), initial=0))
         self._shard = lru_cache(_OPEN)(self._opened)
@@ -122,7 +121,7 @@ class TokenStore:
 
     def failures(self) -> list[dict[str, Any]]:
         """A row for each clip of the corpus that could not be encoded: `id`, `audio` and `error`."""
-        return Journal(self.folder / FAILURES).rows()
+        return read_rows(self.folder / FAILURES)
 
     def _find(self, number: int) -> "tuple[Shard, int]":
         if not 0 <= number < len(self):
@@ -214,3 +213,21 @@ def mapped(path: Path) -> "mmap.mmap | bytes":
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise StoreError(os_error_line(str(path), "read", error)) from error
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Every object of a file of JSON lines. Raises StoreError, with the line, where there is none."""
+    rows = []
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise StoreError(os_error_line(str(path), "read", error)) from error
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise StoreError(f"{path}:{number}: not a row of JSON: get a whole copy of the file")
+        rows.append(row)
+    return rows
