@@ -178,7 +178,7 @@ def decode_blocks(
     hop = codec.num_output_samples(codec.hop_length)
     remaining = clip.shape[1] * hop if num_samples is None else codec.num_output_samples(num_samples)
     windows = plan.windows([clip], 1)
-    beyond = torch.zeros(0, device="cpu")  # what the window before goes on with after its kept frames
+    beyond = torch.zeros(0, dtype=torch.float32, device="cpu")  # what the window before goes on with beyond its frames
     rise = (torch.arange(plan.fade * hop, dtype=torch.float32, device="cpu") + 0.5) / hop
     while batch := list(islice(windows, BATCH)):
         decoded = codec.decode_windows([window for window, _, _ in batch])
