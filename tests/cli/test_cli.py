@@ -391,7 +391,7 @@ def test_one_bad_file_among_good_ones(xycodec, tiny):
 def test_an_interrupted_file_leaves_nothing(xycodec, tiny, monkeypatch):
     speech("clip.wav")
 
-    def interrupted(self, clips, n_q):
+    def interrupted(self, clips, n_q, search):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("xycodec.models.base.Codec.encode_windows", interrupted)
