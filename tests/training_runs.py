@@ -137,6 +137,8 @@ class Running:
 
     def __init__(self, folder, *arguments, prepare=None):
         self.files = [Path(folder) / f".{name}.{time.monotonic_ns()}" for name in ("out", "err")]
+        for file in self.files:
+            file.touch()  # the process may be killed before it opens them
         self.process = _CONTEXT.Process(
             target=_command, args=(list(map(str, arguments)), [str(file) for file in self.files], prepare)
         )
