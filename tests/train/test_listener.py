@@ -1,0 +1,118 @@
+"""The recipe with a real language model, run with small random ones; and what a run's listener makes of codes."""
+
+import pytest
+import torch
+from tests.judging import save_whisper
+from tests.training import TEXTS
+from tests.training_runs import SIZE, lines_of, smallest_config, write_corpus
+
+from xycodec.checkpoints.load import load_codec
+from xycodec.checkpoints.training import read_checkpoint
+from xycodec.data.batch import Position, collate
+from xycodec.data.clip import Clip
+from xycodec.errors import CheckpointError
+from xycodec.train.engine import Engine
+from xycodec.train.export import export_weights
+from xycodec.train.init.small_lm import make_small_lm
+from xycodec.train.init.weights import load_weights
+from xycodec.train.listener import load_listener
+from xycodec.train.recipe_file import load_recipe
+from xycodec.train.run import train
+from xycodec.train.stages.pretrain import PretrainStage
+
+
+def save_llama(folder, hidden=32):
+    """A random model of SmolLM2's architecture, with a tokenizer."""
+    import transformers
+
+    make_small_lm(folder, TEXTS, vocabulary=300, hidden=hidden, layers=1, heads=2)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The recipe's run, on a random Whisper's towers and a random language model: recipe and folder."""
+    folder = tmp_path_factory.mktemp("smollm")
+    torch.manual_seed(0)
+    save_whisper(folder / "whisper", multilingual=False)
+    cuts = write_corpus(folder / "corpus")
+    small = smallest_config().model_dump(mode="json")
+    sizes = [f"model.{name}={small[name]}" for name in small if isinstance(small[name], dict) and name != "quantizer"]
+    quick = ("model.window_frames=13", "data.clip_seconds=1", "steps=3", "validation.every=3", "log_every=1")
+    recipe = load_recipe(
+        "xy_tokenizer/smollm.yaml",
+        (
+            *sizes,
+            *quick,
+            f"output={folder / 'run'}",
+            f"towers={folder / 'whisper'}",
+            f"lm.source={save_llama(folder / 'lm')}",
+            f"lm.adapter={SIZE.model_dump(mode='json')}",
+            f"data.train=[{{path: {cuts}, weight: 1}}]",
+            f"data.valid=[{cuts}]",
+            "engine.device=cpu",
+        ),
+    )
+    assert train(recipe, quiet=True).finished
+    return recipe, folder / "run"
+
+
+def clips():
+    made = torch.Generator().manual_seed(0)
+    return [Clip(str(n), *2 * (0.2 * torch.randn(1_280 * (12 - n), generator=made),), TEXTS[n]) for n in range(3)]
+
+
+def test_the_recipe_runs_with_small_models(run):
+    _, folder = run
+    assert all({"asr", "mel", "commitment"} <= line.keys() for line in lines_of(folder))
+    assert "asr_wer" in lines_of(folder, "valid")[-1]
+    kept = read_checkpoint(folder / "checkpoints" / "step_00000003.pt")["networks"]["model"]
+    assert not any(key.startswith("semantic_lm.lm.") for key in kept)
+
+
+def test_codes_alone_are_heard_as_in_training(run):
+    recipe, folder = run
+    listener = load_listener(folder, device="cpu")
+    stage = PretrainStage(recipe, Engine(recipe.engine))
+    load_weights(stage.model, folder)
+    codec = load_codec(folder, device="cpu")
+    for one in clips():
+        codes = codec.encode(one.audio[None]).codes[0]
+        measured = stage.measure(collate([one], (), Position(0, 1), output_sample_rate=16_000), transcribe=True)
+        assert listener.transcribe(codes) == measured.texts[0] != ""
+        scored = listener.score(codes, one.text)
+        # Weight norm is folded in one of the two.
+        torch.testing.assert_close(scored.loss.value(), measured.means["asr"].value(), atol=1e-4, rtol=0)
+        assert scored.loss.count == measured.means["asr"].count > 0
+
+
+def test_long_codes_are_heard_window_by_window(run):
+    listener = load_listener(run[1], device="cpu")
+    codes = torch.randint(listener.codec.codebook_size, (listener.codec.n_q, 30))
+    heard = [listener.transcribe(part) for part in (codes[:, :13], codes[:, 13:26], codes[:, 26:])]
+    assert all(heard)
+    assert listener.transcribe(codes) == " ".join(heard)
+    assert listener.transcribe(codes[:, :0]) == ""
+
+
+def test_what_cannot_listen_says_so(run, tmp_path):
+    with pytest.raises(CheckpointError, match="no run"):
+        load_listener(tmp_path)
+    export_weights(run[1], tmp_path / "weights")
+    with pytest.raises(CheckpointError, match="exported weights tell no language model"):
+        load_listener(tmp_path / "weights")
+    other = save_llama(tmp_path / "wider", hidden=48)
+    with pytest.raises(CheckpointError, match=r"adapter\.out_proj\.weight does not fit .*wider"):
+        load_listener(run[1], lm=str(other))
