@@ -181,6 +181,10 @@ def test_rates_can_fall_with_the_time():
         assert learning_rate(config, step - 1, updater.steps) == pytest.approx(0.0)
     trainer._expect(0.0)
     assert updater.steps == recipe.steps
+    # Gone on from step 1000, 30 steps in half of the time: 60 are to come in all, and not 2060.
+    trainer._from, trainer.step = 1000, 1030
+    trainer._expect(0.5)
+    assert updater.steps == 1060
 
 
 def test_falling_with_the_time_needs_a_limit():

@@ -86,6 +86,7 @@ class Trainer:
         self._window = _Window()
         self._stop_wished = self._stopping = False
         self._saved_at = -1
+        self._from = 0  # the step at which this process began
 
     # ---- state ---------------------------------------------------------------------------------
 
@@ -100,7 +101,7 @@ class Trainer:
             load_optimizer(updater.network, updater.optimizer, state.optimizers[name])
         self.step, self.best = state.step, state.best
         self.position = Position(state.epoch, state.batch, tuple(state.taken), state.order)
-        self._saved_at = state.step
+        self._saved_at = self._from = state.step
 
     def save(self, *, best: bool = False) -> None:
         """Write a checkpoint of the steps that are done. Every process takes part, process 0 writes."""
@@ -160,9 +161,10 @@ class Trainer:
         return self.step >= self.recipe.steps
 
     def _expect(self, share: float) -> None:
-        """Let schedules end where the run will, of whose time `share` is spent."""
+        """Let schedules end where the run will, of whose time `share` is spent; earlier processes' steps took none."""
+        last = self._from + round((self.step - self._from) / max(share, 1e-9))
         for updater in self.stage.updaters.values():
-            updater.steps = min(self.recipe.steps, max(self.step, round(self.step / max(share, 1e-9))))
+            updater.steps = min(self.recipe.steps, max(self.step, last))
 
     def _wish_to_stop(self, number: int, frame: FrameType | None) -> None:
         self._stop_wished = True

@@ -149,6 +149,24 @@ def test_gradient_passes_the_frozen_model_to_adapter_and_features(build, kind):
     assert all(value.grad is None for value in model.lm.parameters())
 
 
+def test_speech_may_look_like_tokens(folder):
+    place = folder("llama")
+    plain, like = load(place), load(place, like_tokens=True)
+    like.adapter.load_state_dict(plain.adapter.state_dict())
+    features = torch.randn(3, 9, INPUT_DIM, generator=torch.Generator().manual_seed(0))
+    before, made = (branch._adapted(features, None) for branch in (plain, like))
+    table = like.lm.get_input_embeddings().weight.double()
+    spread, mean = torch.std_mean(table, dim=0)
+    around = (made.double() - mean) / spread
+    # Frame by frame what it was, but for its own mean and size.
+    torch.testing.assert_close(around.mean(dim=-1), torch.zeros(3, 9).double(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(around.square().mean(dim=-1), torch.ones(3, 9).double(), atol=1e-3, rtol=0)
+    flat = (before - before.mean(dim=-1, keepdim=True)).double()
+    torch.testing.assert_close(torch.cosine_similarity(flat, around, dim=-1), torch.ones(3, 9).double())
+    # Checkpoints are as they were: the statistics come with the model.
+    assert plain.state_dict().keys() == like.state_dict().keys()
+
+
 def test_padding_and_neighbours_change_nothing(build):
     model = build(prompt="write: ")
     features = speech(3, WINDOW)

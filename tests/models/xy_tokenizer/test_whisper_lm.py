@@ -301,6 +301,7 @@ def test_what_is_no_whisper_is_told_in_one_line(tmp_path, damage, told):
         ("multilingual", {"language": "german"}, "knows no language 'german'"),
         ("english", {"language": "de"}, "writes English alone, not 'de'"),
         ("english", {"prompt": "write:"}, "lm.prompt: a Whisper's transcripts begin with tokens of its own"),
+        ("english", {"like_tokens": True}, "lm.like_tokens: a Whisper reads speech across"),
     ],
 )
 def test_settings_that_are_not_for_it_are_told_in_one_line(folders, name, settings, told):

@@ -174,5 +174,8 @@ class LanguageModelConfig(Config):
     """Part whose output the adapter reads."""
     prompt: str = ""
     """Fixed text between the speech and its transcript."""
+    like_tokens: bool = False
+    """Give what the adapter makes the mean and spread that the causal model's token embeddings have. Not the paper's:
+    for short runs, in which a frozen model cannot be shown anything else at a quick learning rate."""
     max_tokens: PositiveInt = 448
     """Longer transcripts are cut."""

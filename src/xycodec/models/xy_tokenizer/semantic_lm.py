@@ -47,16 +47,40 @@ class _Layout:
 class SemanticLM(SemanticBranch):
     """A causal `lm` that reads features as the beginning of its sequence, `prompt` (ids) after them.
 
+    With `like_tokens` they have the mean and the spread of its token embeddings, channel by channel.
+
     Raises CheckpointError if `lm` and `tokenizer` do not fit each other or this use, ConfigError if a whole window
     with its text is longer than the model can read.
     """
 
+    token_mean: Tensor
+    token_spread: Tensor
+
     def __init__(
-        self, lm: nn.Module, tokenizer: Any, adapter: Adapter, *, prompt: str, max_tokens: int, trainable: bool
+        self,
+        lm: nn.Module,
+        tokenizer: Any,
+        adapter: Adapter,
+        *,
+        prompt: str,
+        max_tokens: int,
+        trainable: bool,
+        like_tokens: bool = False,
     ) -> None:
         ids: list[int] = tokenizer.encode(prompt, add_special_tokens=False) if prompt else []
         _check_fit(lm, len(adapter.positional_embedding) + len(ids) + max_tokens)
         super().__init__(lm, tokenizer, adapter, prompt=ids, max_tokens=max_tokens, trainable=trainable)
+        self.like_tokens = like_tokens
+        spread, mean = torch.std_mean(self.lm.get_input_embeddings().weight.detach(), dim=0)
+        # They follow from the model, which is no part of a checkpoint either.
+        self.register_buffer("token_mean", mean, persistent=False)
+        self.register_buffer("token_spread", spread, persistent=False)
+
+    def _adapted(self, features: Tensor, mask: Tensor | None) -> Tensor:
+        made = super()._adapted(features, mask)
+        if not self.like_tokens:
+            return made
+        return torch.addcmul(self.token_mean, F.layer_norm(made, made.shape[-1:]), self.token_spread)
 
     def forward(self, features: Tensor, frames: Sequence[int], tokens: Tokens) -> LMOutput:
         """Compute loss and accuracy (see `SemanticBranch`)."""
@@ -153,10 +177,12 @@ def load_semantic_lm(
     if whisper:
         if config.prompt:
             raise ConfigError("lm.prompt: a Whisper's transcripts begin with tokens of its own: leave it out")
+        if config.like_tokens:
+            raise ConfigError("lm.like_tokens: a Whisper reads speech across, and not as tokens: leave it out")
         return WhisperLM(lm, tokenizer, adapter, settings=settings, language=config.language, **common)
     if config.language is not None:
         raise ConfigError("lm.language: only a Whisper is told the language: leave it out")
-    return SemanticLM(lm, tokenizer, adapter, prompt=config.prompt, **common)
+    return SemanticLM(lm, tokenizer, adapter, prompt=config.prompt, like_tokens=config.like_tokens, **common)
 
 
 def _pretrained(source: str, meta: bool) -> tuple[Any, Any, Any]:
