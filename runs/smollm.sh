@@ -16,7 +16,7 @@ done
 xycodec data transcribe "$folder/orders.cuts.jsonl.gz" "$folder/orders.heard.jsonl.gz" --recogniser "$towers"
 xycodec data transcribe "$folder/dev_orders.cuts.jsonl.gz" "$folder/dev_orders.heard.jsonl.gz" --recogniser "$judge"
 xycodec train xy_tokenizer/smollm.yaml --resume "towers=$towers" "lm.source=$lm" "output=$folder/run" \
-    "data.train=[{path: $folder/orders.heard.jsonl.gz, weight: 1}, {path: $folder/words.cuts.jsonl.gz, weight: 1}]" \
+    "data.train=[{path: $folder/words.cuts.jsonl.gz, weight: 0.9}, {path: $folder/orders.heard.jsonl.gz, weight: 0.1}]" \
     "data.valid=[$folder/dev_orders.heard.jsonl.gz, $folder/dev_words.cuts.jsonl.gz]"
 python "$here/hear.py" "$folder/run" "$folder/dev_orders.heard.jsonl.gz" --context "$folder/orders.heard.jsonl.gz" > "$folder/heard_orders.json"
 python "$here/hear.py" "$folder/run" "$folder/dev_words.cuts.jsonl.gz" --context "$folder/words.cuts.jsonl.gz" > "$folder/heard_words.json"

@@ -1,12 +1,17 @@
 """The recipe with a real language model, run with small random ones; and what a run's listener makes of codes."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from tests.judging import save_whisper
 from tests.training import TEXTS
 from tests.training_runs import SIZE, lines_of, smallest_config, write_corpus
 
+from xycodec.checkpoints.build import random_codec
 from xycodec.checkpoints.load import load_codec
+from xycodec.checkpoints.save import save_codec
 from xycodec.checkpoints.training import read_checkpoint
 from xycodec.data.batch import Position, collate
 from xycodec.data.clip import Clip
@@ -42,31 +47,39 @@ def save_llama(folder, hidden=32):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """The recipe's run, on a random Whisper's towers and a random language model: recipe and folder."""
+def small(tmp_path_factory):
+    """A function that gives one of the recipes with small random models, and a folder for its run."""
     folder = tmp_path_factory.mktemp("smollm")
     torch.manual_seed(0)
     save_whisper(folder / "whisper", multilingual=False)
-    cuts = write_corpus(folder / "corpus")
-    small = smallest_config().model_dump(mode="json")
-    sizes = [f"model.{name}={small[name]}" for name in small if isinstance(small[name], dict) and name != "quantizer"]
-    quick = ("model.window_frames=13", "data.clip_seconds=1", "steps=3", "validation.every=3", "log_every=1")
-    recipe = load_recipe(
-        "xy_tokenizer/smollm.yaml",
-        (
-            *sizes,
-            *quick,
-            f"output={folder / 'run'}",
-            f"towers={folder / 'whisper'}",
-            f"lm.source={save_llama(folder / 'lm')}",
-            f"lm.adapter={SIZE.model_dump(mode='json')}",
-            f"data.train=[{{path: {cuts}, weight: 1}}]",
-            f"data.valid=[{cuts}]",
-            "engine.device=cpu",
-        ),
-    )
+    codec = random_codec(smallest_config())
+    save_codec(codec, folder / "codec")
+    sizes = {key: value for key, value in codec.config.model_dump(mode="json").items() if isinstance(value, dict)}
+    settings = {f"model.{key}": value for key, value in sizes.items()} | {
+        "model.window_frames": codec.window_frames,
+        "data.train": [str(cuts := write_corpus(folder / "corpus"))],
+        "data.valid": [str(cuts)],
+        "data.clip_seconds": 1,
+        "lm.source": str(save_llama(folder / "lm")),
+        "lm.adapter": SIZE.model_dump(mode="json"),
+        "validation": {"every": 3, "transcribe": 2},
+        "steps": 3,
+        "engine.device": "cpu",
+    }
+
+    def read(name, **changes):
+        own = settings | {"output": str(folder / name)} | {key: str(folder / value) for key, value in changes.items()}
+        return load_recipe(f"xy_tokenizer/{name}.yaml", tuple(f"{key}={json.dumps(own[key])}" for key in own))
+
+    return read
+
+
+@pytest.fixture(scope="module")
+def run(small):
+    """A run from a random Whisper's towers: its recipe and folder."""
+    recipe = small("smollm_towers", towers="whisper")
     assert train(recipe, quiet=True).finished
-    return recipe, folder / "run"
+    return recipe, Path(recipe.output)
 
 
 def clips():
@@ -74,12 +87,27 @@ def clips():
     return [Clip(str(n), *2 * (0.2 * torch.randn(1_280 * (12 - n), generator=made),), TEXTS[n]) for n in range(3)]
 
 
-def test_the_recipe_runs_with_small_models(run):
-    _, folder = run
+def test_a_run_from_towers(run):
+    recipe, folder = run
+    assert recipe.weights is None
     assert all({"asr", "mel", "commitment"} <= line.keys() for line in lines_of(folder))
     assert "asr_wer" in lines_of(folder, "valid")[-1]
     kept = read_checkpoint(folder / "checkpoints" / "step_00000003.pt")["networks"]["model"]
     assert not any(key.startswith("semantic_lm.lm.") for key in kept)
+    # Both towers begin as one encoder; one of them stays so.
+    towers = [
+        load_listener(folder, device="cpu").codec.get_submodule(f"{name}_encoder") for name in ("semantic", "acoustic")
+    ]
+    fixed, learned = (dict(tower.named_parameters()) for tower in towers)
+    apart = {name: (fixed[name] - learned[name]).abs().max().item() for name in fixed}
+    assert 0 < max(apart.values()) < 1e-3
+
+
+def test_a_run_from_a_codec(small):
+    recipe = small("smollm", weights="codec")
+    assert recipe.towers is None
+    assert train(recipe, quiet=True).finished
+    assert {"asr", "mel"} <= lines_of(recipe.output, "valid")[-1].keys()
 
 
 def test_codes_alone_are_heard_as_in_training(run):
