@@ -1,23 +1,18 @@
 #!/usr/bin/env bash
-# Pre-training with real towers and a real language model, in an hour of one core: docs/smollm.md has its numbers.
-#   runs/smollm.sh SPEECH FOLDER
-# SPEECH: train.jsonl and its recordings; FOLDER: data, run and what is heard.
-# Where no hub can be reached, name folders: TOWERS, LM, and JUDGE, which only hears the held-out orders.
+# Pre-training with a real language model on single words: docs/smollm.md has its numbers.
+#   runs/smollm.sh SPEECH FOLDER [RECIPE]
+# SPEECH: train.jsonl and its recordings; FOLDER: data, run and what is heard; RECIPE: smollm (default) or smollm_towers.
+# LM is the language model, a hub id or a folder. What more a recipe's setting should be: SET="towers=whisper-tiny.en".
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-speech=$1 folder=$2
-towers=${TOWERS:-openai/whisper-tiny.en} judge=${JUDGE:-openai/whisper-base} lm=${LM:-HuggingFaceTB/SmolLM2-135M-Instruct}
+speech=$1 folder=$2 recipe=${3:-smollm}
 mkdir -p "$folder"
 python "$here/smollm_data.py" "$speech" "$folder"
-for part in words dev_words orders dev_orders; do
+for part in words dev_words; do
     xycodec data import "$folder/$part.jsonl" "$folder/$part.cuts.jsonl.gz"
 done
-# Orders come without texts. Those to learn are what the towers' own Whisper hears, held-out ones what another does.
-xycodec data transcribe "$folder/orders.cuts.jsonl.gz" "$folder/orders.heard.jsonl.gz" --recogniser "$towers"
-xycodec data transcribe "$folder/dev_orders.cuts.jsonl.gz" "$folder/dev_orders.heard.jsonl.gz" --recogniser "$judge"
-xycodec train xy_tokenizer/smollm.yaml --resume "towers=$towers" "lm.source=$lm" "output=$folder/run" \
-    "data.train=[{path: $folder/words.cuts.jsonl.gz, weight: 0.9}, {path: $folder/orders.heard.jsonl.gz, weight: 0.1}]" \
-    "data.valid=[$folder/dev_orders.heard.jsonl.gz, $folder/dev_words.cuts.jsonl.gz]"
-python "$here/hear.py" "$folder/run" "$folder/dev_orders.heard.jsonl.gz" --context "$folder/orders.heard.jsonl.gz" > "$folder/heard_orders.json"
-python "$here/hear.py" "$folder/run" "$folder/dev_words.cuts.jsonl.gz" --context "$folder/words.cuts.jsonl.gz" > "$folder/heard_words.json"
-python "$here/plot_curves.py" "$folder/run" --output "$folder/curves.png"
+# shellcheck disable=SC2086  # several settings
+xycodec train "xy_tokenizer/$recipe.yaml" --resume "lm.source=${LM:-HuggingFaceTB/SmolLM2-135M-Instruct}" "output=$folder/$recipe" \
+    "data.train=[$folder/words.cuts.jsonl.gz]" "data.valid=[$folder/dev_words.cuts.jsonl.gz]" ${SET:-}
+python "$here/hear.py" "$folder/$recipe" "$folder/dev_words.cuts.jsonl.gz" --context "$folder/words.cuts.jsonl.gz" > "$folder/$recipe.json"
+python "$here/plot_curves.py" "$folder/$recipe" --output "$folder/$recipe.png"
