@@ -36,6 +36,26 @@ def save_lm(folder, **changes):
     return folder
 
 
+def save_llama(folder, hidden=32):
+    """A random model of SmolLM2's architecture, with a tokenizer."""
+    import transformers
+
+    save_lm(folder, hidden=hidden)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
 def recipe(stage, **changes):
     """A recipe of a stage, on the CPU in float32, unless `changes` say otherwise."""
     settings = {

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.judging import save_whisper
-from tests.training import TEXTS
+from tests.training import TEXTS, save_llama
 from tests.training_runs import SIZE, lines_of, smallest_config, write_corpus
 
 from xycodec.checkpoints.build import random_codec
@@ -18,32 +18,11 @@ from xycodec.data.clip import Clip
 from xycodec.errors import CheckpointError
 from xycodec.train.engine import Engine
 from xycodec.train.export import export_weights
-from xycodec.train.init.small_lm import make_small_lm
 from xycodec.train.init.weights import load_weights
 from xycodec.train.listener import load_listener
 from xycodec.train.recipe_file import load_recipe
 from xycodec.train.run import train
 from xycodec.train.stages.pretrain import PretrainStage
-
-
-def save_llama(folder, hidden=32):
-    """A random model of SmolLM2's architecture, with a tokenizer."""
-    import transformers
-
-    make_small_lm(folder, TEXTS, vocabulary=300, hidden=hidden, layers=1, heads=2)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    config = transformers.LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=hidden,
-        intermediate_size=48,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        tie_word_embeddings=True,
-    )
-    torch.manual_seed(0)
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
