@@ -740,6 +740,15 @@ def test_a_reader_that_goes_away(tiny):
     assert "reader" in error_line(ended.stderr)
 
 
+@pytest.mark.parametrize(("given", "found"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_threads_that_wait_sleep_unless_told_otherwise(given, found):
+    """OpenMP reads the environment when torch is imported, so that must be later."""
+    program = "import os, sys, xycodec.cli.app; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | given
+    ran = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert ran.stdout == f"{found} False\n"
+
+
 def test_a_name_that_is_not_text(xycodec, tiny):
     speech("clip.wav")
     os.rename(b"clip.wav", b"clip\xff.wav")

@@ -396,6 +396,7 @@ def process(rank, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.long
 def test_two_processes_of_uneven_share_equal_one(tmp_path):
     start_two(process, (tmp_path,))
     expected_values, expected = gradients()

@@ -158,6 +158,7 @@ def test_codebooks_move_once_a_step_by_the_whole_batch():
     torch.testing.assert_close(stage.codec.quantizer.cluster_size, 0.5 * before + 0.5 * report.counts)
 
 
+@pytest.mark.long
 def test_micro_batches_move_the_codebooks_as_one_batch():
     """From the step that they start at, by k-means of all micro-batches."""
     slow = {"lr": 1e-12, "warmup_steps": 0}
