@@ -34,14 +34,15 @@ class Listener:
 
         Codes of more than a window are heard window by window: a word that lies across two may be lost.
         """
-        return " ".join(filter(None, map(self._hear, codes.split(self.codec.window_frames, dim=-1))))
+        return " ".join(filter(None, map(self._hear, torch.split(codes, self.codec.window_frames, dim=-1))))
 
     @torch.no_grad()
     def score(self, codes: Tensor, text: str) -> LMOutput:
         """Loss (nats a token) and accuracy of `text` and its end, given one clip's codes (k, L) of a window at most."""
         features = self._features(codes)
         with own_precision(self.codec.device):
-            return self.semantic_lm(features, [features.shape[1]], self.semantic_lm.tokenize([text]))
+            heard: LMOutput = self.semantic_lm(features, [features.shape[1]], self.semantic_lm.tokenize([text]))
+        return heard
 
     def _hear(self, codes: Tensor) -> str:
         frames = codes.shape[-1]
