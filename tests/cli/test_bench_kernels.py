@@ -3,8 +3,8 @@ import json
 import pytest
 import torch
 
-from xycodec.cli import kernels
-from xycodec.cli.kernels import KernelRow, measure_kernels, proposed
+from xycodec.cli import bench_kernels as kernels
+from xycodec.cli.bench_kernels import KernelRow, measure_kernels, proposed
 from xycodec.nn.deterministic.kernels import by_library, has_onednn, uses_onednn
 
 

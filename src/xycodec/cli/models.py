@@ -136,7 +136,7 @@ def bench(
 
 
 def _bench_kernels(threads: int | None, as_json: bool) -> None:
-    from xycodec.cli.kernels import measure_kernels, proposed
+    from xycodec.cli.bench_kernels import measure_kernels, proposed
     from xycodec.nn.deterministic.kernels import TABLE, processor
 
     set_threads(threads)
