@@ -67,18 +67,29 @@ class Plan:
             with open(self._folder / _ITEMS, "rb") as file:
                 file.seek(offsets[0])
                 lines = file.read(offsets[-1] - offsets[0]).splitlines()
+            if len(lines) != count:
+                raise ValueError(f"{len(lines)} clips of {count}")
             return [Item.from_row(json.loads(line)) for line in lines]
         except OSError as error:
             raise StoreError(os_error_line(str(self._folder), "read", error)) from error
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise StoreError(f"{self._folder}: the plan of shard {shard} is damaged ({error}): {_AGAIN}") from error
 
 
 def read_job(folder: Path) -> Job | None:
-    """The job whose plan, or store, a folder holds; None if it has none yet."""
+    """The job whose plan, or store, a folder holds; None if it has none yet. Raises StoreError if it is damaged."""
     try:
         row = json.loads((folder / JOB).read_bytes())
+        return Job(tuple(row["inputs"]), int(row["clips"]), int(row["shard_clips"]))
     except FileNotFoundError:
         return None
-    return Job(tuple(row["inputs"]), row["clips"], row["shard_clips"])
+    except OSError as error:
+        raise StoreError(os_error_line(str(folder / JOB), "read", error)) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{folder / JOB}: is damaged ({error}): {_AGAIN}") from error
+
+
+_AGAIN = "remove the store and begin again"
 
 
 def make_plan(
