@@ -34,7 +34,7 @@ def test_merge_makes_one_of_several(xycodec, tmp_path):
 
 
 @pytest.mark.parametrize(("way", "names"), [
-    (["--parts", 3], {"0", "1", "2"}), (["--by", "speaker"], {"one", "t-o", "none"}),
+    (["--parts", 3], {"0", "1", "2"}), (["--by", "speaker"], {"one", "t%2Fo", "none"}),
     (["--hold-out", 0.4], {"held_out", "rest"}),
 ])  # fmt: skip
 def test_split_makes_several_of_one(xycodec, tmp_path, way, names):
@@ -84,6 +84,10 @@ def test_export_and_import(xycodec, store, tmp_path):
     code, _, err = xycodec("tokens", "import", tmp_path / "x.jsonl", "-o", tmp_path / "back", *options)
     assert code == 0, err
     assert tree(tmp_path / "back") == tree(store)
+    options = ("--from", "memmap", "--like", store)
+    assert xycodec("tokens", "import", tmp_path / "x.memmap", "-o", tmp_path / "numbered", *options)[0] == 0
+    clips = zip(TokenStore(tmp_path / "numbered"), TokenStore(store), strict=True)
+    assert all(np.array_equal(one.codes, other.codes) for one, other in clips)
     code, _, err = xycodec("tokens", "export", store, "-o", tmp_path / "y", "--to", "other")
     assert (code, "no form to export to" in err) == (1, True)
 

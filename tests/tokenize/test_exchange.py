@@ -97,12 +97,38 @@ def test_what_is_not_the_form_is_refused(store, tmp_path):
     with pytest.raises(StoreError, match=r"a\.npy: cannot be read"):
         list(IMPORTS["npy"](tmp_path / "npy", about))
     EXPORTS["xyc"](store, tmp_path / "xyc")
-    with pytest.raises(StoreError, match="has codes of tiny, not of other"):
+    with pytest.raises(StoreError, match="has codes of tiny, search 1, not of other, search 1"):
         list(IMPORTS["xyc"](tmp_path / "xyc", description(model="other")))
     with pytest.raises(StoreError, match="no map with its shape"):
         list(read_memmap(tmp_path / "x", about))
     with pytest.raises(StoreError, match="exists already"):
         EXPORTS["npy"](store, tmp_path / "npy")
+
+
+@pytest.mark.parametrize(("codes", "words"), [
+    ([[1, 2], [3, 4]], "clip: its codes are not frames of 3"), ([[0.5, 1, 2]], "float64 numbers"),
+    ([[1, 2, 3], [4]], "are not frames of 3"), (["a"], "are not frames of 3"),
+    ([[1, 2, 50]], "clip: holds a code outside 0 to 49"), ([[1, 2, -1]], "clip: holds a code outside 0 to 49"),
+    ([[1, 2, 1 << 40]], "clip: holds a code outside 0 to 49"),
+])  # fmt: skip
+def test_codes_that_are_none_are_told(tmp_path, codes, words):
+    (tmp_path / "x.jsonl").write_text(json.dumps({"id": "clip", "codes": codes}))
+    with pytest.raises(StoreError, match=words):
+        write_store(tmp_path / "store", description(), IMPORTS["jsonl"](tmp_path / "x.jsonl", description()))
+    assert not (tmp_path / "store").exists()
+
+
+def test_samples_that_are_none_are_told(tmp_path):
+    (tmp_path / "x.jsonl").write_text(json.dumps({"id": "clip", "codes": [], "samples": "many"}))
+    with pytest.raises(StoreError, match="clip has 'many' samples"):
+        list(IMPORTS["jsonl"](tmp_path / "x.jsonl", description()))
+
+
+def test_one_codebook_needs_no_frames(tmp_path):
+    (tmp_path / "a").mkdir()
+    np.save(tmp_path / "a" / "b.npy", np.array([3, 1, 2], np.int32))
+    (found,) = IMPORTS["npy"](tmp_path, description(n_q=1))
+    assert (found.id, found.codes.tolist(), found.samples) == ("a/b", [[3, 1, 2]], 480)
 
 
 def test_large_codes_take_their_room(tmp_path):
