@@ -125,10 +125,13 @@ def cluster():
     from ray.cluster_utils import Cluster
 
     room = {"num_cpus": 2, "object_store_memory": 200 << 20}
-    made = Cluster(initialize_head=True, head_node_args={**room, "include_dashboard": False})
-    made.add_node(**room)
-    yield made
-    made.shutdown()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RAY_worker_niceness", "0")
+        environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        made = Cluster(initialize_head=True, head_node_args={**room, "include_dashboard": False})
+        made.add_node(**room)
+        yield made
+        made.shutdown()
 
 
 def started(cluster, folder, store, model):

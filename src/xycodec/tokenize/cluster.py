@@ -25,7 +25,8 @@ BLOCK_CLIPS = 16
 """Clips that a reader hands over at once."""
 BATCH_CLIPS = 64
 """Clips that an actor gets at once: it sorts them by length, and encodes `batch_s` seconds of them in a call."""
-_READER_CPUS = 0.5
+_READER_CPUS = 0.4
+"""Of a core; other than what an actor has, or Ray would let actors read as well."""
 _BLOCK_BYTES = 32 << 20
 
 Table = dict[str, Any]
@@ -112,6 +113,7 @@ class RayEngine:
 def _started() -> Any:
     """Ray, connected to a cluster."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # noqa: SIM112 - its name; for a cluster that is begun here
     import ray
     import ray.data
 

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,10 @@ class TokenStore:
         """Frames of every clip, (N,)."""
         columns = [self._shard(number).index["frames"] for number in range(len(self.shards))]
         return np.concatenate([np.zeros(0, np.int64), *columns]).astype(np.int64)
+
+    def bounds(self) -> list[tuple[int, int]]:
+        """The number of each shard's first clip, and of the one after its last."""
+        return list(pairwise(self._starts))
 
     def failures(self) -> list[dict[str, Any]]:
         """A row for each clip of the corpus that could not be encoded: `id`, `audio` and `error`."""
