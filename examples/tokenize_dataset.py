@@ -2,8 +2,8 @@
 
     python examples/tokenize_dataset.py recordings coded
 
-`recordings` is a folder of audio, as `load_dataset("audiofolder", ...)` would take it; `coded` is where the dataset goes,
-which `datasets.load_from_disk` opens. For corpora of hours use `xycodec tokenize`, which goes on after a kill.
+`recordings` is a folder of audio; `coded` is where the dataset goes, which `datasets.load_from_disk` opens.
+For corpora of hours use `xycodec tokenize`, which goes on after a kill.
 """
 
 import argparse

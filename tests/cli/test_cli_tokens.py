@@ -61,7 +61,7 @@ def test_verify_names_what_is_damaged(xycodec, store):
 def test_show_prints_and_decodes(xycodec, tmp_path):
     model = save_model(tmp_path / "model")
     sf.write(tmp_path / "a.wav", 0.1 * np.random.default_rng(0).standard_normal(9000), 16_000)
-    assert xycodec("tokenize", tmp_path / "a.wav", "-o", tmp_path / "store", "-m", model)[0] == 0
+    assert xycodec("tokenize", tmp_path / "a.wav", "-o", tmp_path / "store", "-m", model, "--threads", 1)[0] == 0
     code, out, _ = xycodec("tokens", "show", tmp_path / "store", "a.wav")
     first, *books = out.splitlines()
     assert (code, json.loads(first)["samples"]) == (0, 9000)

@@ -5,6 +5,10 @@ import json
 import os
 import shutil
 import signal
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import fsspec
 import numpy as np
@@ -28,7 +32,13 @@ from tests.training_runs import Running
 from tests.training_runs import xycodec as run
 
 from xycodec.checkpoints.load import load_codec
+from xycodec.errors import StoreError
+from xycodec.io.tokens import write
 from xycodec.io.tokens.read import TokenStore
+from xycodec.tokenize import local
+from xycodec.tokenize.corpus import tokenize_corpus
+from xycodec.tokenize.local import LocalEngine
+from xycodec.tokenize.shard import Encoding
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +66,8 @@ def tokenize(xycodec, model, tmp_path):
     """Tokenize inputs into `tmp_path/store`: (exit code, stdout, stderr)."""
 
     def command(*inputs, store="store"):
-        return xycodec("tokenize", *inputs, "-o", tmp_path / store, "--model", model, "--device", "cpu")
+        options = ("--model", model, "--device", "cpu", "--threads", 1)
+        return xycodec("tokenize", *inputs, "-o", tmp_path / store, *options)
 
     return command
 
@@ -64,14 +75,19 @@ def tokenize(xycodec, model, tmp_path):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, model, folder):
     """The store that nothing happened to, in shards of two clips."""
-    place = tmp_path_factory.mktemp("whole")
-    ended = run(place, *arguments(folder, place / "store", model))
-    assert (ended.code, ended.err.count("error")) == (0, 0), ended.err
-    return place / "store"
+    encoding, store = tiny_encoding(model), tmp_path_factory.mktemp("whole") / "store"
+    engine = LocalEngine(lambda: encoding, {})
+    assert tokenize_corpus([str(folder)], store, encoding.describe(), engine, shard_clips=2).failed == 0
+    return store
+
+
+def tiny_encoding(model):
+    return Encoding(load_codec(model, device="cpu"))
 
 
 def arguments(folder, store, model, *more):
-    return ("tokenize", folder, "-o", store, "--model", model, "--device", "cpu", "--shard-clips", 2, *more)
+    options = ("--model", model, "--device", "cpu", "--threads", 1, "--shard-clips", 2)
+    return ("tokenize", folder, "-o", store, *options, *more)
 
 
 def relative(files):
@@ -205,6 +221,74 @@ def test_other_rates_and_channels(tokenize, codec, tmp_path):
 # ---- any number of processes, any kill -------------------------------------------------------------
 
 
+@pytest.fixture
+def pool(monkeypatch):
+    """Threads in place of processes; the first `deaths` shards that are begun take theirs with them."""
+    dying = []
+
+    @contextmanager
+    def workers(processes, make, settings):
+        made = make(**settings)
+
+        def submit(in_worker, work, *arguments):
+            def run():
+                if dying:
+                    dying.pop()
+                    raise BrokenProcessPool
+                return work(made, *arguments)
+
+            return threads.submit(run)
+
+        with ThreadPoolExecutor(processes) as threads:
+            yield SimpleNamespace(submit=submit)
+
+    monkeypatch.setattr(local, "workers", workers)
+    return dying
+
+
+@pytest.mark.parametrize("deaths", [0, 2])
+def test_shards_side_by_side_make_the_same_bytes(whole, model, folder, tmp_path, pool, deaths):
+    pool += range(deaths)
+    heard = []
+    engine = LocalEngine(tiny_encoding, {"model": model}, 3, lambda clips, seconds: heard.append(clips))
+    about = tiny_encoding(model).describe()
+    report = tokenize_corpus([str(folder)], tmp_path / "store", about, engine, shard_clips=2)
+    assert (report.clips, report.made, sum(heard), pool) == (10, 10, 10, [])
+    assert tree(tmp_path / "store") == tree(whole)
+
+
+def test_workers_that_die_without_getting_on_end_the_call(model, folder, tmp_path, pool):
+    pool += range(1000)
+    engine = LocalEngine(tiny_encoding, {"model": model}, 2)
+    with pytest.raises(StoreError, match="worker processes die without getting on"):
+        tokenize_corpus([str(folder)], tmp_path / "store", tiny_encoding(model).describe(), engine, shard_clips=2)
+
+
+@pytest.mark.parametrize("writes", [0, 1, 2, 3, 4, 11, 20, 29])
+def test_a_stop_between_any_two_writes_loses_and_repeats_nothing(whole, model, folder, tmp_path, monkeypatch, writes):
+    """A clip is three writes: its codes, its line, its row."""
+    encoding, left, append = tiny_encoding(model), [None] * writes, write._append
+
+    def stopping(file, data):
+        if not left:
+            file.write(data[: len(data) // 2])
+            raise KeyboardInterrupt
+        left.pop()
+        append(file, data)
+
+    def call():
+        engine = LocalEngine(lambda: encoding, {})
+        return tokenize_corpus([str(folder)], tmp_path / "store", encoding.describe(), engine, shard_clips=2)
+
+    monkeypatch.setattr(write, "_append", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        call()
+    monkeypatch.setattr(write, "_append", append)
+    assert call().made == 10 - writes // 3
+    assert tree(tmp_path / "store") == tree(whole)
+
+
+@pytest.mark.long
 def test_processes_make_the_same_bytes(whole, model, folder, tmp_path):
     assert run(tmp_path, *arguments(folder, tmp_path / "store", model, "--jobs", 3)).code == 0
     assert tree(tmp_path / "store") == tree(whole)
@@ -243,7 +327,7 @@ def kill_at(place, count, command, jobs, victim):
     return running.ended()
 
 
-@pytest.mark.parametrize(("victim", "jobs"), [("driver", 1), ("worker", 2)])
+@pytest.mark.parametrize(("victim", "jobs"), [("driver", 1), pytest.param("worker", 2, marks=pytest.mark.long)])
 def test_a_killed_call_goes_on_and_makes_the_same_bytes(whole, model, folder, tmp_path, victim, jobs):
     command = arguments(folder, tmp_path / "store", model)
     ended = kill_at(tmp_path, 3, command, jobs, victim)
@@ -354,7 +438,7 @@ def test_an_input_that_vanishes_is_a_failure(model, folder, tmp_path, files):
 
 def test_another_model_is_refused(tokenize, xycodec, folder, tmp_path, model):
     tokenize(folder)
-    code, _, err = xycodec("tokenize", folder, "-o", tmp_path / "store", "--model", model, "--n-q", 1)
+    code, _, err = xycodec("tokenize", folder, "-o", tmp_path / "store", "--model", model, "--n-q", 1, "--threads", 1)
     assert (code, "was begun with other codes (n_q 2 and 1)" in err) == (1, True)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").write_text("")

@@ -22,7 +22,7 @@ from xycodec.models.longform import CountedBlocks, encode_long, overlap_frames
 from xycodec.tokenize.inputs.audio import blocks_of
 from xycodec.tokenize.inputs.item import Item
 
-_AHEAD = 8  # clips that are read while others are encoded
+_AHEAD = 64  # clips that are read while others are encoded
 _BUCKETED = 4  # batches that are cut from clips sorted by length
 
 Advance = Callable[[int, float], None]

@@ -87,11 +87,11 @@ def test_an_index_takes_at_most_a_tenth(tmp_path):
 
 
 def test_many_shards_need_few_open_files(tmp_path):
-    store = TokenStore(store_of(tmp_path / "store", 300, shard_clips=1))
+    store = TokenStore(store_of(tmp_path / "store", 150, shard_clips=1))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 400), hard))
     try:
-        assert all(same(store[number], clip(number)) for number in range(300))
+        assert all(same(store[number], clip(number)) for number in range(150))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
