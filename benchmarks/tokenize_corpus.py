@@ -30,10 +30,13 @@ import torch
 import xycodec
 from xycodec.cli.tokenize import make_encoding
 from xycodec.io.audio import read_audio
+from xycodec.io.tokens.layout import Description, Windowing
+from xycodec.io.tokens.write import ShardWriter
 from xycodec.tokenize.cluster import RayEngine
 from xycodec.tokenize.corpus import Report, tokenize_corpus
 from xycodec.tokenize.inputs.item import Item
 from xycodec.tokenize.local import LocalEngine
+from xycodec.tokenize.plan import make_plan
 from xycodec.tokenize.shard import Encoding, Loaded, encode, load
 
 SECONDS = 3.0
@@ -116,6 +119,35 @@ RAY_RATE = 20.0
 """Seconds of audio a second that the length of the run through Ray is planned by; set by what was measured."""
 
 
+def report_stages(parent: Path) -> None:
+    """Print the rate of each stage but the codec on one core, by processor time."""
+    speech = np.tile(read_audio(SPEECH, 16_000), 20)[: 16_000 * 30]
+    print("\n| stage, on one core | by processor time |\n|---|---|")
+    for suffix, rate in (("wav", 16_000), ("flac", 16_000), ("flac", 44_100), ("mp3", 44_100), ("opus", 48_000)):
+        path = parent / f"x.{suffix}"
+        clip = speech if rate == 16_000 else soxr.resample(speech, 16_000, rate).clip(-1, 1)
+        sf.write(path, clip, rate, format="OGG" if suffix == "opus" else None, subtype=SUBTYPES.get(suffix))
+        with spent() as made:
+            for number in range(20):
+                load(Item(str(number), {"kind": "file", "path": str(path)}), 16_000, 16_000 * 30)
+        print(f"| read {suffix} of {rate} Hz, to 16 kHz | {600 / made.processor:,.0f} x real time |")
+    about = {"audio": "corpus/x.flac", "text": "some twenty words of text " * 4, "speaker": "one"}
+    items = [Item(f"{number:09}", {"kind": "file", "path": "corpus/x.flac"}, about) for number in range(50_000)]
+    with spent() as made:
+        make_plan(parent / "plan", ["x"], items, None)
+    print(f"| list and plan | {len(items) / made.processor:,.0f} clips a second |")
+    codes, audio = np.zeros((8, 81), np.int64), 103_680
+    with spent() as made, ShardWriter(parent / "shard", ABOUT) as writer:
+        for item in items[:20_000]:
+            writer.add(item.id, codes, audio, item.meta)
+        writer.finish(parent / "finished")
+    print(f"| write | {20_000 / made.processor:,.0f} clips a second |")
+
+
+SUBTYPES = {"opus": "OPUS"}
+ABOUT = Description("xy-mini", "0", 8, 1024, 1280, 16_000, 16_000, Windowing(75, 25, "middle"))
+
+
 def mark(value: float, target: float) -> str:
     """A share, and whether it is what it has to be."""
     return f"{value:.1%} (target {target:.0%}{'' if value >= target else ', MISSED'})"
@@ -153,6 +185,7 @@ def main() -> None:
             made.append(one)
             reports.append(report)
         report_local(args, alone, made, reports)
+        report_stages(parent)
         if args.ray_minutes:
             RAY_RATE = args.clips * SECONDS / statistics.median(one.clock for one in alone)
             audio, clock = through_ray(settings, files, parent / "ray", args.ray_minutes)

@@ -31,8 +31,6 @@ def store(tmp_path_factory):
 
 @pytest.mark.parametrize("form", EXPORTS)
 def test_a_round_trip_is_the_same_store(store, tmp_path, form):
-    if form == "parquet":
-        pytest.importorskip("pyarrow")
     target = tmp_path / f"exported{SUFFIX.get(form, '')}"
     EXPORTS[form](store, target)
     write_store(tmp_path / "back", store.description, IMPORTS[form](target, store.description), 4)
@@ -88,8 +86,6 @@ def test_what_is_not_the_form_is_refused(store, tmp_path):
     about = store.description
     (tmp_path / "x").write_bytes(b"nothing of this kind" * 9)
     for form in ("jsonl", "tar", "shar", "parquet"):
-        if form == "parquet":
-            pytest.importorskip("pyarrow")
         with pytest.raises(XycodecError, match="x"):
             list(IMPORTS[form](tmp_path / "x", about))
     (tmp_path / "npy").mkdir()

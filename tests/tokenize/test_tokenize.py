@@ -10,10 +10,13 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from types import SimpleNamespace
 
+import datasets
 import fsspec
 import numpy as np
+import pyarrow.parquet
 import pytest
 import soundfile as sf
+import torch
 from tests.data.corpus import encoded, noise, save
 from tests.tokenize.corpora import (
     alone,
@@ -32,10 +35,10 @@ from tests.training_runs import Running
 from tests.training_runs import xycodec as run
 
 from xycodec.checkpoints.load import load_codec
-from xycodec.errors import StoreError
+from xycodec.errors import StoreError, XycodecError
 from xycodec.io.tokens import write
 from xycodec.io.tokens.read import TokenStore
-from xycodec.tokenize import local
+from xycodec.tokenize import local, shard
 from xycodec.tokenize.corpus import tokenize_corpus
 from xycodec.tokenize.local import LocalEngine
 from xycodec.tokenize.shard import Encoding
@@ -156,8 +159,7 @@ def test_tars_and_globs_of_them(tokenize, codec, files, tmp_path):
 
 
 def test_parquet(tokenize, codec, files, tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
-    write = pytest.importorskip("pyarrow.parquet").write_table
+    write = pyarrow.parquet.write_table
     audio = [{"bytes": path.read_bytes(), "path": path.name} for path in files]
     rows = {"audio": audio, "id": [f"clip-{i}" for i in range(10)], "text": ["words"] * 10}
     write(pyarrow.table(rows), tmp_path / "x.parquet", row_group_size=3)
@@ -174,7 +176,6 @@ def test_parquet(tokenize, codec, files, tmp_path):
 
 
 def test_a_saved_dataset(tokenize, codec, files, tmp_path):
-    datasets = pytest.importorskip("datasets")
     text, data = datasets.Value("string"), datasets.Value("binary")
     audio = [{"bytes": path.read_bytes(), "path": path.name} for path in files]
     rows = {"audio": audio, "text": [f"words {i}" for i in range(10)]}
@@ -405,6 +406,61 @@ def test_broken_files_are_listed_and_the_rest_goes_on(tokenize, codec, files, tm
     assert "is empty (0 bytes)" in rows[0]["error"]
     assert err.count("error: ") == 4
     assert tokenize(broken)[0] == 1  # it is not forgotten
+
+
+def test_a_full_disk_ends_the_call_and_loses_nothing(whole, folder, model, xycodec, tmp_path, monkeypatch):
+    append, room = write._append, iter(range(13))
+
+    def filling(file, data):
+        if next(room, None) is None:
+            raise OSError(28, "No space left on device")
+        append(file, data)
+
+    monkeypatch.setattr(write, "_append", filling)
+    code, _, err = xycodec(*arguments(folder, tmp_path / "store", model))
+    assert (code, "cannot be written (No space left on device)" in err, err.count("\n")) == (1, True, 1)
+    monkeypatch.setattr(write, "_append", append)
+    assert xycodec(*arguments(folder, tmp_path / "store", model))[0] == 0
+    assert tree(tmp_path / "store") == tree(whole)
+
+
+def test_what_a_codec_or_a_file_system_raises_is_a_failure(whole, model, folder, tmp_path, monkeypatch):
+    encoding, read = tiny_encoding(model), shard.blocks_of
+
+    def blocks_of(item, rate, tell):
+        if item.id.startswith("a/0"):
+            raise ConnectionResetError("peer went\naway")
+        return read(item, rate, tell)
+
+    def encode(audio, **more):
+        if any(len(clip) == 4800 for clip in audio):
+            raise RuntimeError("odd length")
+        return type(encoding.codec).encode(encoding.codec, audio, **more)
+
+    monkeypatch.setattr(shard, "blocks_of", blocks_of)
+    monkeypatch.setattr(encoding.codec, "encode", encode)
+    shutil.copytree(folder, tmp_path / "audio")
+    save(tmp_path / "audio" / "odd.wav", noise(0.3))
+    engine = LocalEngine(lambda: encoding, {})
+    report = tokenize_corpus([str(tmp_path / "audio")], tmp_path / "store", encoding.describe(), engine)
+    errors = {row["id"]: row["error"] for row in TokenStore(tmp_path / "store").failures()}
+    assert set(errors.values()) == {"ConnectionResetError: peer went", "RuntimeError: odd length"}
+    assert report.clips + report.failed == 11
+    whole_codes = codes_of(whole)
+    for name, codes in codes_of(tmp_path / "store").items():
+        np.testing.assert_array_equal(codes, whole_codes[name])
+
+
+def test_a_machine_without_memory_ends_the_call(model, folder, tmp_path, monkeypatch):
+    """Or a whole corpus would be listed as failures."""
+    encoding = tiny_encoding(model)
+
+    def encode(audio, **more):
+        raise torch.OutOfMemoryError("all is used")
+
+    monkeypatch.setattr(encoding.codec, "encode", encode)
+    with pytest.raises(XycodecError, match="out of memory: encode less at once"):
+        tokenize_corpus([str(folder)], tmp_path / "store", encoding.describe(), LocalEngine(lambda: encoding, {}))
 
 
 def test_ids_that_occur_twice_are_told(tokenize, files, tmp_path):

@@ -60,7 +60,7 @@ def tokenize(
     ] = False,
     batch_seconds: Annotated[float, typer.Option(min=0, help="Audio that is encoded in one call.")] = 30.0,
     shard_clips: Annotated[
-        int | None, typer.Option(min=1, help="Clips of a shard (default: a 64th of the corpus, 8 to 4096).")
+        int | None, typer.Option(min=1, help="Clips of a shard (default: a 64th of the corpus, 32 to 4096).")
     ] = None,
     verify: Annotated[int, typer.Option(min=0, help="Encode so many random clips again, alone, and compare.")] = 0,
     verify_rate: Annotated[float, typer.Option(min=0, max=1, help="Share of codes that may differ then.")] = 0.0,

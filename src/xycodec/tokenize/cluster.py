@@ -113,6 +113,7 @@ class RayEngine:
 def _started() -> Any:
     """Ray, connected to a cluster."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what matters arrives as an exception
     os.environ.setdefault("RAY_worker_niceness", "0")
     import ray
     import ray.data

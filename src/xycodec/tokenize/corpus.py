@@ -61,7 +61,7 @@ def tokenize_corpus(
         description: of the codes (`Encoding.describe`).
         engine: what encodes shards, such as `LocalEngine`.
         items: the clips that `inputs` name, if `list_items` does not know them.
-        shard_clips: clips of a shard (None: a 64th of the corpus, from 8 to 4096).
+        shard_clips: clips of a shard (None: a 64th of the corpus, from 32 to 4096).
         planned: told the clips of the corpus, and how many are done, before the first is encoded.
         tell: told how many clips were listed, now and then.
 

@@ -18,7 +18,7 @@ JOB = "job.json"
 WORK = "work"
 """Folder of a store that is not finished: the plan, and shards that are being written."""
 _ITEMS, _OFFSETS = "items.jsonl", "offsets.bin"
-_MOST_CLIPS, _FEWEST_CLIPS, _SHARDS = 4096, 8, 64
+_MOST_CLIPS, _FEWEST_CLIPS, _SHARDS = 4096, 32, 64
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def make_plan(
 ) -> Job:
     """List `items` in a folder and cut them into shards. A clip whose id came before is listed as a failure.
 
-    `shard_clips` of None is a 64th of the clips, from 8 to 4096. `tell` hears now and then how many clips there are.
+    `shard_clips` of None is a 64th of the clips, from 32 to 4096. `tell` hears now and then how many clips there are.
     Raises StoreError if the folder cannot be written, or there are no clips.
     """
     offsets, hashes = array("Q", [0]), array("Q")

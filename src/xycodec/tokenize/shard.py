@@ -191,13 +191,16 @@ Result = tuple[np.ndarray[Any, Any], int] | str
 
 
 def encode(encoding: Encoding, clips: Sequence[Loaded]) -> list[Result]:
-    """Codes of some clips, each as if alone; those of like length, of `batch_s` together, in one call."""
+    """Codes of some clips, each as if alone; those of like length, of `batch_s` together, in one call.
+
+    Raises XycodecError where the memory does not suffice.
+    """
     results: dict[int, Result] = {place: clip.error for place, clip in enumerate(clips) if clip.error}
     for batch in _bucketed(clips, encoding.batch_s * encoding.codec.input_sample_rate):
         try:
             results |= zip(batch, _together(encoding, [clips[place] for place in batch]), strict=True)
-        except _PASSING:
-            raise
+        except _OF_THE_MACHINE as error:
+            raise _out_of_memory() from error
         except Exception:  # one of them will not do
             for place in batch:
                 results[place] = _alone(lambda clip: _together(encoding, [clip])[0], clips[place])
@@ -207,15 +210,19 @@ def encode(encoding: Encoding, clips: Sequence[Loaded]) -> list[Result]:
     return [results[place] for place in range(len(clips))]
 
 
-_PASSING = (MemoryError, torch.OutOfMemoryError)
-"""Errors of the machine and not of a clip, which would list a whole corpus as failures."""
+_OF_THE_MACHINE = (MemoryError, torch.OutOfMemoryError)
+"""Errors that would list a whole corpus as failures."""
+
+
+def _out_of_memory() -> XycodecError:
+    return XycodecError("out of memory: encode less at once (--batch-seconds), or by fewer --jobs")
 
 
 def _alone(work: Callable[[Loaded], Result], clip: Loaded) -> Result:
     try:
         return work(clip)
-    except _PASSING:
-        raise
+    except _OF_THE_MACHINE as error:
+        raise _out_of_memory() from error
     except Exception as error:  # whatever a codec or a file system raises
         return _why(error)
 
@@ -284,15 +291,18 @@ def _timed(clips: Iterator[Loaded], times: Times) -> Iterator[Loaded]:
 
 
 def _groups(clips: Iterable[Loaded], samples: float) -> Iterator[list[Loaded]]:
-    """Consecutive clips of about so many samples together; a long one ends its group."""
+    """Consecutive clips of about so many samples together; a long one ends its group.
+
+    The first groups are smaller, so that encoding does not wait for all to be read.
+    """
     group: list[Loaded] = []
-    held = 0
+    held, size = 0, samples / 16
     for clip in clips:
         group.append(clip)
         held += len(clip.audio) if clip.audio is not None else 0
-        if held >= samples or clip.stream is not None:
+        if held >= size or clip.stream is not None:
             yield group
-            group, held = [], 0
+            group, held, size = [], 0, min(samples, 2 * size)
     if group:
         yield group
 
