@@ -109,6 +109,7 @@ def test_a_dataset_is_mapped(recordings, run):
     assert rows[0]["codes"] == codes.T.tolist()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("notebook", sorted(EXAMPLES.glob("*.ipynb")), ids=lambda path: path.name)
 def test_a_notebook_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

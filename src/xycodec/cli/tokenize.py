@@ -1,7 +1,6 @@
 """`xycodec tokenize`: a corpus to a store of tokens."""
 
 import json
-import os
 import sys
 from dataclasses import asdict
 from enum import StrEnum
@@ -74,6 +73,7 @@ def tokenize(
     as_json: AsJson = False,
 ) -> None:
     """Turn a corpus into a store of tokens; run again to go on after a kill."""
+    from xycodec.io.cores import available_cores
     from xycodec.io.tokens.read import TokenStore
     from xycodec.tokenize.cluster import RayEngine
     from xycodec.tokenize.corpus import Engine, tokenize_corpus
@@ -84,7 +84,7 @@ def tokenize(
 
     if engine is Engines.ray:
         require_package("ray", "ray")  # before the model is loaded
-    cores = threads or os.cpu_count() or 1
+    cores = threads or available_cores()
     settings: dict[str, Any] = {
         "model": model, "n_q": n_q, "search": search, "overlap": overlap, "reference": reference, "device": device,
         "dtype": dtype.value, "share_batches": share_batches, "batch_s": batch_seconds, "threads": cores,
