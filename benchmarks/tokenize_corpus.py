@@ -98,6 +98,7 @@ def through_ray(settings: dict[str, Any], files: list[Path], store: Path, minute
         make_encoding,
         settings,
         cores=settings["threads"],
+        actors=1,
         accelerators=False,
         advance=lambda clips, seconds: told.append((time.perf_counter(), seconds)),
     )

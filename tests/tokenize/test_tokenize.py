@@ -38,7 +38,7 @@ from xycodec.checkpoints.load import load_codec
 from xycodec.errors import StoreError, XycodecError
 from xycodec.io.tokens import write
 from xycodec.io.tokens.read import TokenStore
-from xycodec.tokenize import local, shard
+from xycodec.tokenize import corpus, local, shard
 from xycodec.tokenize.corpus import tokenize_corpus
 from xycodec.tokenize.local import LocalEngine
 from xycodec.tokenize.shard import Encoding
@@ -380,16 +380,12 @@ def test_a_damaged_plan_is_told(folder, model, xycodec, whole, tmp_path):
     assert (code, "the plan of shard 1 is damaged" in err, err.count("\n")) == (1, True, 1)
 
 
-def test_two_calls_at_once_are_refused(model, folder, tmp_path, tokenize):
-    running = Running(tmp_path, *arguments(folder, tmp_path / "store", model))
-    running.wait_for(lambda: begun(tmp_path / "store") >= 1)
-    os.kill(running.process.pid, signal.SIGSTOP)
-    try:
-        code, _, err = tokenize(folder)
-        assert (code, "another process is writing it" in err) == (1, True)
-    finally:
-        os.kill(running.process.pid, signal.SIGCONT)
-    assert running.result().code == 0
+def test_two_calls_at_once_are_refused(folder, model, xycodec, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "store")
+    with corpus._alone(tmp_path / "store"):
+        code, _, err = xycodec(*arguments(folder, tmp_path / "store", model))
+    assert (code, "another process is writing it" in err) == (1, True)
+    assert xycodec(*arguments(folder, tmp_path / "store", model))[0] == 0
 
 
 # ---- what goes wrong -------------------------------------------------------------------------------
@@ -478,18 +474,24 @@ def test_two_files_of_one_stem_are_two_clips(tokenize, tmp_path):
     assert list(codes_of(tmp_path / "store")) == ["a.flac", "a.wav"]
 
 
-def test_an_input_that_vanishes_is_a_failure(model, folder, tmp_path, files):
+def test_an_input_that_vanishes_is_a_failure(model, folder, xycodec, tmp_path, monkeypatch):
     shutil.copytree(folder, tmp_path / "audio")
+    append, room = write._append, iter(range(3))
+
+    def stopping(file, data):
+        if next(room, None) is None:
+            raise OSError("somebody took the disk out")
+        append(file, data)
+
     command = arguments(tmp_path / "audio", tmp_path / "store", model)
-    running = Running(tmp_path, *command)
-    running.wait_for(lambda: begun(tmp_path / "store") >= 1)
-    running.kill()
+    monkeypatch.setattr(write, "_append", stopping)
+    assert xycodec(*command)[0] == 1
+    monkeypatch.setattr(write, "_append", append)
     shutil.rmtree(tmp_path / "audio" / "b")
-    ended = run(tmp_path, *command)
-    assert ended.code == 1
-    assert "cannot be read (No such file or directory)" in ended.err
+    code, _, err = xycodec(*command)
+    assert (code, "cannot be read (No such file or directory)" in err) == (1, True)
     store = TokenStore(tmp_path / "store")
-    assert len(store) + len(store.failures()) == 10
+    assert (len(store), [row["id"][0] for row in store.failures()]) == (5, ["b"] * 5)
 
 
 def test_another_model_is_refused(tokenize, xycodec, folder, tmp_path, model):
