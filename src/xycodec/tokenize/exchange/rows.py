@@ -67,5 +67,5 @@ def clip_of(row: dict[str, Any], about: Description, codes: Codes | NDArray[np.i
 
 def file_name(name: str, suffix: str) -> str:
     """A path below a folder for a clip's id: its own slashes stay, what a file system minds is written as %XX."""
-    parts = [quote(part, safe=" ") for part in name.split("/")]
+    parts = [quote(part, safe=" ") or "%2F" for part in name.split("/")]  # an empty one would lead out of the folder
     return "/".join(part.replace(".", "%2E") if part.strip(".") == "" else part for part in parts) + suffix
