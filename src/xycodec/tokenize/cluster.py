@@ -27,6 +27,8 @@ BATCH_CLIPS = 64
 """Clips that an actor gets at once: it sorts them by length, and encodes `batch_s` seconds of them in a call."""
 _READER_CPUS = 0.4
 """Of a core; other than what an actor has, or Ray would let actors read as well."""
+_READERS = 100
+"""At most: each has a shard, of which this process holds four files open. They read 100,000 times real time together."""
 _BLOCK_BYTES = 32 << 20
 
 Table = dict[str, Any]
@@ -92,7 +94,7 @@ class RayEngine:
         reader = make_reader(folder, about.sample_rate, window)
         encoder = make_encoder(self._make, self._settings)
         read = ray.data.from_items(begun, override_num_blocks=len(begun)).map_batches(
-            reader, batch_size=1, num_cpus=_READER_CPUS
+            reader, batch_size=1, compute=ray.data.TaskPoolStrategy(size=_READERS), num_cpus=_READER_CPUS
         )
         made = read.map_batches(
             encoder, batch_size=BATCH_CLIPS, compute=ray.data.ActorPoolStrategy(size=actors), **resources

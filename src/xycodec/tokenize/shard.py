@@ -102,6 +102,8 @@ class Loaded:
     error: str | None = None
     remarks: list[str] = field(default_factory=list)
     reading: float = 0.0
+    waited: float = 0.0
+    """Seconds that reading took beside the encoding, and amid it."""
 
 
 def load(item: Item, rate: int, window: int) -> Loaded:
@@ -175,8 +177,10 @@ def encode_into(
         seconds = sum(
             write(writer, clip, result, codec.input_sample_rate) for clip, result in zip(group, made, strict=True)
         )
+        waited = sum(clip.waited for clip in group)
         times += Times(
-            encoding=middle - start,
+            waiting=waited,
+            encoding=middle - start - waited,
             writing=time.perf_counter() - middle,
             reading=sum(clip.reading for clip in group),
             audio=seconds,
@@ -241,9 +245,20 @@ def _together(encoding: Encoding, clips: list[Loaded]) -> list[Result]:
 
 
 def _streamed(encoding: Encoding, clip: Loaded) -> Result:
-    counted = CountedBlocks(clip.stream or iter(()))
+    counted = CountedBlocks(_timed_blocks(clip))
     codes = encode_long(encoding.codec, counted, encoding.overlap_s, n_q=encoding.n_q, search=encoding.search)
     return _covered(encoding, codes.numpy(), counted.samples)
+
+
+def _timed_blocks(clip: Loaded) -> Iterator[Samples]:
+    blocks = clip.stream or iter(())
+    while True:
+        start = time.perf_counter()
+        block = next(blocks, None)
+        clip.waited += time.perf_counter() - start
+        if block is None:
+            return
+        yield block
 
 
 def _covered(encoding: Encoding, codes: "np.ndarray[Any, Any]", samples: int) -> Result:
