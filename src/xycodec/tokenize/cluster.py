@@ -28,7 +28,7 @@ BATCH_CLIPS = 64
 _READER_CPUS = 0.4
 """Of a core; other than what an actor has, or Ray would let actors read as well."""
 _READERS = 100
-"""At most: each has a shard, of which this process holds four files open. They read 100,000 times real time together."""
+"""At most: each has a shard, of which this process holds four files open. They read 100,000 x real time."""
 _BLOCK_BYTES = 32 << 20
 
 Table = dict[str, Any]
