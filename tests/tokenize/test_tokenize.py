@@ -17,6 +17,7 @@ import pyarrow.parquet
 import pytest
 import soundfile as sf
 import torch
+from lhotse.audio import AudioSource
 from tests.data.corpus import encoded, noise, save
 from tests.tokenize.corpora import (
     alone,
@@ -40,6 +41,7 @@ from xycodec.io.tokens import write
 from xycodec.io.tokens.read import TokenStore
 from xycodec.tokenize import corpus, local, shard
 from xycodec.tokenize.corpus import tokenize_corpus
+from xycodec.tokenize.inputs.manifests import cut_item
 from xycodec.tokenize.local import LocalEngine
 from xycodec.tokenize.shard import Encoding
 
@@ -529,6 +531,14 @@ def test_a_damaged_manifest_or_tar_is_one_failure(tokenize, files, tmp_path):
     store = TokenStore(tmp_path / "store")
     assert [clip.id for clip in store] == [str(files[0])]
     assert [row["id"].rsplit("/", 1)[1] for row in store.failures()] == ["x.tar", "rows.jsonl:2", "rows.jsonl:3"]
+
+
+def test_cuts_in_memory_are_told(files):
+    """A plan is text."""
+    cut = cuts_of(files[:1])[0]
+    cut.recording.sources[0] = AudioSource("memory", [0], files[0].read_bytes())
+    item = cut_item(cut)
+    assert item.error == "clip-0: its audio lies in memory, not in a file: save the cuts with their audio"
 
 
 def test_odd_audio_is_remarked(tokenize, tmp_path):
