@@ -37,7 +37,7 @@ def labelled(tmp_path):
         before = np.full(7, 9)
         np.concatenate([before, labels.ravel(), before]).astype(f"<{suffix[1:]}").tofile(path)
         cut = cut_of(save(tmp_path / f"{name}.wav", noise(seconds)))
-        return with_targets(cut, path, len(before), (frames, layers), rate, OF)
+        return with_targets(cut, path, len(before), (frames, layers), np.dtype(f"<{suffix[1:]}"), rate, OF)
 
     return make
 

@@ -20,7 +20,7 @@ from xycodec.train.recipe_file import load_recipe
 LANGUAGES = {"sh", "python", "yaml", "text"}
 RUNS = {"models", "info", "encode", "decode", "roundtrip", "convert", "data import"}
 """Commands that end within seconds here, with the stand-ins below."""
-SYSTEM = {"apt-get", "bash", "git", "pip", "pre-commit"}
+SYSTEM = {"apt-get", "bash", "git", "pip", "pre-commit", "ray"}
 SMALLEST = "x-mini-baseline"
 PROGRAM = typer.main.get_command(app)
 

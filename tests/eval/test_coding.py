@@ -1,3 +1,4 @@
+import json
 import math
 from itertools import permutations
 
@@ -5,6 +6,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
+from tests.io.tokens.stores import description
 from tests.reference import tiny_config
 
 from xycodec.checkpoints.build import random_codec
@@ -18,9 +20,10 @@ from xycodec.eval.coding import (
     coded_clips,
     uncoded,
 )  # fmt: skip
-from xycodec.io.codes import CodeStore
+from xycodec.io.tokens.grow import GrowingStore
 from xycodec.models.base import fingerprint
 from xycodec.models.longform import decode_long, encode_long
+from xycodec.tokenize.shard import Encoding
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +41,11 @@ def clips(tmp_path):
     return {name: f"audio of {name}" for name in names}
 
 
-def rows(folder):
-    import json
+META = "codes/shards/000000/meta.jsonl"
 
-    return [json.loads(line) for line in (folder / "codes.jsonl").read_text().splitlines()[1:]]
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / META).read_text().splitlines()]
 
 
 # ---- specs -----------------------------------------------------------------------------------------
@@ -97,10 +101,10 @@ def test_files_are_what_the_codec_gives(codec, clips, tmp_path):
     for row, name in zip(rows(folder), clips, strict=True):
         audio = sf.read(tmp_path / "original" / f"{name}.flac", dtype="float32")[0]
         codes = encode_long(codec, audio, n_q=2)
-        assert row["key"] == name
+        assert (row["id"], row["seconds"]) == (name, round(len(audio) / 16_000, 6))
         assert row["bits"] == codes.numel() * math.ceil(math.log2(codec.codebook_size))
         assert min(row["encode_s"], row["decode_s"]) > 0
-        assert np.array_equal(CodeStore(folder).codes(name), codes.numpy())
+        assert np.array_equal(GrowingStore(folder / "codes").codes(name), codes.numpy())
         decoded = decode_long(codec, codes, num_samples=len(audio)).numpy().clip(-1, 1 - 2**-15)
         written = sf.read(folder / "audio" / f"{name}.flac", dtype="float32")[0]
         assert written.shape == audio.shape
@@ -113,9 +117,10 @@ def test_searched_codes_have_a_store_of_their_own(codec, clips, tmp_path):
         folder.mkdir()
         code_clips(codec, None, clips, tmp_path / "original", folder, lambda: None, search=width)
     audio = sf.read(tmp_path / "original" / "a.flac", dtype="float32")[0]
-    assert np.array_equal(CodeStore(searched).codes("a"), encode_long(codec, audio, search=4).numpy())
-    assert CodeStore(searched).about == CodeStore(greedy).about | {"search": 4}
-    with pytest.raises(XycodecError, match="was begun with other codes"):
+    found = GrowingStore(searched / "codes")
+    assert np.array_equal(found.codes("a"), encode_long(codec, audio, search=4).numpy())
+    assert found.description == Encoding(codec, search=4).describe()
+    with pytest.raises(XycodecError, match=r"was begun with other codes \(search 1 and 4\)"):
         code_clips(codec, None, clips, tmp_path / "original", greedy, lambda: None, search=4)
 
 
@@ -123,15 +128,15 @@ def test_what_is_done_is_not_done_again(codec, clips, tmp_path):
     folder = tmp_path / "codec"
     folder.mkdir()
     code_clips(codec, None, dict(list(clips.items())[:2]), tmp_path / "original", folder, lambda: None)
-    first = (folder / "codes.jsonl").read_bytes()
-    (folder / "codes.jsonl").write_bytes(first[:-5])  # a kill in the middle of the second row
+    first = (folder / META).read_bytes()
+    (folder / META).write_bytes(first[:-5])  # a kill in the middle of the second row
     todo = uncoded(clips, folder)
     assert list(todo) == ["deep/b", "c"]
     code_clips(codec, None, todo, tmp_path / "original", folder, lambda: None)
     assert uncoded(clips, folder) == {}
     again = rows(folder)
-    assert [row["key"] for row in again] == list(clips)
-    assert (folder / "codes.jsonl").read_bytes().startswith(first[: first.rindex(b"\n", 0, -1) + 1])
+    assert [row["id"] for row in again] == list(clips)
+    assert (folder / META).read_bytes().startswith(first[: first.rindex(b"\n", 0, -1) + 1])
 
 
 def test_a_clip_that_the_codec_fails_on(codec, clips, tmp_path):
@@ -149,8 +154,9 @@ def test_a_clip_that_the_codec_fails_on(codec, clips, tmp_path):
     folder.mkdir()
     code_clips(moody, None, clips, tmp_path / "original", folder, lambda: None)
     found = rows(folder)
-    assert found[1] == {"key": "deep/b", "of": "audio of deep/b", "error": "RuntimeError: not this one"}
-    assert [row["key"] for row in found if "bits" in row] == ["a", "c"]
+    error = "RuntimeError: not this one"
+    assert found[1] == {"id": "deep/b", "seconds": 0.0, "of": "audio of deep/b", "error": error}
+    assert [row["id"] for row in found if "bits" in row] == ["a", "c"]
     assert not (folder / "audio" / "deep" / "b.flac").exists()
     # Another time it may work.
     todo = uncoded(clips, folder)
@@ -164,9 +170,9 @@ def test_a_clip_that_the_codec_fails_on(codec, clips, tmp_path):
 
 
 def test_counts_add_up_over_clips(tmp_path):
-    store = CodeStore(tmp_path, {"size": 4})
-    store.add("a", np.array([[0, 1, 1], [3, 3, 3]]))
-    store.add("b", np.array([[1], [0]]))
+    with GrowingStore(tmp_path / "codes", description(n_q=2, codebook_size=4)) as store:
+        store.add("a", np.array([[0, 1, 1], [3, 3, 3]]), 480, {})
+        store.add("b", np.array([[1], [0]]), 160, {})
     counts = codebook_counts(tmp_path, ["a", "b"], 4)
     assert counts.tolist() == [[1, 3, 0, 0], [1, 0, 0, 3]]
     use = codebook_use(counts)

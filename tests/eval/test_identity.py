@@ -13,7 +13,7 @@ from lhotse import CutSet, Recording
 from xycodec.errors import AudioError
 from xycodec.eval.corpus import Item, open_corpora
 from xycodec.eval.identity import audio_digest, identify
-from xycodec.io.codes import file_digest
+from xycodec.io.digests import file_digest
 
 
 def write(path, seed=0, samples=16_000):

@@ -5,14 +5,17 @@ import runpy
 import sys
 from pathlib import Path
 
+import datasets
 import matplotlib as mpl
 import numpy as np
 import pytest
 import soundfile as sf
 
 from xycodec import Codec, read_audio
+from xycodec.io.tokens.read import TokenStore
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+SPEECH = EXAMPLES.parents[1] / "shared" / "data" / "speech"
 SOUND = EXAMPLES.parent / "src" / "xycodec" / "assets" / "fox.flac"
 
 
@@ -66,6 +69,46 @@ def test_a_tiny_codec_is_trained_and_used(recordings, run):
     assert len(Path("exp/tiny/metrics.jsonl").read_text().splitlines()) >= 2
 
 
+def test_librispeech_becomes_a_store(tmp_path, run):
+    """Laid out as LibriSpeech is."""
+    folder = tmp_path / "dev-clean" / "84" / "121123"
+    folder.mkdir(parents=True)
+    speech, rate = sf.read(SOUND, frames=16_000, dtype="float32")
+    for number in range(2):
+        sf.write(folder / f"84-121123-000{number}.flac", speech[: 9000 + 7000 * number], rate)
+    (folder / "84-121123.trans.txt").write_text("84-121123-0000 GO\n84-121123-0001 THE QUICK BROWN FOX\n")
+    arguments = (tmp_path / "dev-clean", tmp_path / "tokens", "--model", "x-mini")
+    printed = run("tokenize_librispeech.py", *arguments)
+    assert "2 clips (2 new), 0.00 h, 0 failed" in printed
+    second = TokenStore(tmp_path / "tokens")[1]
+    assert (second.id, second.meta["text"], second.meta["speaker"], second.samples) == (
+        "84-121123-0001", "THE QUICK BROWN FOX", "84", 16_000,
+    )  # fmt: skip
+    assert "2 clips (0 new)" in run(
+        "tokenize_librispeech.py", tmp_path / "dev-clean", tmp_path / "tokens", "--model", "x-mini"
+    )
+
+
+@pytest.mark.speech
+@pytest.mark.skipif(not SPEECH.is_dir(), reason="the recordings are not at ../shared/data/speech")
+def test_the_shared_corpus_becomes_a_store(tmp_path, run):
+    printed = run(
+        "tokenize_librispeech.py", SPEECH / "dev.jsonl", tmp_path / "tokens", "--model", "x-mini", "--limit", 3
+    )
+    assert "3 clips (3 new)" in printed
+    assert "In der Literaturgeschichte bilden August Strindbergs" in printed
+    assert TokenStore(tmp_path / "tokens")[0].meta["speaker"] == "kerstin"
+
+
+def test_a_dataset_is_mapped(recordings, run):
+    datasets.disable_progress_bars()
+    printed = run("tokenize_dataset.py", recordings, "coded", "--model", "x-mini")
+    assert "coded: 2 clips, columns audio, codes" in printed
+    rows = datasets.load_from_disk("coded")
+    codes = Codec.from_pretrained("x-mini").encode(read_audio("recordings/a.flac")).codes[0]
+    assert rows[0]["codes"] == codes.T.tolist()
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("notebook", sorted(EXAMPLES.glob("*.ipynb")), ids=lambda path: path.name)
 def test_a_notebook_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
@@ -102,7 +145,7 @@ def test_notebooks_are_kept_without_what_they_printed():
 def test_every_example_is_listed_and_tested():
     listed = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     names = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")}
-    assert len(names) == 4
+    assert len(names) == 6
     assert {name for name in names if f"]({name})" not in listed} == set()
     tested = Path(__file__).read_text(encoding="utf-8")
     assert {name for name in names if name.endswith(".py") and f'"{name}"' not in tested} == set()

@@ -2,6 +2,7 @@
 
 import gc
 import json
+from pathlib import PurePosixPath
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from xycodec.io.tokens.write import write_store
 from xycodec.io.xyc import CodecFile
 from xycodec.lm.memmap import read_memmap, shape_file, write_memmap
 from xycodec.tokenize.exchange.forms import EXPORTS, IMPORTS
+from xycodec.tokenize.exchange.rows import file_name
 
 SUFFIX = {"jsonl": ".jsonl", "tar": ".tar", "parquet": ".parquet"}
 
@@ -22,7 +24,7 @@ SUFFIX = {"jsonl": ".jsonl", "tar": ".tar", "parquet": ".parquet"}
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     """Ids with everything that a file system minds, one clip without samples, other languages."""
-    names = ["a/b.wav", "../c", "d e%", "f", "..", "ü/ñ"]
+    names = ["a/b.wav", "../c", "d e%", "f", "..", "ü/ñ", "/tmp/g", "//h"]
     clips = [clip(i, frames=i % 4, name=name, speaker="one", more={"list": [1, "ä"]}) for i, name in enumerate(names)]
     folder = tmp_path_factory.mktemp("store") / "store"
     write_store(folder, description(), clips, 4)
@@ -31,13 +33,19 @@ def store(tmp_path_factory):
 
 @pytest.mark.parametrize("form", EXPORTS)
 def test_a_round_trip_is_the_same_store(store, tmp_path, form):
-    if form == "parquet":
-        pytest.importorskip("pyarrow")
     target = tmp_path / f"exported{SUFFIX.get(form, '')}"
     EXPORTS[form](store, target)
     write_store(tmp_path / "back", store.description, IMPORTS[form](target, store.description), 4)
     assert tree(tmp_path / "back") == tree(store.folder)
     assert {path.name for path in tmp_path.iterdir()} == {target.name, "back"}
+
+
+@pytest.mark.parametrize("name", ["/etc/a", "../a", "a/../../b", "//a", "a//b", "a/", "", ".", "./a", "a\\b", "%2F/a"])
+def test_no_id_leads_out_of_the_folder(name):
+    path = PurePosixPath(file_name(name, ".npy"))
+    assert not path.is_absolute()
+    assert {".", ".."}.isdisjoint(path.parts)
+    assert file_name(name, "") not in {file_name(other, "") for other in ("etc/a", "a", "b", "%2F", "x")} - {name}
 
 
 def test_exports_are_what_they_say(store, tmp_path):
@@ -56,7 +64,8 @@ def test_exports_are_what_they_say(store, tmp_path):
 def test_lhotse_reads_its_shar(store, tmp_path):
     EXPORTS["shar"](store, tmp_path / "shar")
     fields = {"cuts": [tmp_path / "shar" / "cuts.000000.jsonl.gz"], "codes": [tmp_path / "shar" / "codes.000000.tar"]}
-    cut = list(CutSet.from_shar(fields=fields))[3]
+    cuts = list(CutSet.from_shar(fields=fields))
+    cut = cuts[3]
     assert (cut.codes.frame_shift, cut.codes.shape, cut.supervisions[0].text) == (0.01, [3, 3], "words 3")
     assert np.array_equal(cut.codes.load(), store.codes(3).T)
     gc.collect()
@@ -81,15 +90,13 @@ def test_a_map_of_tokens(store, tmp_path, context):
     assert tokens.ravel()[:2].tolist() == [1150, 1000 + int(store.codes(1)[0, 0])]
     assert set(np.unique(tokens)) <= set(range(1000, 1152))
     back = list(read_memmap(tmp_path / "x.bin", store.description, first=1000))
-    assert [np.array_equal(one.codes, two.codes) for one, two in zip(back, store, strict=True)] == [True] * 6
+    assert [np.array_equal(one.codes, two.codes) for one, two in zip(back, store, strict=True)] == [True] * 8
 
 
 def test_what_is_not_the_form_is_refused(store, tmp_path):
     about = store.description
     (tmp_path / "x").write_bytes(b"nothing of this kind" * 9)
     for form in ("jsonl", "tar", "shar", "parquet"):
-        if form == "parquet":
-            pytest.importorskip("pyarrow")
         with pytest.raises(XycodecError, match="x"):
             list(IMPORTS[form](tmp_path / "x", about))
     (tmp_path / "npy").mkdir()
@@ -97,12 +104,38 @@ def test_what_is_not_the_form_is_refused(store, tmp_path):
     with pytest.raises(StoreError, match=r"a\.npy: cannot be read"):
         list(IMPORTS["npy"](tmp_path / "npy", about))
     EXPORTS["xyc"](store, tmp_path / "xyc")
-    with pytest.raises(StoreError, match="has codes of tiny, not of other"):
+    with pytest.raises(StoreError, match="has codes of tiny, search 1, not of other, search 1"):
         list(IMPORTS["xyc"](tmp_path / "xyc", description(model="other")))
     with pytest.raises(StoreError, match="no map with its shape"):
         list(read_memmap(tmp_path / "x", about))
     with pytest.raises(StoreError, match="exists already"):
         EXPORTS["npy"](store, tmp_path / "npy")
+
+
+@pytest.mark.parametrize(("codes", "words"), [
+    ([[1, 2], [3, 4]], "clip: its codes are not frames of 3"), ([[0.5, 1, 2]], "float64 numbers"),
+    ([[1, 2, 3], [4]], "are not frames of 3"), (["a"], "are not frames of 3"),
+    ([[1, 2, 50]], "clip: holds a code outside 0 to 49"), ([[1, 2, -1]], "clip: holds a code outside 0 to 49"),
+    ([[1, 2, 1 << 40]], "clip: holds a code outside 0 to 49"),
+])  # fmt: skip
+def test_codes_that_are_none_are_told(tmp_path, codes, words):
+    (tmp_path / "x.jsonl").write_text(json.dumps({"id": "clip", "codes": codes}))
+    with pytest.raises(StoreError, match=words):
+        write_store(tmp_path / "store", description(), IMPORTS["jsonl"](tmp_path / "x.jsonl", description()))
+    assert not (tmp_path / "store").exists()
+
+
+def test_samples_that_are_none_are_told(tmp_path):
+    (tmp_path / "x.jsonl").write_text(json.dumps({"id": "clip", "codes": [], "samples": "many"}))
+    with pytest.raises(StoreError, match="clip has 'many' samples"):
+        list(IMPORTS["jsonl"](tmp_path / "x.jsonl", description()))
+
+
+def test_one_codebook_needs_no_frames(tmp_path):
+    (tmp_path / "a").mkdir()
+    np.save(tmp_path / "a" / "b.npy", np.array([3, 1, 2], np.int32))
+    (found,) = IMPORTS["npy"](tmp_path, description(n_q=1))
+    assert (found.id, found.codes.tolist(), found.samples) == ("a/b", [[3, 1, 2]], 480)
 
 
 def test_large_codes_take_their_room(tmp_path):

@@ -5,11 +5,19 @@ import json
 import os
 import shutil
 import signal
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from types import SimpleNamespace
 
+import datasets
 import fsspec
 import numpy as np
+import pyarrow.parquet
 import pytest
 import soundfile as sf
+import torch
+from lhotse.audio import AudioSource
 from tests.data.corpus import encoded, noise, save
 from tests.tokenize.corpora import (
     alone,
@@ -28,7 +36,14 @@ from tests.training_runs import Running
 from tests.training_runs import xycodec as run
 
 from xycodec.checkpoints.load import load_codec
+from xycodec.errors import StoreError, XycodecError
+from xycodec.io.tokens import write
 from xycodec.io.tokens.read import TokenStore
+from xycodec.tokenize import corpus, local, shard
+from xycodec.tokenize.corpus import tokenize_corpus
+from xycodec.tokenize.inputs.manifests import cut_item
+from xycodec.tokenize.local import LocalEngine
+from xycodec.tokenize.shard import Encoding
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +71,8 @@ def tokenize(xycodec, model, tmp_path):
     """Tokenize inputs into `tmp_path/store`: (exit code, stdout, stderr)."""
 
     def command(*inputs, store="store"):
-        return xycodec("tokenize", *inputs, "-o", tmp_path / store, "--model", model, "--device", "cpu")
+        options = ("--model", model, "--device", "cpu", "--threads", 1)
+        return xycodec("tokenize", *inputs, "-o", tmp_path / store, *options)
 
     return command
 
@@ -64,14 +80,19 @@ def tokenize(xycodec, model, tmp_path):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, model, folder):
     """The store that nothing happened to, in shards of two clips."""
-    place = tmp_path_factory.mktemp("whole")
-    ended = run(place, *arguments(folder, place / "store", model))
-    assert (ended.code, ended.err.count("error")) == (0, 0), ended.err
-    return place / "store"
+    encoding, store = tiny_encoding(model), tmp_path_factory.mktemp("whole") / "store"
+    engine = LocalEngine(lambda: encoding, {})
+    assert tokenize_corpus([str(folder)], store, encoding.describe(), engine, shard_clips=2).failed == 0
+    return store
+
+
+def tiny_encoding(model):
+    return Encoding(load_codec(model, device="cpu"))
 
 
 def arguments(folder, store, model, *more):
-    return ("tokenize", folder, "-o", store, "--model", model, "--device", "cpu", "--shard-clips", 2, *more)
+    options = ("--model", model, "--device", "cpu", "--threads", 1, "--shard-clips", 2)
+    return ("tokenize", folder, "-o", store, *options, *more)
 
 
 def relative(files):
@@ -140,8 +161,7 @@ def test_tars_and_globs_of_them(tokenize, codec, files, tmp_path):
 
 
 def test_parquet(tokenize, codec, files, tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
-    write = pytest.importorskip("pyarrow.parquet").write_table
+    write = pyarrow.parquet.write_table
     audio = [{"bytes": path.read_bytes(), "path": path.name} for path in files]
     rows = {"audio": audio, "id": [f"clip-{i}" for i in range(10)], "text": ["words"] * 10}
     write(pyarrow.table(rows), tmp_path / "x.parquet", row_group_size=3)
@@ -158,7 +178,6 @@ def test_parquet(tokenize, codec, files, tmp_path):
 
 
 def test_a_saved_dataset(tokenize, codec, files, tmp_path):
-    datasets = pytest.importorskip("datasets")
     text, data = datasets.Value("string"), datasets.Value("binary")
     audio = [{"bytes": path.read_bytes(), "path": path.name} for path in files]
     rows = {"audio": audio, "text": [f"words {i}" for i in range(10)]}
@@ -205,6 +224,74 @@ def test_other_rates_and_channels(tokenize, codec, tmp_path):
 # ---- any number of processes, any kill -------------------------------------------------------------
 
 
+@pytest.fixture
+def pool(monkeypatch):
+    """Threads in place of processes; the first `deaths` shards that are begun take theirs with them."""
+    dying = []
+
+    @contextmanager
+    def workers(processes, make, settings):
+        made = make(**settings)
+
+        def submit(in_worker, work, *arguments):
+            def run():
+                if dying:
+                    dying.pop()
+                    raise BrokenProcessPool
+                return work(made, *arguments)
+
+            return threads.submit(run)
+
+        with ThreadPoolExecutor(processes) as threads:
+            yield SimpleNamespace(submit=submit)
+
+    monkeypatch.setattr(local, "workers", workers)
+    return dying
+
+
+@pytest.mark.parametrize("deaths", [0, 2])
+def test_shards_side_by_side_make_the_same_bytes(whole, model, folder, tmp_path, pool, deaths):
+    pool += range(deaths)
+    heard = []
+    engine = LocalEngine(tiny_encoding, {"model": model}, 3, lambda clips, seconds: heard.append(clips))
+    about = tiny_encoding(model).describe()
+    report = tokenize_corpus([str(folder)], tmp_path / "store", about, engine, shard_clips=2)
+    assert (report.clips, report.made, sum(heard), pool) == (10, 10, 10, [])
+    assert tree(tmp_path / "store") == tree(whole)
+
+
+def test_workers_that_die_without_getting_on_end_the_call(model, folder, tmp_path, pool):
+    pool += range(1000)
+    engine = LocalEngine(tiny_encoding, {"model": model}, 2)
+    with pytest.raises(StoreError, match="worker processes die without getting on"):
+        tokenize_corpus([str(folder)], tmp_path / "store", tiny_encoding(model).describe(), engine, shard_clips=2)
+
+
+@pytest.mark.parametrize("writes", [0, 1, 2, 3, 4, 11, 20, 29])
+def test_a_stop_between_any_two_writes_loses_and_repeats_nothing(whole, model, folder, tmp_path, monkeypatch, writes):
+    """A clip is three writes: its codes, its line, its row."""
+    encoding, left, append = tiny_encoding(model), [None] * writes, write._append
+
+    def stopping(file, data):
+        if not left:
+            file.write(data[: len(data) // 2])
+            raise KeyboardInterrupt
+        left.pop()
+        append(file, data)
+
+    def call():
+        engine = LocalEngine(lambda: encoding, {})
+        return tokenize_corpus([str(folder)], tmp_path / "store", encoding.describe(), engine, shard_clips=2)
+
+    monkeypatch.setattr(write, "_append", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        call()
+    monkeypatch.setattr(write, "_append", append)
+    assert call().made == 10 - writes // 3
+    assert tree(tmp_path / "store") == tree(whole)
+
+
+@pytest.mark.long
 def test_processes_make_the_same_bytes(whole, model, folder, tmp_path):
     assert run(tmp_path, *arguments(folder, tmp_path / "store", model, "--jobs", 3)).code == 0
     assert tree(tmp_path / "store") == tree(whole)
@@ -243,7 +330,7 @@ def kill_at(place, count, command, jobs, victim):
     return running.ended()
 
 
-@pytest.mark.parametrize(("victim", "jobs"), [("driver", 1), ("worker", 2)])
+@pytest.mark.parametrize(("victim", "jobs"), [("driver", 1), pytest.param("worker", 2, marks=pytest.mark.long)])
 def test_a_killed_call_goes_on_and_makes_the_same_bytes(whole, model, folder, tmp_path, victim, jobs):
     command = arguments(folder, tmp_path / "store", model)
     ended = kill_at(tmp_path, 3, command, jobs, victim)
@@ -253,27 +340,63 @@ def test_a_killed_call_goes_on_and_makes_the_same_bytes(whole, model, folder, tm
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("victim", ["driver", "worker"])
-def test_kills_at_ten_moments(whole, model, folder, tmp_path, victim):
+def test_kills_at_ten_moments(whole, model, folder, xycodec, tmp_path, victim):
     command = arguments(folder, tmp_path / "store", model)
     for moment in np.random.default_rng(7).integers(0, 10, size=10).tolist():
         shutil.rmtree(tmp_path / "store", ignore_errors=True)
         ended = kill_at(tmp_path, moment, command, 2, victim)
         assert ended is None or ended.code == 0, ended
-        assert run(tmp_path, *command, "--jobs", 2).code == 0
+        wait_for_orphans(tmp_path / "store")
+        assert xycodec(*command)[0] == 0
         assert tree(tmp_path / "store") == tree(whole)
 
 
-def test_two_calls_at_once_are_refused(model, folder, tmp_path, tokenize):
-    running = Running(tmp_path, *arguments(folder, tmp_path / "store", model))
-    running.wait_for(lambda: begun(tmp_path / "store") >= 1)
-    os.kill(running.process.pid, signal.SIGSTOP)
-    try:
-        code, _, err = tokenize(folder)
-        assert (code, "another process is writing it" in err) == (1, True)
-    finally:
-        os.kill(running.process.pid, signal.SIGCONT)
-    assert running.result().code == 0
+def wait_for_orphans(store):
+    """Until no worker of a killed driver holds a shard: they end with it, in a moment."""
+    for path in (store / "work").glob("*.lock"):
+        with write.locked(path):
+            pass
+
+
+def test_a_kill_while_the_store_is_finished_leaves_nothing_behind(whole, tokenize, folder, model, xycodec, tmp_path):
+    for left in ("shards.jsonl", None):
+        shutil.rmtree(tmp_path / "store", ignore_errors=True)
+        shutil.copytree(whole, tmp_path / "store")
+        (tmp_path / "store" / "work").mkdir()
+        shutil.copy(whole / "job.json", tmp_path / "store" / "work" / "job.json")
+        (tmp_path / "store" / ".0123456789abcdef.tmp.jsonl").write_text("half")
+        if left:
+            (tmp_path / "store" / left).unlink()
+        assert xycodec(*arguments(folder, tmp_path / "store", model))[0] == 0
+        assert tree(tmp_path / "store") == tree(whole)
+
+
+def test_a_damaged_plan_is_told(folder, model, xycodec, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "store")
+    (tmp_path / "store" / "shards.jsonl").unlink()
+    (tmp_path / "store" / "work").mkdir()
+    (tmp_path / "store" / "work" / "job.json").write_text('{"inputs"')
+    code, _, err = xycodec(*arguments(folder, tmp_path / "store", model))
+    assert (code, "job.json: is damaged" in err, err.count("\n")) == (1, True, 1)
+    shutil.copy(whole / "job.json", tmp_path / "store" / "work" / "job.json")
+    (tmp_path / "store" / "shards" / "000001" / "shard.json").write_text("x")
+    code, _, err = xycodec(*arguments(folder, tmp_path / "store", model))
+    assert (code, "000001/shard.json:1: not a row of JSON" in err, err.count("\n")) == (1, True, 1)
+    shutil.rmtree(tmp_path / "store" / "shards" / "000001")
+    (tmp_path / "store" / "work" / "offsets.bin").write_bytes(b"torn")
+    (tmp_path / "store" / "work" / "items.jsonl").write_text("torn")
+    code, _, err = xycodec(*arguments(folder, tmp_path / "store", model))
+    assert (code, "the plan of shard 1 is damaged" in err, err.count("\n")) == (1, True, 1)
+
+
+def test_two_calls_at_once_are_refused(folder, model, xycodec, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "store")
+    with corpus._alone(tmp_path / "store"):
+        code, _, err = xycodec(*arguments(folder, tmp_path / "store", model))
+    assert (code, "another process is writing it" in err) == (1, True)
+    assert xycodec(*arguments(folder, tmp_path / "store", model))[0] == 0
 
 
 # ---- what goes wrong -------------------------------------------------------------------------------
@@ -282,7 +405,7 @@ def test_two_calls_at_once_are_refused(model, folder, tmp_path, tokenize):
 def test_broken_files_are_listed_and_the_rest_goes_on(tokenize, codec, files, tmp_path):
     broken = broken_folder(tmp_path / "audio", files)
     code, out, err = tokenize(broken)
-    assert (code, "2 clips (6 new), 0.00 h, 4 failed" in out) == (1, True)
+    assert (code, "2 clips (2 new), 0.00 h, 4 failed" in out) == (1, True)
     assert_codes_of(tmp_path / "store", codec, {path.name: path for path in files[:2]})
     rows = [json.loads(line) for line in (tmp_path / "store" / "failures.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == ["empty.wav", "nonsense.mp3", "nothing.wav", "torn.flac"]
@@ -292,10 +415,65 @@ def test_broken_files_are_listed_and_the_rest_goes_on(tokenize, codec, files, tm
     assert tokenize(broken)[0] == 1  # it is not forgotten
 
 
+def test_a_full_disk_ends_the_call_and_loses_nothing(whole, folder, model, xycodec, tmp_path, monkeypatch):
+    append, room = write._append, iter(range(13))
+
+    def filling(file, data):
+        if next(room, None) is None:
+            raise OSError(28, "No space left on device")
+        append(file, data)
+
+    monkeypatch.setattr(write, "_append", filling)
+    code, _, err = xycodec(*arguments(folder, tmp_path / "store", model))
+    assert (code, "cannot be written (No space left on device)" in err, err.count("\n")) == (1, True, 1)
+    monkeypatch.setattr(write, "_append", append)
+    assert xycodec(*arguments(folder, tmp_path / "store", model))[0] == 0
+    assert tree(tmp_path / "store") == tree(whole)
+
+
+def test_what_a_codec_or_a_file_system_raises_is_a_failure(whole, model, folder, tmp_path, monkeypatch):
+    encoding, read = tiny_encoding(model), shard.blocks_of
+
+    def blocks_of(item, rate, tell):
+        if item.id.startswith("a/0"):
+            raise ConnectionResetError("peer went\naway")
+        return read(item, rate, tell)
+
+    def encode(audio, **more):
+        if any(len(clip) == 4800 for clip in audio):
+            raise RuntimeError("odd length")
+        return type(encoding.codec).encode(encoding.codec, audio, **more)
+
+    monkeypatch.setattr(shard, "blocks_of", blocks_of)
+    monkeypatch.setattr(encoding.codec, "encode", encode)
+    shutil.copytree(folder, tmp_path / "audio")
+    save(tmp_path / "audio" / "odd.wav", noise(0.3))
+    engine = LocalEngine(lambda: encoding, {})
+    report = tokenize_corpus([str(tmp_path / "audio")], tmp_path / "store", encoding.describe(), engine)
+    errors = {row["id"]: row["error"] for row in TokenStore(tmp_path / "store").failures()}
+    assert set(errors.values()) == {"ConnectionResetError: peer went", "RuntimeError: odd length"}
+    assert report.clips + report.failed == 11
+    whole_codes = codes_of(whole)
+    for name, codes in codes_of(tmp_path / "store").items():
+        np.testing.assert_array_equal(codes, whole_codes[name])
+
+
+def test_a_machine_without_memory_ends_the_call(model, folder, tmp_path, monkeypatch):
+    """Or a whole corpus would be listed as failures."""
+    encoding = tiny_encoding(model)
+
+    def encode(audio, **more):
+        raise torch.OutOfMemoryError("all is used")
+
+    monkeypatch.setattr(encoding.codec, "encode", encode)
+    with pytest.raises(XycodecError, match="out of memory: encode less at once"):
+        tokenize_corpus([str(folder)], tmp_path / "store", encoding.describe(), LocalEngine(lambda: encoding, {}))
+
+
 def test_ids_that_occur_twice_are_told(tokenize, files, tmp_path):
     shutil.copytree(files[0].parent, tmp_path / "other")
     code, out, err = tokenize(files[0].parent, tmp_path / "other")
-    assert (code, "5 clips (10 new), 0.00 h, 5 failed" in out) == (1, True)
+    assert (code, "5 clips (5 new), 0.00 h, 5 failed" in out) == (1, True)
     name = files[0].name
     assert f"error: {name}: {files[0]} has the same id: give one of them another" in err.replace(f"{name}: ", "", 1)
 
@@ -307,23 +485,29 @@ def test_two_files_of_one_stem_are_two_clips(tokenize, tmp_path):
     assert list(codes_of(tmp_path / "store")) == ["a.flac", "a.wav"]
 
 
-def test_an_input_that_vanishes_is_a_failure(model, folder, tmp_path, files):
+def test_an_input_that_vanishes_is_a_failure(model, folder, xycodec, tmp_path, monkeypatch):
     shutil.copytree(folder, tmp_path / "audio")
+    append, room = write._append, iter(range(3))
+
+    def stopping(file, data):
+        if next(room, None) is None:
+            raise OSError("somebody took the disk out")
+        append(file, data)
+
     command = arguments(tmp_path / "audio", tmp_path / "store", model)
-    running = Running(tmp_path, *command)
-    running.wait_for(lambda: begun(tmp_path / "store") >= 1)
-    running.kill()
+    monkeypatch.setattr(write, "_append", stopping)
+    assert xycodec(*command)[0] == 1
+    monkeypatch.setattr(write, "_append", append)
     shutil.rmtree(tmp_path / "audio" / "b")
-    ended = run(tmp_path, *command)
-    assert ended.code == 1
-    assert "cannot be read (No such file or directory)" in ended.err
+    code, _, err = xycodec(*command)
+    assert (code, "cannot be read (No such file or directory)" in err) == (1, True)
     store = TokenStore(tmp_path / "store")
-    assert len(store) + len(store.failures()) == 10
+    assert (len(store), [row["id"][0] for row in store.failures()]) == (5, ["b"] * 5)
 
 
 def test_another_model_is_refused(tokenize, xycodec, folder, tmp_path, model):
     tokenize(folder)
-    code, _, err = xycodec("tokenize", folder, "-o", tmp_path / "store", "--model", model, "--n-q", 1)
+    code, _, err = xycodec("tokenize", folder, "-o", tmp_path / "store", "--model", model, "--n-q", 1, "--threads", 1)
     assert (code, "was begun with other codes (n_q 2 and 1)" in err) == (1, True)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").write_text("")
@@ -347,6 +531,14 @@ def test_a_damaged_manifest_or_tar_is_one_failure(tokenize, files, tmp_path):
     store = TokenStore(tmp_path / "store")
     assert [clip.id for clip in store] == [str(files[0])]
     assert [row["id"].rsplit("/", 1)[1] for row in store.failures()] == ["x.tar", "rows.jsonl:2", "rows.jsonl:3"]
+
+
+def test_cuts_in_memory_are_told(files):
+    """A plan is text."""
+    cut = cuts_of(files[:1])[0]
+    cut.recording.sources[0] = AudioSource("memory", [0], files[0].read_bytes())
+    item = cut_item(cut)
+    assert item.error == "clip-0: its audio lies in memory, not in a file: save the cuts with their audio"
 
 
 def test_odd_audio_is_remarked(tokenize, tmp_path):

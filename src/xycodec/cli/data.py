@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from xycodec.cli.options import Device, Jobs, Quiet, require_extra
-from xycodec.cli.terminal import clip_progress
+from xycodec.cli.terminal import clip_progress, token_progress
 
 data_app = typer.Typer(help="Corpora for training.", no_args_is_help=True)
 
@@ -73,8 +73,8 @@ def data_targets(
 
     source = open_source(SourceConfig(path=cuts))
     opened = open_codec(codec, device=device)
-    with clip_progress("clips", quiet) as advance:
-        report = extract_targets(source, opened, folder, layers=layers, advance=advance)
+    with token_progress(quiet) as bar:
+        report = extract_targets(source, opened, folder, layers=layers, advance=bar.advance)
     for line in report.left_out:
         print(f"left out: {line}", file=sys.stderr)
     if not quiet:

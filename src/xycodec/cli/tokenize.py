@@ -20,6 +20,7 @@ from xycodec.cli.options import (
     Precision,
     Quiet,
     Reference,
+    Search,
     Threads,
 )
 from xycodec.cli.terminal import print_error, print_note, token_progress
@@ -48,6 +49,7 @@ def tokenize(
     store: Annotated[Path, typer.Option("--output", "-o", help="The store: a new folder, or one to go on with.")],
     model: Model = DEFAULT,
     n_q: Layers = None,
+    search: Search = 1,
     overlap: Overlap = None,
     reference: Reference = False,
     device: Device = "auto",
@@ -57,11 +59,15 @@ def tokenize(
     ] = False,
     batch_seconds: Annotated[float, typer.Option(min=0, help="Audio that is encoded in one call.")] = 30.0,
     shard_clips: Annotated[
-        int | None, typer.Option(min=1, help="Clips of a shard (default: a 64th of the corpus, 8 to 4096).")
+        int | None, typer.Option(min=1, help="Clips of a shard (default: a 64th of the corpus, 32 to 4096).")
     ] = None,
     verify: Annotated[int, typer.Option(min=0, help="Encode so many random clips again, alone, and compare.")] = 0,
     verify_rate: Annotated[float, typer.Option(min=0, max=1, help="Share of codes that may differ then.")] = 0.0,
     threads: Threads = None,
+    engine: Annotated[
+        Engines,
+        typer.Option(help="Processes of this machine, or actors of a Ray cluster."),
+    ] = Engines.local,
     jobs: Jobs = 1,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -69,24 +75,33 @@ def tokenize(
     """Turn a corpus into a store of tokens; run again to go on after a kill."""
     from xycodec.io.cores import available_cores
     from xycodec.io.tokens.read import TokenStore
-    from xycodec.tokenize.corpus import tokenize_corpus
+    from xycodec.tokenize.cluster import RayEngine
+    from xycodec.tokenize.corpus import Engine, tokenize_corpus
+    from xycodec.tokenize.inputs.item import require_package
     from xycodec.tokenize.inputs.listing import list_items
     from xycodec.tokenize.local import LocalEngine
     from xycodec.tokenize.verify import verify_codes
 
+    if engine is Engines.ray:
+        require_package("ray", "ray")  # before the model is loaded
     cores = threads or available_cores()
     settings: dict[str, Any] = {
-        "model": model, "n_q": n_q, "overlap": overlap, "reference": reference, "device": device, "dtype": dtype.value,
-        "share_batches": share_batches, "batch_s": batch_seconds, "threads": cores,
+        "model": model, "n_q": n_q, "search": search, "overlap": overlap, "reference": reference, "device": device,
+        "dtype": dtype.value, "share_batches": share_batches, "batch_s": batch_seconds, "threads": cores,
     }  # fmt: skip
     encoding = make_encoding(**settings)
     if jobs > 1:  # side by side, processes share the cores
         settings["threads"] = max(1, cores // jobs)
-    make = make_encoding if jobs > 1 else (lambda **_: encoding)
     with token_progress(quiet or as_json) as bar:
-        engine = LocalEngine(make, settings, jobs, bar.advance)
+        work: Engine
+        if engine is Engines.ray:
+            room: dict[str, Any] = {"cores": threads or 4, "actors": jobs if jobs > 1 else None}
+            work = RayEngine(make_encoding, settings, **room, accelerators=device != "cpu", advance=bar.advance)
+        else:
+            make = make_encoding if jobs > 1 else (lambda **_: encoding)
+            work = LocalEngine(make, settings, jobs, bar.advance)
         report = tokenize_corpus(
-            inputs, store, encoding.describe(), engine, shard_clips=shard_clips, planned=bar.planned, tell=bar.listed
+            inputs, store, encoding.describe(), work, shard_clips=shard_clips, planned=bar.planned, tell=bar.listed
         )
     agreement = None
     if verify:
@@ -126,6 +141,7 @@ def _print(report: "Report", store: Path, quiet: bool) -> None:
 def make_encoding(
     model: str,
     n_q: int | None,
+    search: int,
     overlap: float | None,
     reference: bool,
     device: str,
@@ -148,4 +164,4 @@ def make_encoding(
     else:
         codec = open_codec(model, device=device)
     codec.share_batches = share_batches
-    return Encoding(codec, n_q, overlap, batch_s)
+    return Encoding(codec, n_q, overlap, batch_s, search)

@@ -172,18 +172,21 @@ def tokens_export(
 def tokens_import(
     source: Annotated[Path, typer.Argument(help="What xycodec tokens export wrote, or the like.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The new store.")],
-    form: Annotated[str, typer.Option("--from", help="jsonl, npy, xyc, tar, shar or parquet.")],
+    form: Annotated[str, typer.Option("--from", help="jsonl, npy, xyc, tar, shar, parquet or memmap.")],
     like: Annotated[Path, typer.Option(help="A store, or its store.json, of the codec that made the codes.")],
+    first: Annotated[int, typer.Option(min=0, help="Of memmap: the id of code 0.")] = 0,
     shard_clips: ShardClips = 4096,
 ) -> None:
     """Make a store of codes that are kept in another form."""
     from xycodec.io.tokens.layout import read_description
     from xycodec.io.tokens.read import TokenStore
     from xycodec.io.tokens.write import write_store
+    from xycodec.lm.memmap import read_memmap
     from xycodec.tokenize.exchange.forms import IMPORTS
 
-    if form not in IMPORTS:
-        raise XycodecError(f"{form}: no form to import: give {', '.join(IMPORTS)}")
+    if form not in (*IMPORTS, "memmap"):
+        raise XycodecError(f"{form}: no form to import: give {', '.join(IMPORTS)} or memmap")
     about = read_description(like if like.is_dir() else like.parent)
-    write_store(output, about, IMPORTS[form](source, about), shard_clips)
+    clips = read_memmap(source, about, first) if form == "memmap" else IMPORTS[form](source, about)
+    write_store(output, about, clips, shard_clips)
     print(f"{output}: {len(TokenStore(output)):,} clips")

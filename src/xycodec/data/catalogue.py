@@ -29,8 +29,8 @@ from xycodec.data.facts import FACTS, Facts, facts_of
 from xycodec.data.manifest import read_lines
 from xycodec.data.sources import ManifestCuts, Source, opened
 from xycodec.errors import ConfigError
-from xycodec.io.codes import digest_of, file_stamp
 from xycodec.io.cores import available_cores
+from xycodec.io.digests import digest_of, file_stamp
 from xycodec.io.files import new_folder, os_error_line
 
 CACHE = "XYCODEC_CACHE"  # environment variable: the folder that keeps what can be made again

@@ -30,9 +30,9 @@ Labels = NDArray[np.uint16] | NDArray[np.uint32]
 
 
 class FlatLabels(FeaturesReader):  # type: ignore[misc]  # Lhotse ships no types
-    """Reads rows of a flat file of unsigned integers, little endian; its suffix is their type, as numpy writes it.
+    """Reads rows of a flat file of unsigned integers, little endian, such as the codes of a store of tokens.
 
-    A key is `first,frames,layers`: the number of labels before the array, and its shape.
+    A key is `first,frames,layers,type`: the number of labels before the array, its shape, and numpy's name of its type.
     """
 
     name = "xycodec_flat_labels"
@@ -42,9 +42,10 @@ class FlatLabels(FeaturesReader):  # type: ignore[misc]  # Lhotse ships no types
 
     def read(self, key: str, left_offset_frames: int = 0, right_offset_frames: int | None = None) -> Labels:
         """Rows from the left offset to the right one, (frames, layers). Raises OSError where the file lacks them."""
-        first, frames, layers = map(int, key.split(","))
+        *numbers, name = key.split(",")
+        first, frames, layers = map(int, numbers)
         rows = range(frames)[left_offset_frames:right_offset_frames]
-        kind = np.dtype(f"<{self.path.suffix.removeprefix('.')}")
+        kind = np.dtype(name)
         count, offset = len(rows) * layers, (first + rows.start * layers) * kind.itemsize
         labels: Labels = np.fromfile(self.path, kind, count, offset=offset)
         if len(labels) < count:
@@ -56,12 +57,14 @@ class FlatLabels(FeaturesReader):  # type: ignore[misc]  # Lhotse ships no types
 register_reader(FlatLabels)
 
 
-def with_targets(cut: Cut, path: Path, first: int, shape: tuple[int, int], rate: float, of: dict[str, Any]) -> Cut:
+def with_targets(
+    cut: Cut, path: Path, first: int, shape: tuple[int, int], kind: np.dtype[Any], rate: float, of: dict[str, Any]
+) -> Cut:
     """`cut` with labels of `shape` (frames, layers), `rate` frames a second from its beginning.
 
-    They begin after `first` labels in the file at `path`; `of` tells `codec` and `size`.
+    They begin after `first` labels of type `kind` in the file at `path`; `of` tells `codec` and `size`.
     """
-    key = ",".join(map(str, (first, *shape)))
+    key = ",".join(map(str, (first, *shape, kind.str)))
     array = Array(FlatLabels.name, str(path), key, list(shape))
     targets = TemporalArray(array, temporal_dim=0, frame_shift=1 / rate, start=cut.start)
     return cut.with_custom(TARGETS, targets).with_custom(TARGETS_OF, of)

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from xycodec.eval.metrics.quality import RATE
 from xycodec.eval.results import CodebookUse
 from xycodec.io.audio import Samples, ignore, read_audio, write_audio
-from xycodec.io.codes import CodeStore
-from xycodec.models.base import Codec, fingerprint
+from xycodec.io.tokens.grow import GrowingStore
+from xycodec.models.base import Codec
 from xycodec.models.longform import decode_long, encode_long
 from xycodec.nn.quantize import codebook_perplexity, codebook_usage
+from xycodec.tokenize.shard import Encoding
 
-AUDIO = "audio"
+AUDIO, CODES = "audio", "codes"
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def coded_clips(clips: Mapping[str, str], folder: Path) -> dict[str, dict[str, A
 
     `clips` are names and digests of audio; a row of other audio does not count.
     """
-    rows = CodeStore(folder).newest
+    rows = GrowingStore(folder / CODES).newest
     return {clip: rows[clip] for clip, audio in clips.items() if clip in rows and rows[clip].get("of") == audio}
 
 
@@ -93,24 +94,26 @@ def code_clips(
     *,
     search: int = 1,
 ) -> None:
-    """Encode and decode each `originals/CLIP.flac` into `folder`: its audio as a file, its codes in a `CodeStore`.
+    """Encode and decode each `originals/CLIP.flac` into `folder`: its audio as a file, its codes in a `GrowingStore`.
 
-    `clips` are names and digests of audio, which rows hold as `of`. A clip that the codec fails on has a row that says
-    why. Rows are written last, so that what a kill interrupts
-    is done again.
+    `clips` are names and digests of audio, which rows hold as `of`. Each is computed and timed alone. A clip that the
+    codec fails on has a row that says why. Rows are written last, so that what a kill interrupts is done again.
     """
-    about = {"codec": codec.model_id, "weights": fingerprint(codec), "size": codec.codebook_size}
-    about |= {"search": search} if search > 1 else {}
-    store = CodeStore(folder, about)
-    for clip, audio in clips.items():
-        codes, more = _coded(codec, n_q, search, clip, originals, folder)
-        store.add(clip, codes, of=audio, **more)
-        done()
+    with GrowingStore(folder / CODES, Encoding(codec, n_q, search=search).describe()) as store:
+        for clip, audio in clips.items():
+            made = _coded(codec, n_q, search, clip, originals, folder)
+            if isinstance(made, str):
+                store.fail(clip, "", made, of=audio)
+            else:
+                codes, samples, about = made
+                store.add(clip, codes, samples, {"of": audio, **about})
+            done()
 
 
 def _coded(
     codec: Codec, n_q: int | None, search: int, clip: str, originals: Path, folder: Path
-) -> tuple[NDArray[np.int64] | None, dict[str, Any]]:
+) -> tuple[NDArray[np.int64], int, dict[str, Any]] | str:
+    """Codes of a clip, its samples, and what they cost; or why there are none."""
     audio = read_audio(originals / f"{clip}.flac", codec.input_sample_rate, tell=ignore)
     try:
         start = time.perf_counter()
@@ -119,14 +122,14 @@ def _coded(
         decoded = decode_long(codec, codes, num_samples=len(audio)).numpy()
         end = time.perf_counter()
     except Exception as error:  # whatever somebody's codec raises: the other clips are still worth having
-        return None, {"error": " ".join(f"{type(error).__name__}: {error}".split())}
+        return " ".join(f"{type(error).__name__}: {error}".split())
     if not np.isfinite(decoded).all():
-        return None, {"error": "its audio holds a NaN or an infinity"}
+        return "its audio holds a NaN or an infinity"
     target = folder / AUDIO / f"{clip}.flac"
     target.parent.mkdir(parents=True, exist_ok=True)
     write_audio(target, _at_rate(decoded, codec.output_sample_rate), RATE)
     times = {"encode_s": middle - start, "decode_s": end - middle}
-    return codes.numpy(), {"bits": codec.payload_bits(codes), **times}
+    return codes.numpy(), len(audio), {"bits": codec.payload_bits(codes), **times}
 
 
 def _at_rate(audio: Samples, rate: int) -> Samples:
@@ -139,7 +142,7 @@ def _at_rate(audio: Samples, rate: int) -> Samples:
 def codebook_counts(folder: Path, clips: Sequence[str], codebook_size: int) -> NDArray[np.int64]:
     """(n_q, codebook_size): how often each code occurs in the clips. (0, codebook_size) without clips."""
     counts = None
-    store = CodeStore(folder)
+    store = GrowingStore(folder / CODES)
     for clip in clips:
         codes = store.codes(clip)
         of_clip = np.stack([np.bincount(layer, minlength=codebook_size) for layer in codes])

@@ -6,7 +6,8 @@ A folder holds all of it, and whatever is there already is not done again:
     original/audio/CLIP.flac          16 kHz mono, 16 bits
     original/audio.jsonl              digests of the audio that these are of
     CODEC/codec.json                  what was loaded
-    CODEC/{audio/CLIP.flac,codes.u2,codes.jsonl}
+    CODEC/audio/CLIP.flac
+    CODEC/codes/                      a store of tokens that grows
     CODEC/scores.jsonl                scores of clips, as they come
 
 Scores are of the files, which anyone can score again. Each row says which audio and which words it is of: those of
@@ -44,7 +45,7 @@ from xycodec.eval.judges.base import Judge, Pair
 from xycodec.eval.metrics.quality import METERS, PROTOCOL, RATE, measure_quality, require_metrics
 from xycodec.eval.results import ORIGINAL, ClipResult, CodecResult, Evaluation, Scores
 from xycodec.io.audio import ignore, read_audio, write_audio
-from xycodec.io.codes import digest_of
+from xycodec.io.digests import digest_of
 from xycodec.io.files import atomic_path
 from xycodec.io.journal import Journal
 from xycodec.io.parallel import Advance, Job, Work, run_jobs

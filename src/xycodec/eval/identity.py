@@ -10,7 +10,7 @@ from lhotse.audio import AudioSource
 from xycodec.data.shards import member_of
 from xycodec.errors import AudioError
 from xycodec.eval.corpus import Item
-from xycodec.io.codes import digest_of, file_digest
+from xycodec.io.digests import digest_of, file_digest
 from xycodec.io.files import os_error_line
 
 

@@ -80,6 +80,11 @@ def atomic_path(path: FilePath, error: type[XycodecError]) -> Iterator[Path]:
         raise
 
 
+def is_scratch(path: Path) -> bool:
+    """Whether `atomic_path` made this file, and a kill left it."""
+    return path.name.startswith(".") and path.with_suffix("").suffix == ".tmp"
+
+
 def open_input(path: FilePath, error: type[XycodecError]) -> BinaryIO:
     """Open a file to read its bytes; raise `error`, in one line, if that is not possible."""
     if not isinstance(path, (str, os.PathLike)):

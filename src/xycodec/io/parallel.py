@@ -4,12 +4,15 @@ import glob
 import json
 import multiprocessing
 import os
+import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
+from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any
 
@@ -157,23 +160,19 @@ def run_jobs(
         for job in jobs:
             yield _attempt(work, job, advance)
         return
-    # Forking a process that has used torch's threads can hang, so fresh ones are started.
-    context = multiprocessing.get_context("spawn")
-    workers = min(processes, len(jobs))
-    with ProcessPoolExecutor(workers, context, _start_worker, (make_work, settings)) as pool:
-        futures = {pool.submit(_in_worker, job): job for job in jobs}
-        try:
-            for future in as_completed(futures):
-                if isinstance(future.exception(), BrokenProcessPool):
-                    yield Outcome(futures[future], error="a worker process died (out of memory?): use fewer --jobs")
-                else:
-                    yield future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    with workers(min(processes, len(jobs)), make_work, settings) as pool:
+        futures = {pool.submit(in_worker, _attempt, job): job for job in jobs}
+        for future in as_completed(futures):
+            error = future.exception()
+            if isinstance(error, BrokenProcessPool):
+                yield Outcome(futures[future], error="a worker process died (out of memory?): use fewer --jobs")
+            elif isinstance(error, XycodecError):
+                yield Outcome(futures[future], error=str(error))
+            else:
+                yield future.result()
 
 
-def _attempt(work: Work, job: Job, advance: Advance) -> Outcome:
+def _attempt(work: Work, job: Job, advance: Advance = lambda seconds: None) -> Outcome:
     try:
         if job.target != "-":
             Path(job.target).parent.mkdir(parents=True, exist_ok=True)
@@ -186,22 +185,53 @@ def _attempt(work: Work, job: Job, advance: Advance) -> Outcome:
         return Outcome(job, error=f"{error.filename or job.source}: {error.strerror or error}")
 
 
-_worker_work: Work | None = None
-_worker_error: str = ""
+# ---- processes that have something of their own --------------------------------------------------
 
 
-def _start_worker(make_work: Callable[..., Work], settings: dict[str, Any]) -> None:
-    global _worker_work, _worker_error  # a pool's initializer has no other way to reach its jobs
+@contextmanager
+def workers(processes: int, make: Callable[..., Any], settings: Mapping[str, Any]) -> Iterator[ProcessPoolExecutor]:
+    """Processes that call `make(**settings)` once each; `submit(in_worker, work, ...)` calls `work(made, ...)` in one.
+
+    `make` must be importable and `settings` must pickle. They end with this process, whatever ends it.
+    """
+    # Forking a process that has used torch's threads can hang, so fresh ones are started.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context, _start, (make, dict(settings))) as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def in_worker(work: Callable[..., Any], *arguments: Any) -> Any:
+    """Call `work` on what this process has made. Raises XycodecError if it could not be made."""
+    if _error is not None:
+        raise _error
+    return work(_made, *arguments)
+
+
+_made: Any = None
+_error: XycodecError | None = None
+
+
+def _start(make: Callable[..., Any], settings: dict[str, Any]) -> None:
+    global _made, _error  # a pool's initializer has no other way to reach its work
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        _worker_work = make_work(**settings)
+        _made = make(**settings)
     except XycodecError as error:
-        _worker_error = str(error)
+        _error = error
 
 
-def _in_worker(job: Job) -> Outcome:
-    if _worker_work is None:
-        return Outcome(job, error=_worker_error)
-    return _attempt(_worker_work, job, lambda seconds: None)
+def _end_with_parent() -> None:
+    """A killed parent cannot end its workers; they would go on for hours, and hold the memory."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        wait_for([parent.sentinel])
+        os._exit(1)
+
+
+# ---- what is there already -----------------------------------------------------------------------
 
 
 def pending(jobs: Iterable[Job], overwrite: bool) -> tuple[list[Job], list[Job]]:

@@ -149,7 +149,9 @@ class PackedTokens(IterableDataset[Pack]):
         """The clips of a share from `_draws` on."""
         if self._weights is None:
             sizes = np.cumsum([0, *map(len, self._stores)])
-            for clip in _order(int(sizes[-1]), self._seed, self.epoch, 0)[split::splits][self._draws :].tolist():
+            order = _order(int(sizes[-1]), self._seed, self.epoch, 0)
+            for place in range(split + splits * self._draws, len(order), splits):
+                clip = int(order[place])
                 store = int(np.searchsorted(sizes, clip, side="right")) - 1
                 yield self._stores[store], clip - int(sizes[store])
             return
@@ -173,10 +175,11 @@ class PackedTokens(IterableDataset[Pack]):
 
 
 @lru_cache(8)
-def _order(clips: int, seed: int, epoch: int, store: int) -> NDArray[np.int64]:
+def _order(clips: int, seed: int, epoch: int, store: int) -> NDArray[np.uint32]:
+    """An order of so many clips: four bytes each, once in a process."""
     # The raw numbers of a generator are the same in every version of numpy; its permutations need not be.
     keys = np.random.default_rng([seed, epoch, store, 1]).bit_generator.random_raw(clips)
-    return np.argsort(np.asarray(keys), kind="stable")
+    return np.argsort(np.asarray(keys), kind="stable").astype(np.uint32)
 
 
 def _pack(parts: Sequence[tuple[Tensor, Tensor, int]]) -> Pack:

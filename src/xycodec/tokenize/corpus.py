@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from xycodec.errors import StoreError
-from xycodec.io.files import os_error_line
+from xycodec.io.files import is_scratch, os_error_line
 from xycodec.io.tokens.layout import SHARD_LIST, SHARDS, STORE, Description, read_description, shard_name
 from xycodec.io.tokens.read import TokenStore
 from xycodec.io.tokens.write import begin_store, finish_store, locked
+from xycodec.tokenize.inputs.item import Item
 from xycodec.tokenize.inputs.listing import list_items
 from xycodec.tokenize.plan import WORK, Job, Plan, make_plan, part_of, read_job, write_job
 from xycodec.tokenize.progress import Progress
@@ -44,6 +45,7 @@ def tokenize_corpus(
     description: Description,
     engine: Engine,
     *,
+    items: Iterable[Item] | None = None,
     shard_clips: int | None = None,
     planned: Callable[[int, int], None] = lambda clips, done: None,
     tell: Callable[[int], None] = lambda clips: None,
@@ -58,7 +60,8 @@ def tokenize_corpus(
         folder: the store: a new folder, or one that the same call began.
         description: of the codes (`Encoding.describe`).
         engine: what encodes shards, such as `LocalEngine`.
-        shard_clips: clips of a shard (None: a 64th of the corpus, from 8 to 4096).
+        items: the clips that `inputs` name, if `list_items` does not know them.
+        shard_clips: clips of a shard (None: a 64th of the corpus, from 32 to 4096).
         planned: told the clips of the corpus, and how many are done, before the first is encoded.
         tell: told how many clips were listed, now and then.
 
@@ -68,23 +71,27 @@ def tokenize_corpus(
     """
     begin_store(folder, description)
     with _alone(folder):
+        for path in filter(is_scratch, folder.iterdir()):
+            path.unlink()
         if (folder / SHARD_LIST).is_file():
             _require_same(folder, read_job(folder), inputs)
-            return _report(folder, 0, Times())
+            shutil.rmtree(folder / WORK, ignore_errors=True)
+            return _report(folder, None, Times())
         job = read_job(folder / WORK)
         if job is None:
-            job = make_plan(folder / WORK, inputs, list_items(inputs), shard_clips, tell)
+            job = make_plan(folder / WORK, inputs, list_items(inputs) if items is None else items, shard_clips, tell)
         _require_same(folder, job, inputs)
-        before, _ = Progress(folder, description).done()
-        planned(job.clips, before)
+        progress = Progress(folder, description)
+        before = progress.encoded()
+        planned(job.clips, progress.done()[0])
         left = [number for number in range(job.shards) if not (folder / SHARDS / shard_name(number)).is_dir()]
         times = Times()
         for spent in engine(folder, left):
             times += spent
-        finish_store(folder)
         write_job(folder, job)
+        finish_store(folder)
         shutil.rmtree(folder / WORK, ignore_errors=True)
-        return _report(folder, job.clips - before, times)
+        return _report(folder, before, times)
 
 
 def do_shard(encoding: Encoding, folder: Path, number: int, advance: Advance = lambda clips, seconds: None) -> Times:
@@ -118,7 +125,9 @@ def _alone(folder: Path) -> Iterator[None]:
         raise StoreError(os_error_line(str(folder), "written", error)) from error
 
 
-def _report(folder: Path, made: int, times: Times) -> Report:
+def _report(folder: Path, before: int | None, times: Times) -> Report:
+    """Report on a store of which so many clips were there before, None for all."""
     store = TokenStore(folder)
     failures = store.failures()
+    made = 0 if before is None else len(store) - before
     return Report(len(store), store.seconds, len(failures), made, times, failures[:5])

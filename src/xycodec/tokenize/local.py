@@ -1,16 +1,13 @@
 """The engine of one machine: shards one after another, in this process or in several."""
 
-import multiprocessing
-import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any
 
-from xycodec.errors import StoreError, XycodecError
+from xycodec.errors import StoreError
+from xycodec.io.parallel import in_worker, workers
 from xycodec.io.tokens.layout import read_description
 from xycodec.tokenize.corpus import do_shard
 from xycodec.tokenize.progress import Progress
@@ -68,43 +65,10 @@ class LocalEngine:
                     ) from None
 
     def _round(self, folder: Path, shards: Iterable[int], progress: Progress) -> Iterator[tuple[int, Times]]:
-        # Forking a process that has used torch's threads can hang, so fresh ones are started.
-        context = multiprocessing.get_context("spawn")
-        arguments = (self._make, dict(self._settings))
-        with ProcessPoolExecutor(self._processes, context, _start, arguments) as pool:
-            waiting = {pool.submit(_work, folder, number): number for number in sorted(shards)}
-            try:
-                while waiting:
-                    done, _ = wait(waiting, _POLL, FIRST_COMPLETED)
-                    self._advance(*progress.news())
-                    for future in done:
-                        yield waiting.pop(future), future.result()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-
-
-_encoding: Encoding | None = None
-_error = ""
-
-
-def _start(make_encoding: MakeEncoding, settings: dict[str, Any]) -> None:
-    global _encoding, _error  # a pool's initializer has no other way to reach its jobs
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    try:
-        _encoding = make_encoding(**settings)
-    except XycodecError as error:
-        _error = str(error)
-
-
-def _die_with_parent() -> None:
-    """A killed parent cannot end its workers; they would go on for hours, and hold the memory."""
-    if (parent := multiprocessing.parent_process()) is not None:
-        wait_for([parent.sentinel])
-        os._exit(1)
-
-
-def _work(folder: Path, number: int) -> Times:
-    if _encoding is None:
-        raise StoreError(_error)
-    return do_shard(_encoding, folder, number)
+        with workers(self._processes, self._make, self._settings) as pool:
+            waiting = {pool.submit(in_worker, do_shard, folder, number): number for number in sorted(shards)}
+            while waiting:
+                done, _ = wait(waiting, _POLL, FIRST_COMPLETED)
+                self._advance(*progress.news())
+                for future in done:
+                    yield waiting.pop(future), future.result()

@@ -18,7 +18,7 @@ JOB = "job.json"
 WORK = "work"
 """Folder of a store that is not finished: the plan, and shards that are being written."""
 _ITEMS, _OFFSETS = "items.jsonl", "offsets.bin"
-_MOST_CLIPS, _FEWEST_CLIPS, _SHARDS = 4096, 8, 64
+_MOST_CLIPS, _FEWEST_CLIPS, _SHARDS = 4096, 32, 64
 
 
 @dataclass(frozen=True)
@@ -67,18 +67,29 @@ class Plan:
             with open(self._folder / _ITEMS, "rb") as file:
                 file.seek(offsets[0])
                 lines = file.read(offsets[-1] - offsets[0]).splitlines()
+            if len(lines) != count:
+                raise ValueError(f"{len(lines)} clips of {count}")
             return [Item.from_row(json.loads(line)) for line in lines]
         except OSError as error:
             raise StoreError(os_error_line(str(self._folder), "read", error)) from error
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise StoreError(f"{self._folder}: the plan of shard {shard} is damaged ({error}): {_AGAIN}") from error
 
 
 def read_job(folder: Path) -> Job | None:
-    """The job whose plan, or store, a folder holds; None if it has none yet."""
+    """The job whose plan, or store, a folder holds; None if it has none yet. Raises StoreError if it is damaged."""
     try:
         row = json.loads((folder / JOB).read_bytes())
+        return Job(tuple(row["inputs"]), int(row["clips"]), int(row["shard_clips"]))
     except FileNotFoundError:
         return None
-    return Job(tuple(row["inputs"]), row["clips"], row["shard_clips"])
+    except OSError as error:
+        raise StoreError(os_error_line(str(folder / JOB), "read", error)) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{folder / JOB}: is damaged ({error}): {_AGAIN}") from error
+
+
+_AGAIN = "remove the store and begin again"
 
 
 def make_plan(
@@ -90,7 +101,7 @@ def make_plan(
 ) -> Job:
     """List `items` in a folder and cut them into shards. A clip whose id came before is listed as a failure.
 
-    `shard_clips` of None is a 64th of the clips, from 8 to 4096. `tell` hears now and then how many clips there are.
+    `shard_clips` of None is a 64th of the clips, from 32 to 4096. `tell` hears now and then how many clips there are.
     Raises StoreError if the folder cannot be written, or there are no clips.
     """
     offsets, hashes = array("Q", [0]), array("Q")

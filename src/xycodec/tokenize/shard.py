@@ -1,19 +1,19 @@
-"""The work on one shard: its clips read, encoded and written in order, from where a kill left them."""
+"""Clips read, encoded and written in order: a shard, from where a kill left it, or whatever codes are kept for."""
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from xycodec import __version__
-from xycodec.errors import XycodecError
+from xycodec.errors import XycodecError, reason_of
 from xycodec.io.audio import Samples
 from xycodec.io.tokens.layout import Description, Windowing
 from xycodec.io.tokens.write import ShardWriter
@@ -22,7 +22,8 @@ from xycodec.models.longform import CountedBlocks, encode_long, overlap_frames
 from xycodec.tokenize.inputs.audio import blocks_of
 from xycodec.tokenize.inputs.item import Item
 
-_AHEAD = 8  # clips that are read while others are encoded
+_AHEAD = 64  # clips that are read while others are encoded
+_BUCKETED = 4  # batches that are cut from clips sorted by length
 
 Advance = Callable[[int, float], None]
 """Callback for progress: clips and seconds that were just done."""
@@ -50,12 +51,21 @@ class Times:
 
 @dataclass(frozen=True)
 class Encoding:
-    """How clips are encoded: the codec, its first layers, the seconds that windows share, the seconds of a batch."""
+    """How clips are encoded.
+
+    Attributes:
+        codec: at any rate; audio is resampled to it.
+        n_q: its first layers (None: all).
+        overlap_s: seconds that windows share (None: a third).
+        batch_s: seconds of audio that are encoded in one call.
+        search: width of the search over codes.
+    """
 
     codec: Codec
     n_q: int | None = None
     overlap_s: float | None = None
     batch_s: float = 30.0
+    search: int = 1
 
     def describe(self) -> Description:
         """The description of the store of such codes. Raises XycodecError on a wrong number of layers or overlap."""
@@ -75,6 +85,7 @@ class Encoding:
                 overlap_frames(codec, self.overlap_s),
                 "beginning" if codec.reference else "middle",
             ),
+            search=codec.check_search(self.search),
             precision=low + (", shared batches" if codec.share_batches else ""),
             config=config.model_dump(mode="json") if hasattr(config, "model_dump") else {},
             versions={"xycodec": __version__, "torch": torch.__version__},
@@ -91,6 +102,8 @@ class Loaded:
     error: str | None = None
     remarks: list[str] = field(default_factory=list)
     reading: float = 0.0
+    waited: float = 0.0
+    """Seconds that reading took beside the encoding, and amid it."""
 
 
 def load(item: Item, rate: int, window: int) -> Loaded:
@@ -109,8 +122,8 @@ def load(item: Item, rate: int, window: int) -> Loaded:
                 break
         else:
             made.audio = np.concatenate(kept)
-    except XycodecError as error:
-        made.error = str(error)
+    except Exception as error:  # whatever a file system or a decoder raises: the rest goes on
+        made.error = _why(error)
     made.reading = time.perf_counter() - start
     return made
 
@@ -127,26 +140,53 @@ def encode_shard(
 
     A clip that cannot be read or encoded is a failure of the shard. Raises StoreError if the disk does not take it.
     """
-    times = Times()
-    codec = encoding.codec
     with ShardWriter(part, description) as writer:
-        left = items[writer.done :]
-        loaded = _ahead(left, lambda item: load(item, codec.input_sample_rate, codec.window_samples))
-        for batch in _batches(_timed(loaded, times), encoding.batch_s * codec.input_sample_rate):
-            start = time.perf_counter()
-            made = encode(encoding, batch)
-            middle = time.perf_counter()
-            seconds = 0.0
-            for clip, result in zip(batch, made, strict=True):
-                seconds += _write(writer, clip, result, codec)
-            times.encoding += middle - start
-            times.writing += time.perf_counter() - middle
-            times.reading += sum(clip.reading for clip in batch)
-            times.audio, times.clips = times.audio + seconds, times.clips + len(batch)
-            advance(len(batch), seconds)
+        times = encode_into(writer, encoding, items[writer.go_on([item.id for item in items]) :], advance)
         start = time.perf_counter()
         writer.finish(place)
         times.writing += time.perf_counter() - start
+    return times
+
+
+class ClipWriter(Protocol):
+    """Whatever keeps codes."""
+
+    def add(self, name: str, codes: "np.ndarray[Any, Any]", samples: int, meta: Mapping[str, Any]) -> None:
+        """Keep the codes (n_q, L) of a clip, its samples, and what is known of it."""
+
+    def fail(self, name: str, audio: str, error: str) -> None:
+        """Note why a clip has none."""
+
+
+def encode_into(
+    writer: ClipWriter,
+    encoding: Encoding,
+    items: Iterable[Item],
+    advance: Advance = lambda clips, seconds: None,
+) -> Times:
+    """Read and encode clips, and write them in their order; one that cannot be is noted as a failure.
+
+    Clips are read beside the encoding. `advance` is told of each group that is written. Raises what the writer raises.
+    """
+    times, codec = Times(), encoding.codec
+    loaded = _ahead(items, lambda item: load(item, codec.input_sample_rate, codec.window_samples))
+    for group in _groups(_timed(loaded, times), _BUCKETED * encoding.batch_s * codec.input_sample_rate):
+        start = time.perf_counter()
+        made = encode(encoding, group)
+        middle = time.perf_counter()
+        seconds = sum(
+            write(writer, clip, result, codec.input_sample_rate) for clip, result in zip(group, made, strict=True)
+        )
+        waited = sum(clip.waited for clip in group)
+        times += Times(
+            waiting=waited,
+            encoding=middle - start - waited,
+            writing=time.perf_counter() - middle,
+            reading=sum(clip.reading for clip in group),
+            audio=seconds,
+            clips=len(group),
+        )
+        advance(len(group), seconds)
     return times
 
 
@@ -154,56 +194,87 @@ Result = tuple[np.ndarray[Any, Any], int] | str
 """Codes (n_q, L) and the samples they are of; or why there are none."""
 
 
-def encode(encoding: Encoding, batch: list[Loaded]) -> list[Result]:
-    """Codes of some clips, each as if alone; clips of one window in one call."""
-    codec = encoding.codec
-    results: dict[int, Result] = {place: clip.error for place, clip in enumerate(batch) if clip.error}
-    short = [place for place, clip in enumerate(batch) if clip.audio is not None]
-    try:
-        results |= dict(zip(short, _together(encoding, [batch[place] for place in short]), strict=True))
-    except XycodecError:
-        for place in short:  # one of them will not do
-            results[place] = _alone(lambda clip: _together(encoding, [clip])[0], batch[place])
-    for place, clip in enumerate(batch):
+def encode(encoding: Encoding, clips: Sequence[Loaded]) -> list[Result]:
+    """Codes of some clips, each as if alone; those of like length, of `batch_s` together, in one call.
+
+    Raises XycodecError where the memory does not suffice.
+    """
+    results: dict[int, Result] = {place: clip.error for place, clip in enumerate(clips) if clip.error}
+    for batch in _bucketed(clips, encoding.batch_s * encoding.codec.input_sample_rate):
+        try:
+            results |= zip(batch, _together(encoding, [clips[place] for place in batch]), strict=True)
+        except _OF_THE_MACHINE as error:
+            raise _out_of_memory() from error
+        except Exception:  # one of them will not do
+            for place in batch:
+                results[place] = _alone(lambda clip: _together(encoding, [clip])[0], clips[place])
+    for place, clip in enumerate(clips):
         if clip.stream is not None:
             results[place] = _alone(lambda long: _streamed(encoding, long), clip)
-    return [
-        (made[0], min(made[1], made[0].shape[1] * codec.hop_length)) if not isinstance(made, str) else made
-        for made in (results[place] for place in range(len(batch)))
-    ]
+    return [results[place] for place in range(len(clips))]
+
+
+_OF_THE_MACHINE = (MemoryError, torch.OutOfMemoryError)
+"""Errors that would list a whole corpus as failures."""
+
+
+def _out_of_memory() -> XycodecError:
+    return XycodecError("out of memory: encode less at once (--batch-seconds), or by fewer --jobs")
 
 
 def _alone(work: Callable[[Loaded], Result], clip: Loaded) -> Result:
     try:
         return work(clip)
-    except XycodecError as error:
-        return str(error)
+    except _OF_THE_MACHINE as error:
+        raise _out_of_memory() from error
+    except Exception as error:  # whatever a codec or a file system raises
+        return _why(error)
+
+
+def _why(error: Exception) -> str:
+    return str(error) if isinstance(error, XycodecError) else f"{type(error).__name__}: {reason_of(error)}"
 
 
 def _together(encoding: Encoding, clips: list[Loaded]) -> list[Result]:
     if not clips:
         return []
     audio = [clip.audio for clip in clips if clip.audio is not None]
-    made = encoding.codec.encode(audio, n_q=encoding.n_q)
+    made = encoding.codec.encode(audio, n_q=encoding.n_q, search=encoding.search)
     codes = made.codes.cpu().numpy()
-    return [(codes[i, :, : int(made.lengths[i])], len(samples)) for i, samples in enumerate(audio)]
+    return [_covered(encoding, codes[i, :, : int(made.lengths[i])], len(one)) for i, one in enumerate(audio)]
 
 
 def _streamed(encoding: Encoding, clip: Loaded) -> Result:
-    counted = CountedBlocks(clip.stream or iter(()))
-    codes = encode_long(encoding.codec, counted, encoding.overlap_s, n_q=encoding.n_q)
-    return codes.numpy(), counted.samples
+    counted = CountedBlocks(_timed_blocks(clip))
+    codes = encode_long(encoding.codec, counted, encoding.overlap_s, n_q=encoding.n_q, search=encoding.search)
+    return _covered(encoding, codes.numpy(), counted.samples)
 
 
-def _write(writer: ShardWriter, clip: Loaded, result: Result, codec: Codec) -> float:
-    """Add a clip or its failure; seconds of its audio."""
+def _timed_blocks(clip: Loaded) -> Iterator[Samples]:
+    blocks = clip.stream or iter(())
+    while True:
+        start = time.perf_counter()
+        block = next(blocks, None)
+        clip.waited += time.perf_counter() - start
+        if block is None:
+            return
+        yield block
+
+
+def _covered(encoding: Encoding, codes: "np.ndarray[Any, Any]", samples: int) -> Result:
+    """The published rule leaves out the last part of a frame, and its samples with it."""
+    return codes, min(samples, codes.shape[1] * encoding.codec.hop_length)
+
+
+def write(writer: ClipWriter, clip: Loaded, result: Result, rate: int) -> float:
+    """Write a clip, or that it failed; seconds of its audio, which has `rate` samples a second."""
     if isinstance(result, str):
         writer.fail(clip.item.id, str(clip.item.meta.get("audio", "")), result)
         return 0.0
     codes, samples = result
     remarks = {"remarks": clip.remarks} if clip.remarks else {}
     writer.add(clip.item.id, codes, samples, {**clip.item.meta, **remarks})
-    return samples / codec.input_sample_rate
+    return samples / rate
 
 
 # ---- reading beside encoding -------------------------------------------------------------------
@@ -211,7 +282,8 @@ def _write(writer: ShardWriter, clip: Loaded, result: Result, codec: Codec) -> f
 
 def _ahead(items: Iterable[Item], work: Callable[[Item], Loaded]) -> Iterator[Loaded]:
     """The clips in order, some of them read in a thread before they are asked for."""
-    with ThreadPoolExecutor(1, "reader") as pool:
+    pool = ThreadPoolExecutor(1, "reader")
+    try:
         waiting: deque[Any] = deque()
         for item in items:
             waiting.append(pool.submit(work, item))
@@ -219,6 +291,8 @@ def _ahead(items: Iterable[Item], work: Callable[[Item], Loaded]) -> Iterator[Lo
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _timed(clips: Iterator[Loaded], times: Times) -> Iterator[Loaded]:
@@ -231,15 +305,31 @@ def _timed(clips: Iterator[Loaded], times: Times) -> Iterator[Loaded]:
         yield clip
 
 
-def _batches(clips: Iterable[Loaded], samples: float) -> Iterator[list[Loaded]]:
-    """Consecutive clips of about so many samples together; a long one ends its batch."""
-    batch: list[Loaded] = []
-    held = 0
+def _groups(clips: Iterable[Loaded], samples: float) -> Iterator[list[Loaded]]:
+    """Consecutive clips of about so many samples together; a long one ends its group.
+
+    The first groups are smaller, so that encoding does not wait for all to be read.
+    """
+    group: list[Loaded] = []
+    held, size = 0, samples / 16
     for clip in clips:
-        batch.append(clip)
+        group.append(clip)
         held += len(clip.audio) if clip.audio is not None else 0
-        if held >= samples or clip.stream is not None:
+        if held >= size or clip.stream is not None:
+            yield group
+            group, held, size = [], 0, min(samples, 2 * size)
+    if group:
+        yield group
+
+
+def _bucketed(clips: Sequence[Loaded], samples: float) -> Iterator[list[int]]:
+    """Places of whole clips, shortest first, in batches of about so many samples."""
+    lengths = {place: len(clip.audio) for place, clip in enumerate(clips) if clip.audio is not None}
+    batch: list[int] = []
+    for place in sorted(lengths, key=lengths.__getitem__):
+        batch.append(place)
+        if sum(lengths[one] for one in batch) >= samples:
             yield batch
-            batch, held = [], 0
+            batch = []
     if batch:
         yield batch

@@ -1,31 +1,30 @@
-"""A corpus through a codec once: what a self-supervised model is to predict, in files beside the audio.
-
-It is hours of work, so it goes on where it was interrupted: the store of codes has one row of each cut, in order.
-"""
+"""A corpus through a codec once: what a self-supervised model is to predict, in a store of tokens beside the audio."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from lhotse.cut import Cut
-from numpy.typing import NDArray
 
 from xycodec.data.clip import INPUT_RATE
 from xycodec.data.manifest import open_text
 from xycodec.data.sources import Cuts
 from xycodec.data.targets import can_hold_targets, with_targets
-from xycodec.errors import AudioError, ConfigError
-from xycodec.io.codes import CodeStore
-from xycodec.io.files import atomic_path, os_error_line
-from xycodec.models.base import Codec, fingerprint
-from xycodec.models.longform import encode_long
-from xycodec.tokenize.inputs.audio import cut_blocks
+from xycodec.errors import ConfigError, StoreError
+from xycodec.io.digests import digest_of
+from xycodec.io.files import atomic_path
+from xycodec.io.tokens.layout import CODES, INDEX, ROW, SHARDS
+from xycodec.io.tokens.read import TokenStore
+from xycodec.models.base import Codec
+from xycodec.tokenize.corpus import tokenize_corpus
+from xycodec.tokenize.inputs.item import Item
+from xycodec.tokenize.inputs.manifests import cut_item
+from xycodec.tokenize.local import LocalEngine
+from xycodec.tokenize.shard import Advance, Encoding
 
-MANIFEST = "cuts.jsonl.gz"
+MANIFEST, STORE = "cuts.jsonl.gz", "codes"
 
 
 @dataclass(frozen=True)
@@ -44,99 +43,69 @@ def extract_targets(
     folder: Path,
     *,
     layers: int = 1,
-    advance: Callable[[float], None] = lambda seconds: None,
+    advance: Advance = lambda clips, seconds: None,
 ) -> TargetsReport:
     """Write the codes of the first `layers` of `codec` for every cut into `folder`, and cuts that name them.
 
-    `cuts.jsonl.gz` has the same cuts, in order, each with the custom fields that `data.targets` explains. Codes are
-    those of the clip alone, at the codec's frame rate; long recordings take bounded memory. A call goes on where
-    another was interrupted; the manifest appears when all is done, and names the folder by its absolute path.
+    `codes` is a store of tokens; `cuts.jsonl.gz` has the same cuts, in order, each with the custom fields that
+    `data.targets` explains. Codes are those of the clip alone, at the codec's frame rate. A call goes on where another
+    was interrupted; the manifest appears when all is done, and names the store by its absolute path.
 
     Args:
-        cuts: read twice.
+        cuts: read three times.
         codec: at any rate; audio is resampled to it.
         folder: made if it is not there.
         layers: of the codec.
-        advance: told the seconds of each cut.
+        advance: told clips and seconds as they are done.
 
     Raises:
-        ConfigError: `folder` was begun with another codec or other cuts, or cannot be written; or no clip is left.
+        StoreError: `folder` was begun with another codec or other cuts, or cannot be written; or there are no cuts.
+        ConfigError: no clip could be labelled.
         XycodecError: the codec has not so many layers, a manifest is not valid.
     """
-    codec.check_layers(layers)
-    target = folder.resolve()
-    try:
-        work = _Work(codec, layers, target)
-        work.label_all(cuts, advance)
-        work.write_manifest(cuts)
-    except OSError as error:
-        raise ConfigError(os_error_line(str(folder), "written", error)) from error
-    return work.report()
+    encoding = Encoding(codec, layers)
+    about = encoding.describe()
+    named = f"cuts {digest_of([cut.id for cut in cuts])}"
+    engine = LocalEngine(lambda: encoding, {}, advance=advance)
+    place = folder.resolve() / STORE
+    report = tokenize_corpus([named], place, about, engine, items=map(_item, cuts))
+    store = TokenStore(place)
+    left_out = {row["id"]: row["error"] for row in store.failures()}
+    if not len(store):
+        raise ConfigError(f"{folder}: no clip could be labelled, first: {next(iter(left_out.values()))}")
+    with atomic_path(folder / MANIFEST, ConfigError) as scratch, open_text(scratch, "wt") as file:
+        for cut in _with_labels(cuts, store, left_out):
+            file.write(json.dumps(cut.to_dict(), ensure_ascii=False) + "\n")
+    return TargetsReport(len(store), store.seconds, report.made, tuple(left_out.values()))
 
 
-class _Work:
-    """The labels of a folder, as far as they are there."""
+def _item(cut: Cut) -> Item:
+    if not can_hold_targets(cut):
+        return Item(cut.id, error=f"{cut.id}: a {type(cut).__name__} holds no labels: leave it out, or pack the corpus")
+    item = cut_item(cut)
+    return Item(item.id, {**item.place, "lowest": INPUT_RATE}, error=item.error)
 
-    def __init__(self, codec: Codec, layers: int, folder: Path) -> None:
-        self.codec, self.layers, self.folder = codec, layers, folder
-        about = {
-            "codec": codec.model_id, "weights": fingerprint(codec), "layers": layers, "size": codec.codebook_size,
-            "frame_rate": codec.frame_rate,
-        }  # fmt: skip
-        self.store = CodeStore(folder, about, error=ConfigError)
-        self.made = 0
 
-    def label_all(self, cuts: Cuts, advance: Callable[[float], None]) -> None:
-        """Go on after the last row."""
-        known = list(self.store.log)
-        for number, cut in enumerate(cuts):
-            if number >= len(known):
-                codes, more = self._labelled(cut)
-                self.store.add(cut.id, codes, **more)
-                self.made += codes is not None
-            elif known[number]["key"] != cut.id:
-                raise self._other_cuts(known[number]["key"], cut.id)
-            advance(cut.duration)
+def _with_labels(cuts: Cuts, store: TokenStore, left_out: dict[str, str]) -> Iterator[Cut]:
+    """The cuts of a store's clips, in order, each with the place of its labels."""
+    about = store.description
+    of = {"codec": about.model, "size": about.codebook_size}
+    places = _places(store)
+    name, path, first, frames = next(places, ("", Path(), 0, 0))
+    for cut in cuts:
+        if cut.id == name:
+            shape = (frames, about.n_q)
+            yield with_targets(cut, path, first * about.n_q, shape, about.dtype, about.frame_rate, of)
+            name, path, first, frames = next(places, ("", Path(), 0, 0))
+        elif cut.id not in left_out:
+            raise StoreError(f"{store.folder}: has no labels of {cut.id}: the cuts have changed, choose another folder")
 
-    def _labelled(self, cut: Cut) -> tuple[NDArray[np.int64] | None, dict[str, Any]]:
-        """The labels (layers, frames) of a cut and its seconds, or why it has none."""
-        try:
-            if not can_hold_targets(cut):
-                raise AudioError(f"{cut.id}: a {type(cut).__name__} holds no labels: leave it out, or pack the corpus")
-            codes = encode_long(
-                self.codec, cut_blocks(cut, self.codec.input_sample_rate, INPUT_RATE), n_q=self.layers
-            ).numpy()
-            if not codes.shape[1]:
-                raise AudioError(f"{cut.id}: holds no samples: leave it out")
-        except AudioError as error:
-            return None, {"left_out": str(error)}
-        return codes, {"seconds": cut.duration}
 
-    def _other_cuts(self, before: str, now: str) -> ConfigError:
-        return ConfigError(f"{self.folder}: was begun with other cuts, {before} where now {now}: choose another folder")
-
-    # ---- what is left --------------------------------------------------------------------------
-
-    def write_manifest(self, cuts: Cuts) -> None:
-        """Every labelled cut with the place of its labels."""
-        with atomic_path(self.folder / MANIFEST, ConfigError) as scratch, open_text(scratch, "wt") as file:
-            for cut in self._with_labels(cuts):
-                file.write(json.dumps(cut.to_dict(), ensure_ascii=False) + "\n")
-            if not any("frames" in row for row in self.store.log):
-                first = next((row["left_out"] for row in self.store.log), "there are no cuts")
-                raise ConfigError(f"{self.folder}: no clip could be labelled, first: {first}")
-
-    def _with_labels(self, cuts: Cuts) -> Iterator[Cut]:
-        of = {key: self.store.about[key] for key in ("codec", "size")}
-        for cut, row in zip_longest(cuts, self.store.log):
-            if cut is None or row is None:
-                raise self._other_cuts(row["key"] if row else "nothing", cut.id if cut else "nothing")
-            if "frames" in row:
-                shape = (row["frames"], row["layers"])
-                yield with_targets(cut, self.store.path, row["first"], shape, self.codec.frame_rate, of)
-
-    def report(self) -> TargetsReport:
-        """Report on the cuts: with labels, and left out."""
-        seconds = [row["seconds"] for row in self.store.log if "frames" in row]
-        left_out = tuple(row["left_out"] for row in self.store.log if "left_out" in row)
-        return TargetsReport(len(seconds), sum(seconds), self.made, left_out)
+def _places(store: TokenStore) -> Iterator[tuple[str, Path, int, int]]:
+    """(id, file, first frame in it, frames) of every clip."""
+    number = 0
+    for shard in store.shards:
+        folder = store.folder / SHARDS / shard["name"]
+        for row in np.fromfile(folder / INDEX, ROW):
+            yield store.meta(number)["id"], folder / CODES, int(row["first"]), int(row["frames"])
+            number += 1

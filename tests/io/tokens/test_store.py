@@ -1,5 +1,6 @@
 """The store of tokens: what was written is read, in place; kills and damages are seen."""
 
+import io
 import json
 import os
 import pickle
@@ -11,6 +12,7 @@ import pytest
 from tests.io.tokens.stores import clip, description, store_of
 
 from xycodec.errors import StoreError
+from xycodec.io.tokens import write
 from xycodec.io.tokens.check import damages
 from xycodec.io.tokens.layout import ROW, hash_of
 from xycodec.io.tokens.read import TokenStore
@@ -85,11 +87,11 @@ def test_an_index_takes_at_most_a_tenth(tmp_path):
 
 
 def test_many_shards_need_few_open_files(tmp_path):
-    store = TokenStore(store_of(tmp_path / "store", 300, shard_clips=1))
+    store = TokenStore(store_of(tmp_path / "store", 150, shard_clips=1))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 400), hard))
     try:
-        assert all(same(store[number], clip(number)) for number in range(300))
+        assert all(same(store[number], clip(number)) for number in range(150))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
@@ -111,10 +113,13 @@ def test_a_store_without_clips_is_one(tmp_path):
 # ---- kills -----------------------------------------------------------------------------------------
 
 
+NAMES = [f"clip {number}" for number in range(9)]
+
+
 def write_shard(folder, upto, finish):
     """Clips 0, 1 (failed), 2, ... of a shard, from where it was left."""
     with ShardWriter(folder / "part", description()) as writer:
-        for number in range(writer.done, upto):
+        for number in range(writer.go_on(NAMES), upto):
             if number == 1:
                 writer.fail("clip 1", "1.wav", "not audio")
             else:
@@ -155,6 +160,29 @@ def test_a_clip_that_never_reached_the_disk_is_written_again(whole, tmp_path):
     assert tree(tmp_path) == tree(whole)
 
 
+def test_a_shard_whose_middle_is_lost_is_begun_again(whole, tmp_path):
+    """The failure of clip 1 is there, clip 0 before it is not."""
+    begin_store(tmp_path, description())
+    write_shard(tmp_path, 2, finish=False)
+    os.truncate(tmp_path / "part" / "index.bin", 0)
+    write_shard(tmp_path, 8, finish=True)
+    assert tree(tmp_path) == tree(whole)
+
+
+def test_a_disk_that_takes_a_part_first_gets_the_rest(whole, tmp_path, monkeypatch):
+    class Slow(io.FileIO):
+        def write(self, data):
+            return super().write(memoryview(data)[:7])
+
+    monkeypatch.setattr(write, "open", lambda path, mode, buffering=-1: Slow(path, mode), raising=False)
+    with ShardWriter(tmp_path / "part", description()) as writer:
+        for number in (0, 2):
+            writer.add(f"clip {number}", clip(number).codes, clip(number).samples, clip(number).meta)
+    for name in ("codes.bin", "index.bin", "meta.jsonl"):
+        made = (tmp_path / "part" / name).read_bytes()
+        assert (whole / "shards" / "000000" / name).read_bytes()[: len(made)] == made
+
+
 # ---- damages ---------------------------------------------------------------------------------------
 
 
@@ -187,8 +215,10 @@ def test_a_torn_shard_is_told_when_it_is_read(tmp_path):
     os.truncate(folder / "ids.bin", 30)
     with pytest.raises(StoreError, match=r"ids\.bin: has 30 bytes for 10 clips"):
         store.number_of("clip 1")
+    (folder / "shards" / "000000" / "shard.json").write_text("{}")
+    assert "000000: shard.json differ from what was written, which hits no clip" in next(damages(store))
     shutil.rmtree(folder / "shards" / "000002")
-    assert len(list(damages(TokenStore(folder)))) == 2
+    assert len(list(damages(TokenStore(folder)))) == 3
 
 
 def test_a_wrong_table_of_ids_is_a_damage(tmp_path):

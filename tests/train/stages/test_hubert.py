@@ -330,11 +330,19 @@ def label_corpus(cuts, labels, rate=50.0, size=LABELS):
     for cut in open_source(SourceConfig(path=str(cuts))):
         own = labels(cut)
         made.append(
-            with_targets(cut, folder / "labels.u2", first, (len(own), 1), rate, {"codec": "none", "size": size})
+            with_targets(
+                cut,
+                folder / "labels.bin",
+                first,
+                (len(own), 1),
+                np.dtype("<u2"),
+                rate,
+                {"codec": "none", "size": size},
+            )
         )
         first += len(own)
         flat.append(own)
-    np.concatenate(flat).astype("<u2").tofile(folder / "labels.u2")
+    np.concatenate(flat).astype("<u2").tofile(folder / "labels.bin")
     CutSet.from_cuts(made).to_file(folder / "cuts.jsonl.gz")
     return folder / "cuts.jsonl.gz"
 

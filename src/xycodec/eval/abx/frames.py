@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from xycodec.eval.abx.distances import item_frames
 from xycodec.eval.abx.items import Omissions, PhoneItem
-from xycodec.io.audio import stream_audio
-from xycodec.io.codes import Codes, digest_of, file_digest
+from xycodec.io.digests import digest_of, file_digest
+from xycodec.io.tokens.layout import Codes
 from xycodec.models.base import Codec
-from xycodec.models.longform import CountedBlocks, embed_long, encode_long
-from xycodec.tokenize.cache import open_cache
+from xycodec.models.longform import embed_long
+from xycodec.tokenize.cache import encode_once
+from xycodec.tokenize.inputs.item import Item
 
 
 @dataclass(frozen=True)
@@ -37,21 +38,22 @@ def encode_recordings(
 
     Items of a recording that cannot be encoded are left out. Raises XycodecError if `cache` cannot be written.
     """
-    store = open_cache(cache, codec)
-    found = {}
+    keys, why = dict[str, str](), dict[str, str]()
     for name, source in recordings.items():
         try:
-            key = digest_of(["recording", file_digest(source)])
-            if key not in store:
-                rate = codec.input_sample_rate
-                audio = CountedBlocks(stream_audio(source, rate), rate)
-                store.add(key, encode_long(codec, audio).numpy(), seconds=audio.samples / rate)
+            keys[name] = digest_of(["recording", file_digest(source)])
+        except OSError as error:
+            why[name] = str(error)
+    clips = (Item(key, {"kind": "file", "path": str(recordings[name])}) for name, key in keys.items())
+    store = encode_once(cache, codec, clips, lambda count, seconds: advance(seconds))
+    found = {}
+    for name, key in keys.items():
+        if key in store:
             found[name] = Encoded(store.codes(key), store.newest[key]["seconds"])
-        except Exception as error:  # whatever somebody's codec raises: the other recordings are still worth having
-            why = " ".join(str(error).split())
-            omissions.add("its recording cannot be encoded", why, sum(item.file == name for item in items))
-            continue
-        advance(found[name].seconds)
+        else:
+            why[name] = store.newest[key]["error"]
+    for name, reason in why.items():
+        omissions.add("its recording cannot be encoded", reason, sum(item.file == name for item in items))
     return found
 
 

@@ -2,20 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import soxr
 import torch
 from torch import Tensor
 
-from xycodec.data.clip import INPUT_RATE
 from xycodec.errors import AudioError
 from xycodec.eval.corpus import Item
 from xycodec.eval.identity import audio_digest
 from xycodec.models.base import Codec
-from xycodec.models.longform import encode_long
-from xycodec.tokenize.cache import open_cache
+from xycodec.tokenize.cache import encode_once
+from xycodec.tokenize.inputs.item import Item as Source
 
 
 def cached_codes(
@@ -31,26 +28,37 @@ def cached_codes(
         codec: computes what is missing, at its own input rate.
         items: clips; those that cannot be read are tried again each time.
         cache: folder for all models and corpora, made if needed.
-        advance: told the seconds of each clip that is done.
+        advance: told the seconds of clips as they are encoded, and at the end those of the others.
 
-    Raises XycodecError if the cache cannot be read or written, or the codec fails.
+    Raises XycodecError if the cache cannot be read or written.
     """
-    store = open_cache(cache, codec)
+    keys = [_key(item) for item in items]
+    sources = [_source(key, item) for key, item in zip(keys, items, strict=True) if isinstance(key, str)]
+    heard = [0.0]
+
+    def hear(clips: int, seconds: float) -> None:
+        heard.append(seconds)
+        advance(seconds)
+
+    store = encode_once(cache, codec, sources, hear)
+    advance(sum(item.seconds for item in items) - sum(heard))
     found: list[Tensor | AudioError] = []
-    for item in items:
-        try:
-            key = audio_digest(item)
-            if key not in store:
-                store.add(key, _encode(codec, item))
+    for key, item in zip(keys, items, strict=True):
+        if not isinstance(key, str):
+            found.append(key)
+        elif key in store:
             found.append(torch.from_numpy(store.codes(key).astype(np.int32, order="C")))
-        except AudioError as error:
-            found.append(error)
-        advance(item.seconds)
+        else:
+            found.append(AudioError(f"{item.clip}: {store.newest[key]['error']}"))
     return found
 
 
-def _encode(codec: Codec, item: Item) -> Any:
-    samples, rate = item.load(), codec.input_sample_rate
-    if rate != INPUT_RATE:
-        samples = soxr.resample(samples, INPUT_RATE, rate)
-    return encode_long(codec, samples).numpy()
+def _key(item: Item) -> str | AudioError:
+    try:
+        return audio_digest(item)
+    except AudioError as error:
+        return error
+
+
+def _source(key: str, item: Item) -> Source:
+    return Source(key, {"kind": "cut", "cut": {} if isinstance(item.cut, AudioError) else item.cut.to_dict()})

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from xycodec.errors import StoreError
-from xycodec.io.tokens.layout import CODES, IDS, INDEX, META, SHARDS, Description
-from xycodec.io.tokens.read import Shard, TokenStore
+from xycodec.io.tokens.layout import CODES, IDS, INDEX, META, SHARD, SHARDS, Description
+from xycodec.io.tokens.read import Shard, TokenStore, read_counts
 from xycodec.io.tokens.write import id_table, sha256_of
 
 
@@ -21,6 +21,7 @@ def damages(store: TokenStore, advance: Callable[[], None] = lambda: None) -> It
     folders = [store.folder / SHARDS / row["name"] for row in store.shards]
     for folder, row in zip(folders, store.shards, strict=True):
         broken = [name for name, digest in row["sha256"].items() if _digest(folder / name) != digest]
+        broken += [] if _counts(folder) == row else [SHARD]
         if broken:
             found = True
             clips = ", ".join(_broken_clips(folder, store.description, row, broken)) or "no clip that is in the index"
@@ -34,6 +35,13 @@ def _digest(path: Path) -> str | None:
     try:
         return sha256_of(path)
     except OSError:
+        return None
+
+
+def _counts(folder: Path) -> dict[str, Any] | None:
+    try:
+        return {"name": folder.name} | read_counts(folder)
+    except StoreError:
         return None
 
 

@@ -33,7 +33,9 @@ Index = NDArray[Any]
 """Rows of ROW, (clips,)."""
 Codes = NDArray[np.uint16] | NDArray[np.uint32]
 
-_TELL_APART = ("model", "weights", "n_q", "codebook_size", "hop_length", "sample_rate", "window", "precision")
+_TELL_APART = (
+    "model", "weights", "n_q", "codebook_size", "hop_length", "sample_rate", "window", "precision", "search",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Description:
         hop_length, sample_rate: input samples of a frame, and their rate in Hz.
         output_sample_rate: rate of what decoding gives, Hz.
         window: how long clips were cut.
+        search: width of the search that found the codes; 1 is greedy.
         precision: type that the codec computed in, and `shared batches` where clips shared padded products.
         config: the model's settings.
         versions: the software that made the codes.
@@ -69,6 +72,7 @@ class Description:
     sample_rate: int
     output_sample_rate: int
     window: Windowing
+    search: int = 1
     precision: str = "float32"
     config: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)

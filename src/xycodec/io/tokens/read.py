@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ from xycodec.io.tokens.layout import (
     read_description,
 )
 
+COUNTS = ("clips", "frames", "samples", "failures")
+"""What a row of the list of shards, and `shard.json`, tell in numbers."""
 _OPEN = 100  # shards that are held open: three files each, of the 1024 that a process may have
 
 
@@ -66,6 +68,8 @@ class TokenStore:
         if not (self.folder / SHARD_LIST).is_file():
             raise StoreError(f"{self.folder}: not finished: run the command that began it again")
         self.shards: list[dict[str, Any]] = read_rows(self.folder / SHARD_LIST)
+        if not all(isinstance(row.get(key), int) for row in self.shards for key in COUNTS):
+            raise StoreError(f"{self.folder / SHARD_LIST}: lacks counts of a shard: {_COPY}")
         """A row for each shard: `name`, `clips`, `frames`, `samples`, `failures`, and the SHA-256 of its files."""
         self._starts: list[int] = list(accumulate((shard["clips"] for shard in self.shards), initial=0))
         self._shard = lru_cache(_OPEN)(self._opened)
@@ -118,6 +122,10 @@ class TokenStore:
         """Frames of every clip, (N,)."""
         columns = [self._shard(number).index["frames"] for number in range(len(self.shards))]
         return np.concatenate([np.zeros(0, np.int64), *columns]).astype(np.int64)
+
+    def bounds(self) -> list[tuple[int, int]]:
+        """The number of each shard's first clip, and of the one after its last."""
+        return list(pairwise(self._starts))
 
     def failures(self) -> list[dict[str, Any]]:
         """A row for each clip of the corpus that could not be encoded: `id`, `audio` and `error`."""
@@ -213,6 +221,14 @@ def mapped(path: Path) -> "mmap.mmap | bytes":
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise StoreError(os_error_line(str(path), "read", error)) from error
+
+
+def read_counts(folder: Path) -> dict[str, Any]:
+    """What `shard.json` says of a shard. Raises StoreError if it is damaged."""
+    rows = read_rows(folder / SHARD)
+    if len(rows) != 1 or not all(isinstance(rows[0].get(key), int) for key in COUNTS):
+        raise StoreError(f"{folder / SHARD}: does not hold what a shard's has to: {_COPY}")
+    return rows[0]
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

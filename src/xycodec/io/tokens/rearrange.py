@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from xycodec.errors import StoreError
 from xycodec.io.tokens.layout import hash_of
@@ -56,7 +57,10 @@ def equal_parts(clips: int, parts: int) -> Callable[[int, StoredClip], str]:
 
 
 def by_field(field: str) -> Callable[[int, StoredClip], str]:
-    """Put clips with one value of a metadata field together; those without the field are `none`."""
+    """Put clips with one value of a metadata field together; those without the field are `none`.
+
+    What a file system minds is written as %XX.
+    """
     return lambda number, clip: _file_name(clip.meta, field)
 
 
@@ -69,5 +73,5 @@ def held_out(share: float) -> Callable[[int, StoredClip], str]:
 
 
 def _file_name(meta: Mapping[str, Any], field: str) -> str:
-    value = str(meta.get(field, "none"))
-    return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in value).lstrip(".") or "none"
+    value = quote(str(meta.get(field, "")), safe="")
+    return value.replace(".", "%2E") if value.startswith(".") else value or "none"

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import FileIO
 from itertools import chain, count, islice
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xycodec.errors import StoreError
-from xycodec.io.files import atomic_path, new_folder, os_error_line
+from xycodec.io.files import atomic_path, is_scratch, new_folder, os_error_line
 from xycodec.io.journal import Journal
 from xycodec.io.tokens.layout import (
     CODES,
@@ -34,7 +34,7 @@ from xycodec.io.tokens.layout import (
     read_description,
     shard_name,
 )
-from xycodec.io.tokens.read import StoredClip, mapped
+from xycodec.io.tokens.read import StoredClip, mapped, read_counts
 
 SHARD_CLIPS = 4096
 """Clips of a shard, unless a corpus is small or somebody says otherwise."""
@@ -47,29 +47,55 @@ class ShardWriter:
     was killed holds whole clips only, once the next writer has cut off what lacks its row. One process at a time may
     have the folder.
 
+    Attributes:
+        folder: of the shard.
+        description: of its codes.
+        frames: written so far.
+
     Raises:
         StoreError: the folder cannot be written.
     """
 
     def __init__(self, folder: Path, description: Description) -> None:
-        self._folder, self._description = folder, description
+        self.folder, self.description = folder, description
         self._failures = Journal(folder / FAILURES)
         with self._told():
             folder.mkdir(parents=True, exist_ok=True)
-            rows, meta_end = _whole_rows(folder, description)
-            self._frames = int(rows["frames"].sum())
+            rows, meta_end = whole_rows(folder, description)
+            self.frames = int(rows["frames"].sum())
             self._meta_end = meta_end
             frame = description.n_q * description.dtype.itemsize
-            self._codes = _opened(folder / CODES, self._frames * frame)
+            self._codes = _opened(folder / CODES, self.frames * frame)
             self._meta = _opened(folder / META, meta_end)
             self._index = _opened(folder / INDEX, len(rows) * ROW.itemsize)
         self._clips, self._samples = len(rows), int(rows["samples"].sum())
+        self._ids: list[int] = rows["id"].tolist()
         self._failed = len(self._failures.rows())
 
-    @property
-    def done(self) -> int:
-        """Clips that were added or failed, those before a kill too."""
+    def go_on(self, names: Sequence[str]) -> int:
+        """How many of these clips, in order, were written or failed before a kill.
+
+        Where what is there is not their beginning, because a disk has lost a part of it, nothing is kept.
+        """
+        rows, failed = self._ids, [row.get("id") for row in self._failures.rows()]
+        row = failure = 0
+        for name in names:
+            if failure < len(failed) and failed[failure] == name:
+                failure += 1
+            elif row < len(rows) and rows[row] == hash_of(name):
+                row += 1
+            else:
+                break
+        if (row, failure) != (len(rows), len(failed)):
+            self._start_over()
         return self._clips + self._failed
+
+    def _start_over(self) -> None:
+        with self._told():
+            for file in (self._codes, self._meta, self._index):
+                file.truncate(0)
+            (self.folder / FAILURES).unlink(missing_ok=True)
+        self._clips = self._failed = self._samples = self.frames = self._meta_end = 0
 
     def __enter__(self) -> Self:
         return self
@@ -82,22 +108,24 @@ class ShardWriter:
 
         Raises StoreError if the codes have another shape or range than the description says, or the disk is full.
         """
-        about = self._description
+        about = self.description
         if codes.ndim != 2 or codes.shape[0] != about.n_q:
             raise StoreError(f"{name}: codes of shape {codes.shape} do not fit a store of {about.n_q} codebooks")
+        if not np.issubdtype(codes.dtype, np.integer):
+            raise StoreError(f"{name}: its codes are {codes.dtype} numbers: give integers")
         if codes.size and (int(codes.min()) < 0 or int(codes.max()) >= about.codebook_size):
             raise StoreError(f"{name}: holds a code outside 0 to {about.codebook_size - 1}")
         own = {"id": name, "seconds": round(samples / about.sample_rate, 6)}
         line = json.dumps(own | {key: meta[key] for key in meta if key not in own}, ensure_ascii=False).encode() + b"\n"
         body = np.ascontiguousarray(codes.T.astype(about.dtype)).tobytes()
         crc = zlib.crc32(line, zlib.crc32(body))
-        row = (self._frames, self._meta_end, samples, hash_of(name), codes.shape[1], crc)
+        row = (self.frames, self._meta_end, samples, hash_of(name), codes.shape[1], crc)
         with self._told():
-            self._codes.write(body)
-            self._meta.write(line)
-            self._index.write(np.array([row], ROW).tobytes())
+            _append(self._codes, body)
+            _append(self._meta, line)
+            _append(self._index, np.array([row], ROW).tobytes())
         self._clips, self._samples = self._clips + 1, self._samples + samples
-        self._frames, self._meta_end = self._frames + codes.shape[1], self._meta_end + len(line)
+        self.frames, self._meta_end = self.frames + codes.shape[1], self._meta_end + len(line)
 
     def fail(self, name: str, audio: str, error: str) -> None:
         """Note a clip that could not be encoded, and why."""
@@ -112,31 +140,32 @@ class ShardWriter:
     def finish(self, place: Path) -> None:
         """Complete the shard and move it to `place`."""
         with self._told():
-            for file in (self._codes, self._meta, self._index):
-                os.fsync(file.fileno())
             self.close()
-            names = [name for name in (CODES, FAILURES, INDEX, META) if (self._folder / name).exists()]
+            names = [name for name in (CODES, FAILURES, INDEX, META) if (self.folder / name).exists()]
             counts = {
                 "clips": self._clips,
-                "frames": self._frames,
+                "frames": self.frames,
                 "samples": self._samples,
                 "failures": self._failed,
-                "sha256": {name: sha256_of(self._folder / name) for name in names},
+                "sha256": {name: sha256_of(self.folder / name) for name in names},
             }
-            (self._folder / SHARD).write_text(json.dumps(counts) + "\n", encoding="utf-8")
+            (self.folder / SHARD).write_text(json.dumps(counts) + "\n", encoding="utf-8")
+            for name in (*names, SHARD):
+                with open(self.folder / name, "rb") as file:
+                    os.fsync(file.fileno())
             place.parent.mkdir(parents=True, exist_ok=True)
-            self._folder.rename(place)
+            self.folder.rename(place)
 
     @contextmanager
     def _told(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            raise StoreError(os_error_line(str(self._folder), "written", error)) from error
+            raise StoreError(os_error_line(str(self.folder), "written", error)) from error
 
 
-def _whole_rows(folder: Path, description: Description) -> tuple[NDArray[Any], int]:
-    """The rows of the index up to the first clip that is not whole, and where the last one's metadata end."""
+def whole_rows(folder: Path, description: Description) -> tuple[NDArray[Any], int]:
+    """The rows of a shard's index up to the first clip that is not whole, and where the last one's metadata end."""
     paths = [folder / name for name in (CODES, META, INDEX)]
     if not all(path.exists() for path in paths):
         return np.zeros(0, ROW), 0
@@ -151,6 +180,13 @@ def _whole_rows(folder: Path, description: Description) -> tuple[NDArray[Any], i
             return rows[:number].copy(), end
         end += len(line)
     return rows.copy(), end
+
+
+def _append(file: FileIO, data: bytes) -> None:
+    """Write all of it: a disk that fills takes a part first, and says so at the next write only."""
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]
 
 
 def _opened(path: Path, size: int) -> FileIO:
@@ -181,7 +217,7 @@ def begin_store(folder: Path, description: Description) -> None:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
+        if any(not is_scratch(path) for path in folder.iterdir()):
             raise StoreError(f"{folder}: holds other files: choose a new folder for the store")
         with atomic_path(path, StoreError) as scratch:
             scratch.write_text(description.to_json(), encoding="utf-8")
@@ -193,7 +229,7 @@ def finish_store(folder: Path) -> None:
     """Join the shards that are there: list them, order their ids, gather their failures. Raises StoreError."""
     try:
         shards = sorted((folder / SHARDS).iterdir())
-        rows = [{"name": path.name} | json.loads((path / SHARD).read_bytes()) for path in shards]
+        rows = [{"name": path.name} | read_counts(path) for path in shards]
         with atomic_path(folder / FAILURES, StoreError) as scratch, open(scratch, "wb") as file:
             for path in shards:
                 if (path / FAILURES).exists():

@@ -13,7 +13,7 @@ from xycodec.errors import StoreError, reason_of
 from xycodec.io.files import new_folder, write_whole
 from xycodec.io.tokens.layout import Description
 from xycodec.io.tokens.read import StoredClip, TokenStore
-from xycodec.tokenize.exchange.rows import clip_of
+from xycodec.tokenize.exchange.rows import clip_of, codes_of
 from xycodec.tokenize.inputs.item import require_package
 
 FIELD = "codes"
@@ -48,7 +48,8 @@ def read_tar(source: Path, about: Description) -> Iterator[StoredClip]:
                 held.setdefault(key, {})[suffix] = file.read() if file else b""
                 if {"npy", "json"} <= held[key].keys():
                     clip = held.pop(key)
-                    yield clip_of(json.loads(clip["json"]), about, np.load(io.BytesIO(clip["npy"])).T, source)
+                    codes = codes_of(np.load(io.BytesIO(clip["npy"])), about, f"{source}: {key}")
+                    yield clip_of(json.loads(clip["json"]), about, codes, source)
     except (tarfile.TarError, OSError, ValueError) as error:
         raise StoreError(f"{source}: not a plain tar of codes, or damaged ({reason_of(error)})") from error
     if held:
@@ -90,7 +91,8 @@ def read_shar(folder: Path, about: Description) -> Iterator[StoredClip]:
                 for cut, ((data, name), (meta, _)) in zip(read_cuts(manifest), arrays, strict=True):
                     array = deserialize_item(json.loads(meta))
                     fill_shar_placeholder(array, data, name)
-                    yield clip_of(dict(cut.custom["meta"]), about, array.load().T, path)
+                    codes = codes_of(array.load(), about, f"{path}: {cut.id}")
+                    yield clip_of(dict(cut.custom["meta"]), about, codes, path)
     except (tarfile.TarError, OSError, KeyError, TypeError, ValueError) as error:
         raise StoreError(f"{folder}: not Shar of codes, or damaged ({reason_of(error)})") from error
 

@@ -4,13 +4,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from xycodec.errors import StoreError, reason_of
 from xycodec.io.files import new_folder
 from xycodec.io.tokens.layout import Codes, Description
 from xycodec.io.tokens.read import StoredClip, TokenStore, read_rows
 from xycodec.io.xyc import CodecFile
-from xycodec.tokenize.exchange.rows import CLIPS, clip_of, file_name, write_rows
+from xycodec.tokenize.exchange.rows import CLIPS, clip_of, codes_of, file_name, write_rows
 
 
 def write_npy(store: TokenStore, folder: Path) -> None:
@@ -19,8 +20,11 @@ def write_npy(store: TokenStore, folder: Path) -> None:
 
 
 def read_npy(folder: Path, about: Description) -> Iterator[StoredClip]:
-    """Yield the clips of such a folder; without `clips.jsonl`, of every `.npy` in it. Raises StoreError."""
-    return _read(folder, about, ".npy", lambda path: (np.load(path).T, None))
+    """Yield the clips of such a folder; without `clips.jsonl`, of every `.npy` in it. Raises StoreError.
+
+    Codes of one codebook may be (frames,), as recipes for LLaSA write them.
+    """
+    return _read(folder, about, ".npy", lambda path: (codes_of(np.load(path), about, str(path)), None))
 
 
 def write_xyc(store: TokenStore, folder: Path) -> None:
@@ -35,8 +39,9 @@ def read_xyc(folder: Path, about: Description) -> Iterator[StoredClip]:
 
 def _codes_of(path: Path, about: Description) -> tuple[Codes, int]:
     file = CodecFile.read(path)
-    if file.model != about.model:
-        raise StoreError(f"{path}: has codes of {file.model}, not of {about.model}")
+    if (file.model, file.search) != (about.model, about.search):
+        was, now = (f"{one.model}, search {one.search}" for one in (file, about))
+        raise StoreError(f"{path}: has codes of {was}, not of {now}")
     return file.codes, file.num_samples
 
 
@@ -50,6 +55,7 @@ def codec_file(about: Description, clip: StoredClip) -> CodecFile:
         output_sample_rate=about.output_sample_rate,
         hop_length=about.hop_length,
         num_samples=clip.samples,
+        search=about.search,
     )
 
 
@@ -65,7 +71,7 @@ def _write(store: TokenStore, folder: Path, suffix: str, save: Callable[[StoredC
 
 
 def _read(
-    folder: Path, about: Description, suffix: str, load: Callable[[Path], tuple[Codes, int | None]]
+    folder: Path, about: Description, suffix: str, load: Callable[[Path], tuple[Codes | NDArray[np.int64], int | None]]
 ) -> Iterator[StoredClip]:
     told = folder / CLIPS
     rows = (

@@ -5,13 +5,11 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
-
 from xycodec.errors import StoreError, reason_of
 from xycodec.io.files import write_whole
 from xycodec.io.tokens.layout import Description
 from xycodec.io.tokens.read import StoredClip, TokenStore
-from xycodec.tokenize.exchange.rows import clip_of
+from xycodec.tokenize.exchange.rows import clip_of, codes_of
 from xycodec.tokenize.inputs.item import require_package
 
 _GROUP = 1000  # rows
@@ -57,7 +55,7 @@ def read_parquet(source: Path, about: Description) -> Iterator[StoredClip]:
             for batch in file.iter_batches(_GROUP):
                 for row in batch.to_pylist():
                     meta = json.loads(row.get("meta") or "{}")
-                    codes = np.array(row["codes"], about.dtype).reshape(-1, about.n_q).T
+                    codes = codes_of(row["codes"], about, f"{source}: {row.get('id')}")
                     own = {key: row[key] for key in ("id", "samples") if row.get(key) is not None}
                     yield clip_of(meta | own, about, codes, source)
     except (pyarrow.ArrowException, OSError, KeyError, ValueError) as error:

@@ -25,7 +25,7 @@ def blocks_of(item: Item, rate: int, tell: Tell) -> Iterator[Samples]:
     if place["kind"] == "cut":
         from lhotse.serialization import deserialize_item
 
-        yield from cut_blocks(deserialize_item(dict(place["cut"])), rate)
+        yield from cut_blocks(deserialize_item(dict(place["cut"])), rate, place.get("lowest", 1))
         return
     with ExitStack() as stack:
         source = place["path"] if _is_local(place) else stack.enter_context(_opened(place))

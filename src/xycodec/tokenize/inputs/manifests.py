@@ -72,8 +72,13 @@ def cut_item(cut: "Cut") -> Item:
 
     place = {"kind": "cut", "cut": cut.to_dict()}
     meta: dict[str, Any] = {}
-    if (recording := getattr(cut, "recording", None)) is not None and recording.sources[0].type == "file":
-        meta["audio"] = str(recording.sources[0].source)
+    if (recording := getattr(cut, "recording", None)) is not None:
+        if recording.sources[0].type == "memory":
+            return Item(
+                cut.id, error=f"{cut.id}: its audio lies in memory, not in a file: save the cuts with their audio"
+            )
+        if recording.sources[0].type == "file":
+            meta["audio"] = str(recording.sources[0].source)
     if text := " ".join(words.text.strip() for words in cut.supervisions if words.text):
         meta["text"] = text
     for name in ("speaker", "language"):
