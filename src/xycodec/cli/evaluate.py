@@ -23,7 +23,8 @@ Codecs = Annotated[
         "--codec",
         "-c",
         help="What --model takes, or a baseline: encodec-8, dac-8, mimi-8, hf:ID, opus-6k, codec2-1200, ...; "
-        "NAME@N uses N codebooks, NAME+K searches as --search K. Once for each codec.",
+        "NAME@N uses N codebooks, NAME+K searches as --search K. Or folder:PATH, files that were decoded elsewhere, or "
+        "MODULE:CLASS or FILE.py:CLASS, any class with encode and decode. Once for each codec.",
     ),
 ]
 Layers = Annotated[int | None, typer.Option("--n-q", min=1, help="Use only the first codebooks.")]
@@ -60,12 +61,13 @@ def evaluate(
     require_extra("eval", "lhotse")  # without PESQ or Praat their metrics are missing, and said to be
     from xycodec.eval.corpus import open_corpora
     from xycodec.eval.evaluate import evaluate as run
+    from xycodec.eval.foreign import is_foreign
     from xycodec.eval.judges.choose import make_judges
     from xycodec.eval.metrics.quality import METERS
     from xycodec.eval.report.expected import read_expected
     from xycodec.eval.report.write import write_report
 
-    codec = [f"{one}+{search}" for one in codec] if search > 1 else codec
+    codec = [one if search == 1 or is_foreign(one) else f"{one}+{search}" for one in codec]
     judges = make_judges(similarity, recogniser, opinion, device, language=language)
     signal = tuple(METERS) if metrics is None else tuple(metrics.split(","))
     measured = [*signal, *(name for judge in judges for name in judge.names)]

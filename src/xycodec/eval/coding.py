@@ -13,16 +13,18 @@ import soxr
 import torch
 from numpy.typing import NDArray
 
+from xycodec.eval.foreign import is_foreign
 from xycodec.eval.metrics.quality import RATE
 from xycodec.eval.results import CodebookUse
 from xycodec.io.audio import Samples, ignore, read_audio, write_audio
+from xycodec.io.journal import Journal
 from xycodec.io.tokens.grow import GrowingStore
 from xycodec.models.base import Codec
 from xycodec.models.longform import decode_long, encode_long
 from xycodec.nn.quantize import codebook_perplexity, codebook_usage
 from xycodec.tokenize.shard import Encoding
 
-AUDIO, CODES = "audio", "codes"
+AUDIO, CODES, DECODED = "audio", "codes", "decoded.jsonl"
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class CodecSpec:
         return f"{plain[-48:].strip('-.')}-{hashlib.blake2b(self.text.encode(), digest_size=3).hexdigest()}"
 
     def _split(self) -> tuple[str, int | None, int]:
+        if is_foreign(self.text):
+            return self.text, None, 1
         model, search = _counted(self.text, "+")
         model, n_q = _counted(model, "@")
         return model, n_q, 1 if search is None else search
@@ -74,7 +78,9 @@ def coded_clips(clips: Mapping[str, str], folder: Path) -> dict[str, dict[str, A
 
     `clips` are names and digests of audio; a row of other audio does not count.
     """
-    rows = GrowingStore(folder / CODES).newest
+    decoded = folder / DECODED  # of a codec whose codes are its own business
+    newest = {row["clip"]: row for row in Journal(decoded).rows()} if decoded.exists() else None
+    rows = GrowingStore(folder / CODES).newest if newest is None else newest
     return {clip: rows[clip] for clip, audio in clips.items() if clip in rows and rows[clip].get("of") == audio}
 
 

@@ -7,7 +7,7 @@ A folder holds all of it, and whatever is there already is not done again:
     original/audio.jsonl              digests of the audio that these are of
     CODEC/codec.json                  what was loaded
     CODEC/audio/CLIP.flac
-    CODEC/codes/                      a store of tokens that grows
+    CODEC/codes/                      a store of tokens that grows; of what is not ours, decoded.jsonl
     CODEC/scores.jsonl                scores of clips, as they come
 
 Scores are of the files, which anyone can score again. Each row says which audio and which words it is of: those of
@@ -31,6 +31,7 @@ from xycodec.baselines.open import open_codec
 from xycodec.errors import AudioError, XycodecError
 from xycodec.eval.coding import (
     AUDIO,
+    DECODED,
     CodecSpec,
     adaptive_bits,
     code_clips,
@@ -40,6 +41,7 @@ from xycodec.eval.coding import (
     uncoded,
 )
 from xycodec.eval.corpus import Item
+from xycodec.eval.foreign import decode_clips, is_foreign, open_foreign
 from xycodec.eval.identity import Identity, identify
 from xycodec.eval.judges.base import Judge, Pair
 from xycodec.eval.metrics.quality import METERS, PROTOCOL, RATE, measure_quality, require_metrics
@@ -87,7 +89,8 @@ def evaluate(
     """Compare codecs on `items`, the originals with themselves first; go on where an earlier call was interrupted.
 
     Args:
-        specs: what `open_codec` takes, with `@N` for N codebooks only, and `+K` for codes searched with width K.
+        specs: what `open_codec` takes, with `@N` for N codebooks only, and `+K` for codes searched with width K;
+            or what `xycodec.eval.foreign` tells: a folder of decoded files, any Python class.
         items: clips, as `open_corpora` gives them; one that cannot be read is in the result with its error.
         folder: made if it is not there. A later call may add codecs, metrics and judges, but not clips. A clip whose
             audio was replaced, or whose transcript was corrected, is done again.
@@ -148,6 +151,8 @@ def _rows(specs: Sequence[str]) -> list[_Row]:
 
 def _about(spec: CodecSpec, device: str) -> dict[str, Any]:
     """Describe a codec. Raises XycodecError if it cannot be loaded."""
+    if is_foreign(spec.text):
+        return {"spec": spec.text, "codebook_size": None, "parameters": None, **open_foreign(spec.text).about()}
     codec = open_codec(spec.model, device=device)
     codec.check_layers(spec.n_q)
     codec.check_search(spec.search)
@@ -221,6 +226,10 @@ def _audio_of(clips: Clips) -> dict[str, str]:
 def _code(spec: CodecSpec, clips: Clips, originals: Path, folder: Path, device: str, stage: Stage) -> None:
     if todo := uncoded(_audio_of(clips), folder):  # a codec takes its time to load
         with stage(f"{spec.text}: coding", len(todo)) as done:
+            if is_foreign(spec.text):
+                journal = Journal(folder / DECODED)
+                decode_clips(open_foreign(spec.text), todo, originals, folder / AUDIO, journal, done)
+                return
             codec = open_codec(spec.model, device=device)
             code_clips(codec, spec.n_q, todo, originals, folder, done, search=spec.search)
 
@@ -336,15 +345,15 @@ def _gathered(
     if row.spec is None:
         return CodecResult(row.name, "original", "", None, None, None, None, (), tuple(results))
     about = _read(place / "codec.json")
-    done = [clip for clip in results if clip.bits is not None]
-    seconds = sum(clip.seconds for clip in done)
+    done = [clip for clip in results if "bits" in coded.get(clip.clip, {})]
+    seconds, bits = sum(clip.seconds for clip in done), [clip.bits for clip in done if clip.bits is not None]
     size = about["codebook_size"]
     counts = None if size is None else codebook_counts(place, [clip.clip for clip in done], size)
     return CodecResult(
         name=row.name,
         title=row.spec.text,
         model=about["model"],
-        bitrate=sum(clip.bits or 0 for clip in done) / seconds if seconds else None,
+        bitrate=sum(bits) / seconds if seconds and len(bits) == len(done) else None,
         frame_rate=about["frame_rate"],
         entropy_bitrate=adaptive_bits(counts) / seconds if counts is not None and seconds else None,
         parameters=about["parameters"],

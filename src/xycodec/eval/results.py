@@ -134,7 +134,7 @@ class ClipResult:
     text: str | None
     """Transcript, where it is known."""
     seconds: float
-    bits: int | None = None
+    bits: float | None = None
     """Bits of the codes, without any container; None for the original."""
     encode_s: float | None = None
     """Wall time, as is `decode_s`."""
