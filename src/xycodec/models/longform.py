@@ -2,7 +2,7 @@
 
 By default windows overlap and each keeps its middle, so that every kept frame has context on both sides; the
 first keeps its beginning and the last its end, and the last always reaches back into its neighbour. Decoded windows,
-which may disagree where they meet, fade into each other over one code frame. A codec in `reference` mode follows the
+which may disagree where they meet, fade into each other. A codec in `reference` mode follows the
 published rule: each window keeps its beginning only (see Long audio in docs/models/xy_tokenizer.md).
 """
 
@@ -23,6 +23,8 @@ from xycodec.models.inputs import Array, read_block, read_codes
 Block = TypeVar("Block", Tensor, NDArray[np.float32])
 BATCH = 4
 """Windows computed in one call: enough to keep the threads of a CPU busy, small enough for any memory."""
+FADE = 1
+"""Code frames over which a decoded window takes over from the one before."""
 
 
 class WindowCodec(Protocol):
@@ -78,7 +80,7 @@ class _Plan:
     @classmethod
     def of(cls, codec: WindowCodec, overlap_s: float | None) -> "_Plan":
         overlap = overlap_frames(codec, overlap_s)
-        left, fade = (0, 0) if codec.reference else (overlap // 2, min(1, overlap))
+        left, fade = (0, 0) if codec.reference else (overlap // 2, min(FADE, overlap - overlap // 2))
         return cls(codec.window_frames, codec.window_frames - overlap, left, fade, codec.reference)
 
     def windows(self, blocks: Iterable[Tensor], unit: int) -> Iterator[tuple[Tensor, bool, bool]]:
@@ -179,7 +181,7 @@ def decode_blocks(
     remaining = clip.shape[1] * hop if num_samples is None else codec.num_output_samples(num_samples)
     windows = plan.windows([clip], 1)
     beyond = torch.zeros(0, dtype=torch.float32, device="cpu")  # what the window before goes on with beyond its frames
-    rise = (torch.arange(plan.fade * hop, dtype=torch.float32, device="cpu") + 0.5) / hop
+    rise = (torch.arange(plan.fade * hop, dtype=torch.float32, device="cpu") + 0.5) / (max(1, plan.fade) * hop)
     while batch := list(islice(windows, BATCH)):
         decoded = codec.decode_windows([window for window, _, _ in batch])
         for item, (_, first, last) in zip(decoded, batch, strict=True):
