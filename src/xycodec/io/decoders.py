@@ -161,9 +161,13 @@ class SndfileDecoder:
         if not self.coding.startswith(_BY_SNDFILE) or self.container == "FLAC":
             self._sound.close()
             raise Unreadable(f"{self.container} of {self.coding}")
+        self._sound.seek(0)
+        begin = window.tell()
         self._sound.seek(self._frames)
         self.end = window.tell()
         """Byte after the last sample, of PCM."""
+        self.frame_bytes = (self.end - begin) // max(1, self._frames)
+        """Bytes of one sample of all channels, of PCM."""
 
     @property
     def is_float(self) -> bool:
