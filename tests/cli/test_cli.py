@@ -20,10 +20,10 @@ from xycodec.checkpoints.save import save_codec
 from xycodec.eval.metrics.quality import measure_quality, plain
 from xycodec.io.audio import read_audio
 from xycodec.io.xyc import CodecFile
-from xycodec.models.base import Codec
 from xycodec.models.longform import decode_long, encode_long
 from xycodec.models.presets import NAMED_CONFIGS
 from xycodec.models.registry import DEFAULT, MODELS
+from xycodec.models.xy_tokenizer.model import XYTokenizer
 
 NOTE = "note: xy-random has random weights"
 
@@ -80,11 +80,12 @@ def test_encoding_a_file_is_short(xycodec, tiny, monkeypatch):
             frame = frame.f_back
         return encode(self, *args, **kwargs)
 
-    encode = Codec.encode_windows
-    monkeypatch.setattr(Codec, "encode_windows", watched)
+    encode = XYTokenizer.encode_latents
+    monkeypatch.setattr(XYTokenizer, "encode_latents", watched)
     speech("clip.wav")
-    assert xycodec("encode", "clip.wav", "-m", tiny)[0] == 0
-    assert way == ["encode", "run_all", "run_jobs", "_attempt", "encode_file", "encode_long"]
+    assert xycodec("encode", "clip.wav", "-m", tiny, "--threads", "1")[0] == 0
+    to_the_codec = ["encode", "run_all", "run_jobs", "_attempt", "encode_file", "encode_long"]
+    assert way == [*to_the_codec, "encode_windows", "_compute", "_encode"]
 
 
 def test_encode_and_decode_one_file(xycodec, tiny):

@@ -258,7 +258,9 @@ def test_au_whose_size_is_wrong():
             read_audio(io.BytesIO(data[:8] + struct.pack(">I", size) + data[12:]))
 
 
-@pytest.mark.parametrize(("kind", "subtype"), [("wav", "PCM_16"), ("wav", "PCM_24"), ("aiff", "FLOAT"), ("au", "DOUBLE")])
+@pytest.mark.parametrize(
+    ("kind", "subtype"), [("wav", "PCM_16"), ("wav", "PCM_24"), ("aiff", "FLOAT"), ("au", "DOUBLE")]
+)
 @pytest.mark.parametrize("missing", [1, 2, 5, 11])
 def test_pcm_that_breaks_off_within_a_sample_gives_those_before(kind, subtype, missing):
     samples = np.stack([voice(1.0), -voice(1.0)], axis=1)

@@ -32,7 +32,7 @@ class ClassicalCodec(Codec):
             raise XycodecError(f"{self.model_id} cannot leave out layers, got n_q {n_q!r}: choose a lower bitrate")
         return self.n_q
 
-    def _encode(self, clips: Sequence[Tensor], n_q: int) -> list[Tensor]:
+    def _encode(self, clips: Sequence[Tensor], n_q: int, search: int) -> list[Tensor]:
         nothing = np.zeros((n_q, 0), np.int64)
         coded = [self._encode_one(clip.double().numpy()) if len(clip) else nothing for clip in clips]
         return [torch.from_numpy(codes) for codes in coded]

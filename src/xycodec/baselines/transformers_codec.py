@@ -51,7 +51,7 @@ class TransformersCodec(Codec):
         self.model = model
         self.family = family
 
-    def _encode(self, clips: Sequence[Tensor], n_q: int) -> list[Tensor]:
+    def _encode(self, clips: Sequence[Tensor], n_q: int, search: int) -> list[Tensor]:
         return [self._encode_one(clip, n_q) for clip in clips]
 
     def _encode_one(self, clip: Tensor, n_q: int) -> Tensor:

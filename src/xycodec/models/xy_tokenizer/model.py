@@ -44,6 +44,8 @@ class Encoded(NamedTuple):
 class XYTokenizer(Codec):
     """The whole model. Parts carry the names of the published checkpoint (docs/models/xy_tokenizer.md, Overview)."""
 
+    can_search = True
+
     def __init__(self, config: XYTokenizerConfig) -> None:
         super().__init__(
             model_id=config.model_id,
@@ -156,10 +158,7 @@ class XYTokenizer(Codec):
 
     # ---- the codec's interface -----------------------------------------------------------------
 
-    def _encode(self, clips: Sequence[Tensor], n_q: int) -> list[Tensor]:
-        return self._search(clips, n_q, 1)
-
-    def _search(self, clips: Sequence[Tensor], n_q: int, width: int) -> list[Tensor]:
+    def _encode(self, clips: Sequence[Tensor], n_q: int, search: int) -> list[Tensor]:
         lengths = [clip.shape[0] for clip in clips]
         frames = [self._rows(n) // self.downsample.factor for n in lengths]
         if max(frames) == 0:
@@ -167,7 +166,7 @@ class XYTokenizer(Codec):
         audio = torch.zeros(len(clips), max(lengths), dtype=torch.float32, device=self.device)
         for row, clip in zip(audio, clips, strict=True):
             row[: clip.shape[0]] = clip
-        codes = self.quantizer.encode(self.encode_latents(audio, lengths).latents, n_q, width)
+        codes = self.quantizer.encode(self.encode_latents(audio, lengths).latents, n_q, search)
         return [item[:, :count] for item, count in zip(codes, frames, strict=True)]
 
     def _decode(self, codes: Sequence[Tensor]) -> list[Tensor]:
