@@ -6,6 +6,7 @@ import tempfile
 import pytest
 import torch
 from tests.exactness import not_claimed
+from tests.processes import do_not_wait_for_the_disk
 
 from xycodec.cli import app as cli
 
@@ -16,6 +17,7 @@ def pytest_configure(config):
     Fixtures of modules compute on one thread as tests do: Transformers' convolutions change with it on some processors.
     """
     torch.set_num_threads(1)
+    do_not_wait_for_the_disk()
     os.environ["XYCODEC_CACHE"] = cache = tempfile.mkdtemp(prefix="xycodec-tests-")
     config.add_cleanup(lambda: shutil.rmtree(cache, ignore_errors=True))
 

@@ -123,6 +123,7 @@ def test_batches_are_full_and_have_texts(train_step):
     assert not torch.equal(batch.audio[0], batch.audio[1])
 
 
+@pytest.mark.long
 def test_it_measures_both_stages_at_tiny_size(tmp_path):
     place = tmp_path / "out.json"
     command = [sys.executable, "train_step.py", "--size", "tiny", "--clips", "1", "--seconds", "1", "--steps", "1"]
@@ -185,7 +186,7 @@ class Looks(TorchDispatchMode):
         return result
 
 
-@pytest.fixture(params=["pretrain", "posttrain"])
+@pytest.fixture(params=["pretrain", pytest.param("posttrain", marks=pytest.mark.long)])
 def started(request, train_step, tmp_path):
     """A stage whose codebooks are started, and a batch of clips of unlike lengths."""
     engine = Engine(EngineConfig(kind="single", device="cpu", precision="float32"))

@@ -6,8 +6,9 @@ import socket
 
 import numpy as np
 import torch
+from tests.processes import start_two
 from tests.reference import tiny_config
-from torch import distributed, multiprocessing
+from torch import distributed
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from xycodec.data.batch import Position, collate
@@ -93,7 +94,7 @@ def two_processes(work, folder):
     with contextlib.closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    multiprocessing.spawn(_process, (work, folder, port), nprocs=2)
+    start_two(_process, (work, folder, port))
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 

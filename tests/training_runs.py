@@ -7,12 +7,13 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import get_context, set_start_method
+from multiprocessing import set_start_method
 from pathlib import Path
 
 import numpy as np
 import soundfile as sf
 import yaml
+from tests.processes import FORKSERVER, do_not_wait_for_the_disk
 from tests.reference import tiny_config
 
 from xycodec.cli import app as cli
@@ -23,9 +24,6 @@ from xycodec.models.xy_tokenizer.config import QuantizerConfig, VocosConfig
 SIZE = TowerConfig(d_model=16, layers=1, heads=2, ffn_dim=24)
 PARTS = ("semantic_encoder", "semantic_encoder_adapter", "acoustic_encoder", "pre_rvq_adapter", "post_rvq_adapter")
 _DEFAULT = "fork" if sys.version_info < (3, 14) else "forkserver"
-# Each process copies one that has imported everything.
-_CONTEXT = get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["xycodec.train.run", "xycodec.data.manifest", "tests.training_runs"])
 
 
 def smallest_config(**changes):
@@ -139,7 +137,7 @@ class Running:
         self.files = [Path(folder) / f".{name}.{time.monotonic_ns()}" for name in ("out", "err")]
         for file in self.files:
             file.touch()  # the process may be killed before it opens them
-        self.process = _CONTEXT.Process(
+        self.process = FORKSERVER.Process(
             target=_command, args=(list(map(str, arguments)), [str(file) for file in self.files], prepare)
         )
         self.process.start()
@@ -191,6 +189,7 @@ def _command(arguments, files, prepare):
     os.environ.update(HF_HUB_OFFLINE="1", COLUMNS="200")
     os.chdir(Path(files[0]).parent)
     torch.set_num_threads(1)
+    do_not_wait_for_the_disk()
     if prepare is not None:
         prepare()
     sys.argv = ["xycodec", *arguments]

@@ -224,16 +224,22 @@ def test_one_existing_output_is_an_error(xycodec, tiny):
     assert CodecFile.read("clip.xyc").frames == 7
 
 
+def written(path):
+    """Which file it is and when it was written; it may have been read since."""
+    found = os.stat(path)
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
 def test_existing_outputs_of_a_folder_are_skipped_and_counted(xycodec, tiny):
     for name in ("in/a.wav", "in/b.wav"):
         speech(name)
     assert xycodec("encode", "in/a.wav", "-m", tiny)[0] == 0
-    precious = os.stat("in/a.xyc")
+    precious = written("in/a.xyc")
     code, _, err = xycodec("encode", "in", "-m", tiny)
     assert code == 0
     assert "1 done" in err
     assert "1 existed already" in err
-    assert os.stat("in/a.xyc") == precious
+    assert written("in/a.xyc") == precious
     code, _, err = xycodec("encode", "in", "-m", tiny)
     assert code == 0
     assert "0 done" in err
@@ -735,6 +741,15 @@ def test_a_reader_that_goes_away(tiny):
         ended = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=120)
     assert ended.returncode == 1
     assert "reader" in error_line(ended.stderr)
+
+
+@pytest.mark.parametrize(("given", "found"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_threads_that_wait_sleep_unless_told_otherwise(given, found):
+    """OpenMP reads the environment when torch is imported, so that must be later."""
+    program = "import os, sys, xycodec.cli.app; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | given
+    ran = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert ran.stdout == f"{found} False\n"
 
 
 def test_a_name_that_is_not_text(xycodec, tiny):

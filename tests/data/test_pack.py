@@ -132,6 +132,7 @@ def test_what_cannot_be_used_is_told_and_left_out(tmp_path):
         assert "\n" not in line
 
 
+@pytest.mark.long
 def test_tars_and_two_processes(tmp_path):
     members = []
     for number in range(11):

@@ -85,7 +85,7 @@ def test_the_same_seed_gives_the_same_stream_and_another_epoch_another_order(tmp
     assert order(epoch=1) != order(seed=1)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.long)])
 @pytest.mark.parametrize("taken", [1, 4, 6, 7, 13])
 def test_a_stream_resumes_where_it_was_left(tmp_path, workers, taken):
     cuts = corpus(tmp_path, 22)
@@ -262,6 +262,7 @@ def test_workers_leave_signals_to_the_main_process(tmp_path):
     assert not any(child.is_alive() for child in children)
 
 
+@pytest.mark.long
 def test_a_process_that_leaves_its_stream_open_ends(tmp_path):
     corpus(tmp_path, 6).to_file(tmp_path / "cuts.jsonl")
     program = f"""

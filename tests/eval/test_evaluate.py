@@ -123,6 +123,7 @@ def test_everything_of_every_codec(codecs, corpus, tmp_path):
     assert Evaluation.from_dict(json.loads(json.dumps(result.to_dict()))) == result
 
 
+@pytest.mark.long
 def test_processes_make_no_difference(codecs, corpus, tmp_path):
     one = run(codecs[:1], corpus, tmp_path / "one")
     two = run(codecs[:1], corpus, tmp_path / "two", processes=2)

@@ -66,6 +66,7 @@ def test_a_tiny_codec_is_trained_and_used(recordings, run):
     assert len(Path("exp/tiny/metrics.jsonl").read_text().splitlines()) >= 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("notebook", sorted(EXAMPLES.glob("*.ipynb")), ids=lambda path: path.name)
 def test_a_notebook_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -445,6 +445,7 @@ def test_nothing_is_written_to_the_terminal(capfd):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_a_compressed_file(tmp_path):
     resident = Path("/proc/self/statm")
     if not resident.exists():

@@ -534,7 +534,7 @@ def apply(data, edit):
     return before + changed + after[1:]
 
 
-@settings(max_examples=5000, deadline=None, derandomize=True, database=None)
+@settings(max_examples=1000, deadline=None, derandomize=True, database=None)
 @given(seeds, st.lists(edits, min_size=1, max_size=4))
 def test_fuzz_bytes(seed, changes):
     data = DATA[seed]
@@ -549,7 +549,7 @@ def test_fuzz_bytes(seed, changes):
     assert outcome
 
 
-@settings(max_examples=2500, deadline=None, derandomize=True, database=None)
+@settings(max_examples=500, deadline=None, derandomize=True, database=None)
 @given(seeds, st.lists(edits, min_size=1, max_size=3), st.booleans())
 def test_fuzz_header_bytes_with_a_right_checksum(seed, changes, magic):
     """Edits of the header's bytes, and of the body's, under a right header length and checksum."""
@@ -571,7 +571,7 @@ changed_keys = st.lists(st.tuples(keys, plausible | plausible | hostile), min_si
 other_keys = st.lists(st.tuples(st.text(max_size=9), plausible), max_size=1)
 
 
-@settings(max_examples=2500, deadline=None, derandomize=True, database=None)
+@settings(max_examples=500, deadline=None, derandomize=True, database=None)
 @given(seeds, changed_keys, other_keys, st.booleans())
 def test_fuzz_header_values_with_a_right_checksum(seed, changes, others, fit):
     """Other values of the header, half of them with a frame count and a body that fit."""

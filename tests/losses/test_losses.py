@@ -3,8 +3,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from tests.processes import start_two
 from torch import distributed as dist
-from torch import multiprocessing
 
 from xycodec.distributed import all_reduce_, world_size
 from xycodec.errors import ConfigError
@@ -321,6 +321,7 @@ def test_outputs_that_do_not_pair_up_are_refused():
             loss(outputs(1), outputs(2)[:1])
 
 
+@pytest.mark.long
 def test_discriminators_learn_to_tell_and_the_audio_to_pass():
     built = Discriminators(channels=4)
     optimizer = torch.optim.AdamW(built.parameters(), lr=3e-3)
@@ -395,8 +396,9 @@ def process(rank, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.long
 def test_two_processes_of_uneven_share_equal_one(tmp_path):
-    multiprocessing.spawn(process, (tmp_path,), nprocs=2)
+    start_two(process, (tmp_path,))
     expected_values, expected = gradients()
     for rank in range(2):
         values, got = torch.load(tmp_path / f"{rank}.pt")

@@ -70,7 +70,7 @@ def _report(codec, queue):
     queue.put(codec.encode(CLIP).codes.numpy())
 
 
-@pytest.mark.parametrize("method", ["spawn", "fork"])
+@pytest.mark.parametrize("method", [pytest.param("spawn", marks=pytest.mark.long), "fork"])
 def test_another_process(codec, threads, method):
     if method not in multiprocessing.get_all_start_methods():
         pytest.skip(f"no {method} on this system")

@@ -131,7 +131,7 @@ def test_a_channel_of_alpha_zero_passes_unchanged():
 
 @pytest.mark.exact
 @pytest.mark.parametrize("size", [{"width": 64, "output_dim": 256}, {"width": 1024, "input_dim": 256}])
-@pytest.mark.parametrize("frames", [1, 3, 11])
+@pytest.mark.parametrize("frames", [3, *(pytest.param(frames, marks=pytest.mark.long) for frames in (1, 11))])
 def test_threads_and_other_items_do_not_matter(threads, size, frames):
     kind, shape = (DacEncoder, (1, 320 * frames)) if "output_dim" in size else (DacDecoder, (256, frames))
     part = folded(make(kind(strides=STRIDES, **size)))

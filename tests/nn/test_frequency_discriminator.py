@@ -201,6 +201,7 @@ def test_under_autocast_convolutions_are_bfloat16_and_spectrograms_float32():
         torch.testing.assert_close(theirs.logits.float(), ours.logits, atol=0.05, rtol=0.05)
 
 
+@pytest.mark.long
 def test_it_learns_to_tell_and_the_audio_to_pass():
     built = MultiFrequencyDiscriminator(channels=32)
     optimizer = torch.optim.AdamW(built.parameters(), lr=1e-2)

@@ -4,8 +4,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from tests.processes import start_two
 from torch import distributed as dist
-from torch import multiprocessing
 
 import reference
 from xycodec.nn.mean import Mean
@@ -646,7 +646,7 @@ def process(rank, folder):
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    multiprocessing.spawn(process, (folder,), nprocs=2)
+    start_two(process, (folder,))
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

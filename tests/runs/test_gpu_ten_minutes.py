@@ -57,6 +57,7 @@ def train_there(home, loads):
     return done.stdout
 
 
+@pytest.mark.long
 def test_the_weights_come_back_and_are_a_run(script, home, capsys):
     loads = prepare(script, home, "--loads", "2", "--limit-mib", "0.5")
     assert [load.name for load in loads] == ["load-1", "load-2"]

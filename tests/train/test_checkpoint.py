@@ -108,6 +108,7 @@ def room_for(size):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
+@pytest.mark.long
 def test_a_full_disk(tmp_path, corpus, run):
     shutil.copytree(run, tmp_path / "run")
     before = names(run)
@@ -123,7 +124,10 @@ def test_a_full_disk(tmp_path, corpus, run):
     load_codec(tmp_path / "run")
 
 
-@pytest.mark.parametrize(("room", "words"), [(600, "check the path"), (9000, "see to the disk, --resume goes on")])
+@pytest.mark.parametrize(
+    ("room", "words"),
+    [(600, "check the path"), pytest.param(9000, "see to the disk, --resume goes on", marks=pytest.mark.long)],
+)
 def test_a_disk_that_is_full_before_the_first_checkpoint(tmp_path, corpus, room, words):
     """For the recipe, or the metrics of some sixty steps."""
     changes = {"checkpoint": {"every": 1000}, "validation": {"every": 1000}, "steps": 200}
@@ -201,6 +205,7 @@ def test_the_best_is_the_lowest_also_after_going_on(tmp_path, corpus, run):
 # from one engine to another
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("first", "second"), [("single", "ddp"), ("ddp", "single"), ("single", "fsdp2"), ("fsdp2", "single")]
 )

@@ -192,6 +192,7 @@ def test_codes_died_and_weights_moved(folder, alone):
 # ---- one process -----------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_sharding_works_without_torchrun(folder, alone, monkeypatch):
     monkeypatch.setenv("MASTER_ADDR", "nowhere.invalid")  # as on a cluster, outside torchrun
     recipe = recipe_of("without text", folder, "fsdp2")
@@ -216,6 +217,7 @@ def test_single_is_refused_where_there_are_several(monkeypatch):
         Engine(EngineConfig(kind="single", device="cpu"))
 
 
+@pytest.mark.long
 def test_computing_blocks_again_changes_nothing(folder, alone):
     torch.testing.assert_close(alone("computed again")["values"], alone("listened to")["values"], rtol=1e-6, atol=0)
     torch.testing.assert_close(alone("computed again")["norms"], alone("listened to")["norms"], rtol=1e-6, atol=0)

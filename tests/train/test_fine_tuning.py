@@ -79,7 +79,7 @@ def test_a_voice_of_one_s_own_keeps_the_codes(published, tmp_path):
         assert {torch.allclose(before[key], after[key], atol=1e-6) for key in weights} == {same}
 
 
-@pytest.mark.parametrize("rate", [24_000, 32_000, 48_000])
+@pytest.mark.parametrize("rate", [24_000, *(pytest.param(rate, marks=pytest.mark.long) for rate in (32_000, 48_000))])
 def test_another_rate_keeps_the_codes(published, tmp_path, rate):
     cuts = corpus_of(tmp_path, rate)
     changes = (f"output_sample_rate={rate}", f"model_id=own-{rate}")
@@ -93,6 +93,7 @@ def test_another_rate_keeps_the_codes(published, tmp_path, rate):
     assert "discriminator" in lines_of(second)[-1]
 
 
+@pytest.mark.long
 def test_another_language_changes_the_codes_and_then_keeps_them(published, tmp_path):
     cuts = corpus_of(tmp_path)
     model = {key: value for key, value in smallest_config(model_id="own").model_dump(mode="json").items() if value}

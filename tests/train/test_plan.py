@@ -55,6 +55,7 @@ def tell_peak():
     Finalize(None, lambda: os.write(2, f"{getrusage(RUSAGE_SELF).ru_maxrss}".encode()), exitpriority=1)
 
 
+@pytest.mark.long
 def test_the_paper_s_pretraining_offline(tmp_path, corpus, lm):
     recipe = CONFIG_FOLDER / "pretrain.yaml"
     overrides = [

@@ -71,7 +71,8 @@ def assert_equal_runs(run, whole):
                 torch.testing.assert_close(ours["networks"][network][key], value, msg=f"{name}: {key}")
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("workers", [0, 1])
 def test_killed_at_several_moments(tmp_path, corpus, whole, workers):
     run = tmp_path / "run"
     changes = settings(corpus, run, data={"workers": workers})
@@ -130,6 +131,7 @@ def test_told_to_stop(tmp_path, corpus, whole):
     assert_same_lines(lines_of(run), lines_of(whole))
 
 
+@pytest.mark.long
 def test_post_training(tmp_path, corpus, whole):
     """Discriminators, both optimizers and random crops go on as well."""
 
@@ -166,6 +168,7 @@ def paired(folder, corpus):
     return write_recipe(folder / "run.yaml", settings(corpus, folder / "run", **changes)), folder / "run"
 
 
+@pytest.mark.long
 def test_two_processes_go_on_as_two(tmp_path, corpus):
     recipe, run = paired(tmp_path, corpus)
     both(tmp_path, recipe, "steps=2")

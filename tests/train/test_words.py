@@ -163,6 +163,7 @@ def in_a_process(rank, folder, whisper):
     return validated(folder, whisper, [CLIPS[:2], CLIPS[2:5], CLIPS[5:]], 6, processes=rank)
 
 
+@pytest.mark.long
 def test_two_processes_hear_the_same_clips_as_one(whisper, tmp_path):
     (first, told), (second, others) = two_processes(partial(in_a_process, folder=tmp_path, whisper=whisper), tmp_path)
     (tmp_path / "alone").mkdir()
@@ -181,6 +182,7 @@ def test_two_processes_hear_the_same_clips_as_one(whisper, tmp_path):
 # ---- runs ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_run_that_goes_on_finds_the_same_errors(whisper, tmp_path):
     cuts = write_corpus(tmp_path / "corpus", text=None)
     heard = {"validation": {"every": 2, "clips": 3, "listen": 0, "transcribe": 2, "recogniser": str(whisper)}}
@@ -199,6 +201,7 @@ def test_a_run_that_goes_on_finds_the_same_errors(whisper, tmp_path):
     assert_same_lines(runs["halves"], runs["whole"])
 
 
+@pytest.mark.long
 def test_every_stage_that_decodes_is_heard(whisper, tmp_path):
     cuts = write_corpus(tmp_path / "corpus", clips=4, text="a")
     heard = {"every": 1, "clips": 4, "listen": 0, "transcribe": 4, "recogniser": str(whisper)}

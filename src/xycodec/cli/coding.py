@@ -27,6 +27,7 @@ from xycodec.cli.options import (
     Reference,
     Search,
     Threads,
+    set_threads,
 )
 from xycodec.cli.terminal import print_comparison
 from xycodec.errors import XycodecError
@@ -224,8 +225,7 @@ def _load(model: str, device: str, dtype: Precision, reference: bool, threads: i
     from xycodec.checkpoints.load import load_codec
     from xycodec.models.registry import RANDOM
 
-    if threads:
-        torch.set_num_threads(threads)
+    set_threads(threads)
     codec = load_codec(model, device=device, dtype=getattr(torch, dtype.value), reference=reference)
     if codec.model_id == RANDOM and not quiet:
         print(f"note: {RANDOM} has random weights; its codes mean nothing and its audio is noise", file=sys.stderr)

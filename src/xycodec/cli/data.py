@@ -1,6 +1,5 @@
 """`xycodec data`: corpora for training."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -43,10 +42,11 @@ def data_pack(
     from xycodec.data import pack
     from xycodec.data.config import SourceConfig
     from xycodec.data.sources import open_source
+    from xycodec.io.cores import available_cores
 
     source = open_source(SourceConfig(path=cuts))
     with clip_progress("clips", quiet) as advance:
-        processes = jobs or os.cpu_count() or 1
+        processes = jobs or available_cores()
         report = pack.pack(source, folder, rate=rate, processes=processes, advance=advance)
     for line in report.left_out:
         print(f"left out: {line}", file=sys.stderr)

@@ -1,6 +1,5 @@
 """Many files through one command: what is done already, what is to do, and the exit code."""
 
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +30,7 @@ def run_all(
     that exists passes for done if the same settings are noted of it and `differs` finds no other difference.
     """
     from xycodec.io import parallel
+    from xycodec.io.cores import available_cores
 
     todo, existing = parallel.pending(plan, overwrite)
     if len(plan) == 1 and existing:
@@ -42,7 +42,7 @@ def run_all(
         print_error(f"{len(others) - _MOST_TOLD} more were made with other settings")
     processes = min(processes, max(1, len(todo)))
     # Side by side, processes share the cores; more threads than cores slow each other down.
-    settings["threads"] = max(1, (threads or os.cpu_count() or 1) // processes) if processes > 1 else threads
+    settings["threads"] = max(1, (threads or available_cores()) // processes) if processes > 1 else threads
     console = error_console()
     failed, seconds = 0, 0.0
     with progress(console, len(todo), quiet or as_json) as (advance_file, advance_audio):

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from xycodec.cli.options import AsJson, Device, Overwrite, Storage, Store, Threads
+from xycodec.cli.options import AsJson, Device, Overwrite, Storage, Store, Threads, set_threads
 from xycodec.cli.terminal import print_bench, print_table
 from xycodec.errors import XycodecError
 
@@ -114,8 +114,7 @@ def bench(
     from xycodec.models.presets import NAMED_CONFIGS
 
     lengths = None if seconds is None else _parse_lengths(seconds)
-    if threads:
-        torch.set_num_threads(threads)
+    set_threads(threads)
     named = model in NAMED_CONFIGS
     codec = random_codec(NAMED_CONFIGS[model]).to(resolve_device(device)) if named else load_codec(model, device=device)
     lengths = lengths or [2.0, 5.0, 10.0, 30.0]

@@ -43,9 +43,19 @@ Layers = Annotated[int | None, typer.Option("--n-q", min=1, help="Use only the f
 Search = Annotated[
     int, typer.Option(min=1, help="Search for better codes by a beam of this width, 4 or 16: same bits, slower.")
 ]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads in all (default: every core).")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads in all (default: every core it may use).")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
 Store = Annotated[Storage, typer.Option(help="float16 takes half the size.")]
+
+
+def set_threads(threads: int | None) -> None:
+    """Compute on so many threads; by default on a core each, as many as this process may use."""
+    import torch
+
+    from xycodec.io.cores import available_cores
+
+    # torch's own number is of physical cores, or what OMP_NUM_THREADS says.
+    torch.set_num_threads(threads or min(torch.get_num_threads(), available_cores()))
 
 
 def require_extra(extra: str, *modules: str) -> None:

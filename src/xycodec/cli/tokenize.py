@@ -1,7 +1,6 @@
 """`xycodec tokenize`: a corpus to a store of tokens."""
 
 import json
-import os
 import sys
 from dataclasses import asdict
 from enum import StrEnum
@@ -68,13 +67,14 @@ def tokenize(
     as_json: AsJson = False,
 ) -> None:
     """Turn a corpus into a store of tokens; run again to go on after a kill."""
+    from xycodec.io.cores import available_cores
     from xycodec.io.tokens.read import TokenStore
     from xycodec.tokenize.corpus import tokenize_corpus
     from xycodec.tokenize.inputs.listing import list_items
     from xycodec.tokenize.local import LocalEngine
     from xycodec.tokenize.verify import verify_codes
 
-    cores = threads or os.cpu_count() or 1
+    cores = threads or available_cores()
     settings: dict[str, Any] = {
         "model": model, "n_q": n_q, "overlap": overlap, "reference": reference, "device": device, "dtype": dtype.value,
         "share_batches": share_batches, "batch_s": batch_seconds, "threads": cores,

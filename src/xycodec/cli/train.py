@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from xycodec.cli.options import Quiet, Storage, Store, Threads, require_extra
+from xycodec.cli.options import Quiet, Storage, Store, Threads, require_extra, set_threads
 from xycodec.cli.terminal import print_plan
 
 
@@ -24,13 +24,10 @@ def train(
 ) -> None:
     """Train a codec. Several processes: torchrun --nproc-per-node 8 -m xycodec train CONFIG."""
     require_extra("train", "lhotse", "transformers", "tensorboard", "jiwer")
-    import torch
-
     from xycodec.train.recipe_file import load_recipe
 
     recipe = load_recipe(config, tuple(overrides or ()))
-    if threads:
-        torch.set_num_threads(threads)
+    set_threads(threads)
     if dry_run:
         from xycodec.train.plan import plan_run
 

@@ -30,6 +30,7 @@ from xycodec.data.manifest import read_lines
 from xycodec.data.sources import ManifestCuts, Source, opened
 from xycodec.errors import ConfigError
 from xycodec.io.codes import digest_of, file_stamp
+from xycodec.io.cores import available_cores
 from xycodec.io.files import new_folder, os_error_line
 
 CACHE = "XYCODEC_CACHE"  # environment variable: the folder that keeps what can be made again
@@ -148,7 +149,7 @@ def _make(source: Source, name: str, folder: Path, tell: Tell) -> None:
 def _records(source: Source) -> Iterator[_Record]:
     """Every cut's line of JSON and its facts; of many large parts, several at once."""
     parts = source.parts
-    processes = min(len(parts), os.cpu_count() or 1)
+    processes = min(len(parts), available_cores())
     if processes == 1 or sum(path.stat().st_size for path in source.files) < _LARGE:
         for part in parts:
             yield from _records_of(part)

@@ -1,6 +1,5 @@
 """A corpus decoded once into the memory of a device, and batches that are cut out of it there."""
 
-import os
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from xycodec.data.batch import Batch, Position, collate
 from xycodec.data.clip import INPUT_RATE, Excerpt, draw_excerpt, language_of, longest_clip, require_loudness, text_of
 from xycodec.data.config import DataConfig
 from xycodec.errors import AudioError, ConfigError
+from xycodec.io.cores import available_cores
 
 _FULL_SCALE = 32768
 _BLOCK = 1280  # samples whose loudest one is remembered on the host
@@ -59,7 +59,7 @@ class Memory:
             raise ConfigError(f"data.in_memory: for codecs that decode at 16 kHz, not at {output_sample_rate} Hz")
         began = time.monotonic()
         files = list(dict.fromkeys(_file_of(cut) for cut in cuts))
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # libsndfile decodes without Python's lock
+        with ThreadPoolExecutor(available_cores()) as pool:  # libsndfile decodes without Python's lock
             decoded = list(pool.map(_decoded, files))
         places: dict[str, tuple[int, int]] = {}
         end = 0

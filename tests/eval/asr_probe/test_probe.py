@@ -270,6 +270,7 @@ def spoken_texts(count, seed, *, telling):
         yield Spoken(f"{number}", text, 1.0, codes.to(torch.int32).expand(3, -1).contiguous())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("telling", [True, False])
 def test_words_are_read_from_codes_that_tell_them_and_from_no_others(codec, tmp_path, telling):
     config = ProbeConfig(steps=100, hidden=24, projection=24, lr=0.02, dropout=0.0, augment=False)

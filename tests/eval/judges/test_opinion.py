@@ -93,6 +93,7 @@ def weights():
     }
 
 
+@pytest.mark.long
 def test_utmos_has_the_packages_value(weights, tmp_path):
     torch.save(weights, tmp_path / "utmos.pt")
     utmos = Utmos("cpu", tmp_path / "utmos.pt")

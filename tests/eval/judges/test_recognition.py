@@ -136,6 +136,7 @@ def test_whisper_hears_the_same_alone_and_together(whisper_folder):
     assert len(set(heard)) > 2
 
 
+@pytest.mark.long
 def test_whisper_hears_beyond_its_window(whisper):
     """The same start, and then something else: what it writes must differ."""
     start = speech()[:WINDOW]

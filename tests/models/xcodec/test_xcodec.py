@@ -107,6 +107,7 @@ def test_the_shortest_clips_under_the_published_rule(pair, samples):
         assert torch.equal(made[0], theirs(model, clip, max(BANDWIDTHS))[0])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_full_width_equals_transformers(kind, tmp_path):
     wide = {"hidden_size": 768, "num_hidden_layers": 1, "num_attention_heads": 12, "intermediate_size": 3072,

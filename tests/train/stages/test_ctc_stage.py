@@ -200,6 +200,7 @@ def work(rank):
     return {kind: learn(kind, rank) for kind in ("ddp", "fsdp2")}
 
 
+@pytest.mark.long
 def test_two_processes_equal_one(tmp_path):
     results, alone = two_processes(work, tmp_path), learn("single")
     for kind in ("ddp", "fsdp2"):
@@ -317,6 +318,7 @@ def write_words(folder):
     return folder / "cuts.jsonl"
 
 
+@pytest.mark.long
 def test_three_words_are_learned_by_heart(tmp_path):
     cuts = write_words(tmp_path)
     data = {"train": [str(cuts)], "valid": [str(cuts)], "clip_seconds": 1, "batch_clips": 3, "workers": 0, "buckets": 0}

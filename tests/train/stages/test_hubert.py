@@ -297,6 +297,7 @@ def learn(rank=None):
     return {"values": values, "valid": measured.values, "state": network_state(stage.model, lambda _: True)}
 
 
+@pytest.mark.long
 def test_two_processes_equal_one(tmp_path):
     (first, second), alone = two_processes(learn, tmp_path), learn()
     for ours, theirs, expected in zip(first["values"], second["values"], alone["values"], strict=True):
@@ -360,6 +361,7 @@ def write_tunes(folder):
     return label_corpus(cuts, labels, size=len(TONES))
 
 
+@pytest.mark.long
 def test_masked_accuracy_rises(tmp_path):
     cuts = write_tunes(tmp_path / "tunes")
     size = {"d_model": 64, "layers": 2, "heads": 4, "ffn_dim": 128, "conv_dim": 32, "position_kernel": 32,
@@ -455,6 +457,7 @@ def test_the_paper_s_recipe(corpus):
     assert {part.name: part.parameters for part in plan.parts} == {"hubert": 94_371_712, "head": 256 * (768 + 1 + 12)}
 
 
+@pytest.mark.long
 def test_the_command_line(corpus, tmp_path):
     path = write_recipe(
         tmp_path / "recipe.yaml", run_settings(corpus, tmp_path / "run", steps=2, checkpoint={"every": 2})

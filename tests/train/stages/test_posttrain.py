@@ -277,6 +277,7 @@ def test_accumulated_micro_batches_give_the_average(weights):
     assert twice.counts.sum() == 2 * 4 * (5 + 4)
 
 
+@pytest.mark.long
 def test_steps_lower_the_mel_distance(weights):
     values = run(stage_of(weights), 12)
     assert values[-1]["mel"] < 0.95 * values[0]["mel"]

@@ -52,6 +52,7 @@ def test_the_distance_is_of_each_clip_from_its_own_log_mel():
     torch.testing.assert_close(measured.means["mel"].value(), (alone + rest).value())
 
 
+@pytest.mark.long
 def test_it_learns_a_clip_by_heart_and_its_average_follows():
     stage = stage_of(ema=0.9, optimizer={"lr": 5e-3, "warmup_steps": 0, "clip": 10})
     first = stage.measure(batch(*CLIPS), transcribe=False).means["mel"].value()

@@ -158,6 +158,7 @@ def test_codebooks_move_once_a_step_by_the_whole_batch():
     torch.testing.assert_close(stage.codec.quantizer.cluster_size, 0.5 * before + 0.5 * report.counts)
 
 
+@pytest.mark.long
 def test_micro_batches_move_the_codebooks_as_one_batch():
     """From the step that they start at, by k-means of all micro-batches."""
     slow = {"lr": 1e-12, "warmup_steps": 0}
@@ -326,6 +327,7 @@ def test_accumulated_micro_batches_draw_alike():
     assert report.counts[used:].sum() == 0
 
 
+@pytest.mark.long
 def test_blocks_can_be_computed_again():
     """Less is kept, and nothing else differs."""
     expected, got = (run(stage_of(engine={"checkpoint_activations": again}), 2) for again in (False, True))
@@ -362,6 +364,7 @@ def learn(rank=None, kind="ddp"):
     return {"values": values, "drawn": drawn, "measured": measured, "states": states}
 
 
+@pytest.mark.long
 def test_two_processes_equal_one(tmp_path):
     first, second = two_processes(learn, tmp_path)
     whole = learn(kind="single")
@@ -391,6 +394,7 @@ def run_settings(cuts, output, **changes):
     return kept | ours | {"steps": 5, "checkpoint": {"every": 10}, "validation": {"every": 5, "clips": 2}} | changes
 
 
+@pytest.mark.long
 def test_a_run_stops_resumes_and_is_a_codec(tmp_path):
     corpus = write_corpus(tmp_path / "corpus")
     source = save_codec(random_codec(tiny_config()), tmp_path / "source")
