@@ -20,14 +20,14 @@ from xycodec.eval.transcribe import JOURNAL, TRANSCRIBED_BY, transcribe_cuts
 class Ears:
     """A recogniser that hears how many samples a clip has, and notes what it is given."""
 
-    about, shortest, rows, normaliser, spellings = "ears, one pair", 400, 2, "plain", {}
+    about, shortest, batch_size, normaliser, spellings = "ears, one pair", 400, 2, "plain", {}
     languages = frozenset({"en", "de"})
 
     def __init__(self, answer=lambda clip: Transcript(f"{len(clip)} samples"), fail_at=None):
         self.answer, self.fail_at, self.heard = answer, fail_at, []
 
     def __call__(self, clips, languages):
-        assert len(clips) <= self.rows
+        assert len(clips) <= self.batch_size
         if self.fail_at is not None and len(self.heard) >= self.fail_at:
             raise KeyboardInterrupt
         self.heard += zip(map(len, clips), languages, strict=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from xycodec.baselines.classical import WINDOW_S, ClassicalCodec
 from xycodec.errors import XycodecError
+from xycodec.io.rate import SPEECH_RATE
 
 LOWEST, HIGHEST = 6, 64  # kbit/s
 _NONE = 256
@@ -26,7 +27,7 @@ class Opus(ClassicalCodec):
     the mean raises XycodecError.
     """
 
-    RATE = 16_000
+    RATE = SPEECH_RATE
 
     def __init__(self, kbps: int) -> None:
         if not LOWEST <= kbps <= HIGHEST:

@@ -17,7 +17,7 @@ import soxr
 from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
 from lhotse.cut import Cut
 
-from xycodec.data.clip import INPUT_RATE, require_sound
+from xycodec.data.clip import require_sound
 from xycodec.data.decode import decode
 from xycodec.data.manifest import open_text
 from xycodec.data.shards import MEMBER
@@ -26,6 +26,7 @@ from xycodec.data.targets import moved
 from xycodec.errors import AudioError, ConfigError
 from xycodec.io.audio import Samples, write_audio
 from xycodec.io.files import new_folder
+from xycodec.io.rate import SPEECH_RATE
 
 MANIFEST = "cuts.jsonl.gz"
 PART_SECONDS = 30_000  # of a WAV file: 0.96 GB at 16 kHz
@@ -54,7 +55,7 @@ def pack(
     cuts: Cuts,
     folder: Path,
     *,
-    rate: int = INPUT_RATE,
+    rate: int = SPEECH_RATE,
     processes: int = 1,
     part_seconds: float = PART_SECONDS,
     opus_kbps: float | None = None,
@@ -79,8 +80,8 @@ def pack(
         ConfigError: `folder` exists or cannot be written, `rate` is below 16 kHz, a manifest is not valid, or no
             clip is left.
     """
-    if rate < INPUT_RATE:
-        raise ConfigError(f"{rate} Hz is below the {INPUT_RATE} Hz that codecs read: choose a higher rate")
+    if rate < SPEECH_RATE:
+        raise ConfigError(f"{rate} Hz is below the {SPEECH_RATE} Hz that codecs read: choose a higher rate")
     target = folder.resolve()
     try:
         with new_folder(target, ConfigError) as made:

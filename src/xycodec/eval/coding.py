@@ -13,10 +13,10 @@ import soxr
 import torch
 from numpy.typing import NDArray
 
-from xycodec.eval.metrics.quality import RATE
 from xycodec.eval.results import CodebookUse
 from xycodec.io.audio import Samples, ignore, read_audio, write_audio
 from xycodec.io.codes import CodeStore
+from xycodec.io.rate import SPEECH_RATE
 from xycodec.models.base import Codec, fingerprint
 from xycodec.models.longform import decode_long, encode_long
 from xycodec.nn.quantize import codebook_perplexity, codebook_usage
@@ -124,13 +124,13 @@ def _coded(
         return None, {"error": "its audio holds a NaN or an infinity"}
     target = folder / AUDIO / f"{clip}.flac"
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_audio(target, _at_rate(decoded, codec.output_sample_rate), RATE)
+    write_audio(target, _at_rate(decoded, codec.output_sample_rate), SPEECH_RATE)
     times = {"encode_s": middle - start, "decode_s": end - middle}
     return codes.numpy(), {"bits": codec.payload_bits(codes), **times}
 
 
 def _at_rate(audio: Samples, rate: int) -> Samples:
-    return audio if rate == RATE else np.ascontiguousarray(soxr.resample(audio, rate, RATE))
+    return audio if rate == SPEECH_RATE else np.ascontiguousarray(soxr.resample(audio, rate, SPEECH_RATE))
 
 
 # ---- what the codes say ------------------------------------------------------------------------

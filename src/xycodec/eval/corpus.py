@@ -18,13 +18,14 @@ import soxr
 from lhotse import CutSet
 from lhotse.cut import Cut
 
-from xycodec.data.clip import INPUT_RATE, language_of, require_sound
+from xycodec.data.clip import language_of, require_sound
 from xycodec.data.config import SourceConfig
 from xycodec.data.decode import decode
 from xycodec.data.manifest import SUFFIXES, is_ours, read_cuts, read_rows, row_cut
 from xycodec.data.sources import open_source
 from xycodec.errors import AudioError, ConfigError, XycodecError
 from xycodec.io.audio import Samples, audio_extensions, audio_files
+from xycodec.io.rate import SPEECH_RATE
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Item:
             raise self.cut
         samples, rate = decode(self.cut, 0.0, self.cut.duration)
         require_sound(self.cut, samples, rate, 0)
-        return samples if rate == INPUT_RATE else np.ascontiguousarray(soxr.resample(samples, rate, INPUT_RATE))
+        return samples if rate == SPEECH_RATE else np.ascontiguousarray(soxr.resample(samples, rate, SPEECH_RATE))
 
 
 def open_corpora(specs: Sequence[str], *, limit: int | None = None, seed: int = 0) -> list[Item]:

@@ -15,7 +15,7 @@ import numpy as np
 import soxr
 from lhotse.cut import Cut, MonoCut, MultiCut
 
-from xycodec.data.clip import INPUT_RATE, language_of, require_sound
+from xycodec.data.clip import language_of, require_sound
 from xycodec.data.decode import decode
 from xycodec.data.facts import has_text
 from xycodec.data.manifest import SUFFIXES, open_text
@@ -25,6 +25,7 @@ from xycodec.eval.judges.recognition import Transcriber, language_code
 from xycodec.io.audio import Samples
 from xycodec.io.files import atomic_path, os_error_line
 from xycodec.io.journal import Journal
+from xycodec.io.rate import SPEECH_RATE
 
 TRANSCRIBED_BY = "transcribed_by"  # custom field of a cut: the recogniser whose text it has
 FEWEST_BYTES = 6.0  # of a text for each second; English has some 14, and most scripts no fewer
@@ -105,7 +106,7 @@ class _Work:
             self.journal.append(settings)
         known = {row["cut"] for row in before[1:]}
         todo = (cut for cut in self._told(cuts, advance) if self._wants(cut) and cut.id not in known)
-        while group := list(islice(todo, self.transcriber.rows)):
+        while group := list(islice(todo, self.transcriber.batch_size)):
             for row in self._heard(group):
                 self.journal.append(row)
                 self.made += 1
@@ -121,7 +122,7 @@ class _Work:
         return plain and not has_text(cut) and language is not None and language_code(language) == self.language
 
     def _heard(self, cuts: list[Cut]) -> list[dict[str, Any]]:
-        """The rows of at most `rows` cuts."""
+        """The journal's rows of at most `batch_size` cuts, heard in one batch."""
         rows: dict[str, dict[str, Any]] = {}
         clips: dict[str, Samples] = {}
         for cut in cuts:
@@ -175,8 +176,8 @@ def _loaded(cut: Cut, shortest: int) -> Samples:
     """The whole cut, mono at 16 kHz. Raises AudioError if it cannot be read, is not finite, or too short."""
     samples, rate = decode(cut, 0.0, cut.duration)
     require_sound(cut, samples, rate, 0)
-    if rate != INPUT_RATE:
-        samples = np.ascontiguousarray(soxr.resample(samples, rate, INPUT_RATE))
+    if rate != SPEECH_RATE:
+        samples = np.ascontiguousarray(soxr.resample(samples, rate, SPEECH_RATE))
     if len(samples) < shortest:
         raise AudioError(f"{cut.id}: shorter than the {shortest} samples that the recogniser needs: leave it out")
     return samples

@@ -14,13 +14,13 @@ import numpy as np
 from lhotse.cut import Cut
 from numpy.typing import NDArray
 
-from xycodec.data.clip import INPUT_RATE
 from xycodec.data.manifest import open_text
 from xycodec.data.sources import Cuts
 from xycodec.data.targets import can_hold_targets, with_targets
 from xycodec.errors import AudioError, ConfigError
 from xycodec.io.codes import CodeStore
 from xycodec.io.files import atomic_path, os_error_line
+from xycodec.io.rate import SPEECH_RATE
 from xycodec.models.base import Codec, fingerprint
 from xycodec.models.longform import encode_long
 from xycodec.tokenize.inputs.audio import cut_blocks
@@ -104,7 +104,7 @@ class _Work:
             if not can_hold_targets(cut):
                 raise AudioError(f"{cut.id}: a {type(cut).__name__} holds no labels: leave it out, or pack the corpus")
             codes = encode_long(
-                self.codec, cut_blocks(cut, self.codec.input_sample_rate, INPUT_RATE), n_q=self.layers
+                self.codec, cut_blocks(cut, self.codec.input_sample_rate, SPEECH_RATE), n_q=self.layers
             ).numpy()
             if not codes.shape[1]:
                 raise AudioError(f"{cut.id}: holds no samples: leave it out")

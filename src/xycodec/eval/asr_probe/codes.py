@@ -9,10 +9,10 @@ import soxr
 import torch
 from torch import Tensor
 
-from xycodec.data.clip import INPUT_RATE
 from xycodec.errors import AudioError
 from xycodec.eval.corpus import Item
 from xycodec.eval.identity import audio_digest
+from xycodec.io.rate import SPEECH_RATE
 from xycodec.models.base import Codec
 from xycodec.models.longform import encode_long
 from xycodec.tokenize.cache import open_cache
@@ -51,6 +51,6 @@ def cached_codes(
 
 def _encode(codec: Codec, item: Item) -> Any:
     samples, rate = item.load(), codec.input_sample_rate
-    if rate != INPUT_RATE:
-        samples = soxr.resample(samples, INPUT_RATE, rate)
+    if rate != SPEECH_RATE:
+        samples = soxr.resample(samples, SPEECH_RATE, rate)
     return encode_long(codec, samples).numpy()

@@ -24,7 +24,7 @@ from xycodec.eval.asr_probe.model import Probe, alphabet_of, augmented
 from xycodec.eval.metrics.wer import character_errors, word_error_rate
 from xycodec.io.config import Config, Probability
 from xycodec.io.files import os_error_line, write_whole
-from xycodec.models.xy_tokenizer.ctc import BLANK, rows_needed
+from xycodec.models.xy_tokenizer.ctc import BLANK, frames_needed
 
 STATE, BEST, LOG = "state.pt", "best.safetensors", "log.jsonl"
 SAVE_S = 300.0  # at most so much is computed again after a kill
@@ -118,7 +118,7 @@ class ProbeTraining:
 
     def fits(self, one: Spoken) -> bool:
         """Whether CTC can spell a clip's text in its frames."""
-        return rows_needed(self.alphabet.spell(one.text)) <= self._features.frames(one)
+        return frames_needed(self.alphabet.spell(one.text)) <= self._features.frames(one)
 
     @property
     def curve(self) -> tuple[Point, ...]:

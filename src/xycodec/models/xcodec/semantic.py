@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xycodec.io.libraries import transformers_library
+from xycodec.io.rate import SPEECH_RATE
 from xycodec.nn.deterministic.linear import Linear, gelu
 from xycodec.nn.deterministic.rows import plain_inference
 from xycodec.nn.folding import fold_weight_norms
@@ -190,7 +191,7 @@ class SemanticTower(FrozenModel):
         positions: int,
     ) -> None:
         super().__init__()
-        self.mel = LogMel(n_mels)
+        self.mel = LogMel(n_mels, SPEECH_RATE)
         self.tower = WhisperEncoder(
             n_mels=n_mels, d_model=d_model, layers=layers, heads=heads, ffn_dim=ffn_dim, max_positions=positions
         )
@@ -202,9 +203,10 @@ class SemanticTower(FrozenModel):
     @torch.no_grad()
     def forward(self, audio: Tensor) -> Tensor:
         """Audio (B, T) at 16 kHz -> (B, frames_of(T), d_model), no more than the tower has positions."""
-        rows = frames_of(audio.shape[1])
-        # As an XY-Tokenizer does it: two more log-mel frames than rows need, where the window has room for them.
-        padded = (2 * rows if rows == len(self.tower.positional_embedding) else 2 * (rows + 1)) * self.mel.hop_length
+        frames = frames_of(audio.shape[1])
+        # As an XY-Tokenizer does it: two more log-mel frames than the tower's need, where the window has room for them.
+        margin = 0 if frames == len(self.tower.positional_embedding) else 2
+        padded = (2 * frames + margin) * self.mel.hop_length
         mel = self.mel(F.pad(audio, (0, padded - audio.shape[1])))
-        states = self.tower.states(self.tower.stem(mel, rows))
+        states = self.tower.states(self.tower.stem(mel, frames))
         return torch.stack([F.layer_norm(state, state.shape[-1:]) for state in states]).mean(dim=0)

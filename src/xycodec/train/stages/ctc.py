@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xycodec.data.batch import Batch
-from xycodec.data.clip import INPUT_RATE
 from xycodec.data.sources import open_once
 from xycodec.data.survey import Survey
 from xycodec.distributed import all_reduce_, world_size
 from xycodec.errors import ConfigError
 from xycodec.eval.metrics.wer import WordErrors, character_errors, normalise, word_error_rate
 from xycodec.io.config import Config, Probability
+from xycodec.io.rate import SPEECH_RATE
 from xycodec.models.config import TowerConfig
 from xycodec.models.xy_tokenizer.config import CONFIGS, RecogniserConfig
-from xycodec.models.xy_tokenizer.ctc import BLANK, Recogniser, rows_needed, rows_of
+from xycodec.models.xy_tokenizer.ctc import BLANK, Recogniser, frames_needed, tower_frames
 from xycodec.nn.mean import Mean
 from xycodec.train.checkpoint import RunState
 from xycodec.train.config import OptimizerConfig, RunConfig, refuse_listening
@@ -81,7 +81,7 @@ class Targets:
     columns: Tensor
     """(B, N) int64, N >= 1: characters of each item, followed by zeros."""
     lengths: tuple[int, ...]
-    """Characters of each item; 0 where it has no text, or more of it than its rows can spell."""
+    """Characters of each item; 0 where it has no text, or more of it than its frames can spell."""
 
     @property
     def count(self) -> Tensor:
@@ -92,21 +92,24 @@ class Targets:
 def targets_of(batch: Batch, recogniser: Recogniser) -> Targets:
     """The texts of a batch as columns of the recogniser's output."""
     spelt = [recogniser.alphabet.spell(normalised(text)) for text in batch.texts]
-    rows = rows_of(batch.lengths)
-    kept = [text if rows_needed(text) <= count else [] for text, count in zip(spelt, rows, strict=True)]
+    frames = tower_frames(batch.lengths)
+    kept = [text if frames_needed(text) <= count else [] for text, count in zip(spelt, frames, strict=True)]
     width = max(1, *map(len, kept))
     columns = torch.tensor([text + [BLANK] * (width - len(text)) for text in kept])
     return Targets(columns, tuple(map(len, kept)))
 
 
 def ctc(log_probs: Tensor, lengths: Sequence[int], targets: Targets) -> Mean:
-    """Negative log-probability a character that the rows (B, L, C) of clips of `lengths` samples spell the targets."""
+    """CTC loss, nats a character: minus the log-probability that the frames (B, L, C) of clips spell the targets.
+
+    `lengths` are the clips' samples.
+    """
     device = log_probs.device
     with torch.autocast(device.type, enabled=False):
         losses = F.ctc_loss(
             log_probs.transpose(0, 1),
             targets.columns.to(device, non_blocking=True),
-            torch.tensor(rows_of(lengths)),
+            torch.tensor(tower_frames(lengths)),
             torch.tensor(targets.lengths),
             blank=BLANK,
             reduction="none",
@@ -118,7 +121,7 @@ def ctc(log_probs: Tensor, lengths: Sequence[int], targets: Targets) -> Mean:
 
 def draw_masks(config: MaskingConfig, lengths: Sequence[int], n_mels: int, width: int) -> Tensor:
     """(B, n_mels, width) bool on the CPU, True where log-mels of clips of `lengths` samples are hidden."""
-    frames = 2 * torch.tensor(rows_of(lengths))
+    frames = 2 * torch.tensor(tower_frames(lengths))
     bins = torch.full_like(frames, n_mels)
     longest = (config.time_share * frames).floor().clamp_max(config.time_frames)
     widest = bins.clamp_max(config.frequency_bins)
@@ -170,7 +173,7 @@ class CtcStage(Stage[CtcRecipe]):
 
     def __init__(self, recipe: CtcRecipe, engine: Engine) -> None:
         self.recipe, self.engine = recipe, engine
-        self.output_sample_rate = INPUT_RATE
+        self.output_sample_rate = SPEECH_RATE
         model = build(recipe)
         self.recogniser = model.recogniser
         self.model = engine.wrap(model)
@@ -180,7 +183,7 @@ class CtcStage(Stage[CtcRecipe]):
     @classmethod
     def build(cls, recipe: CtcRecipe, *, meta: bool = False) -> Networks:
         """The networks of a recipe, as `build` makes them."""
-        return Networks(build(recipe, meta=meta), INPUT_RATE)
+        return Networks(build(recipe, meta=meta), SPEECH_RATE)
 
     @classmethod
     def resumed(cls, recipe: CtcRecipe, checkpoint: Path, state: RunState) -> dict[str, Any]:
@@ -255,7 +258,7 @@ def build(recipe: CtcRecipe, *, meta: bool = False) -> Recognition:
     with torch.random.fork_rng(devices=[]), torch.device("meta" if meta else "cpu"):
         torch.manual_seed(recipe.seed)
         recogniser = Recogniser(config)
-    window = recogniser.window_samples / INPUT_RATE
+    window = recogniser.window_samples / SPEECH_RATE
     if recipe.data.clip_seconds > window:
         raise ConfigError(
             f"data.clip_seconds: {recipe.data.clip_seconds:g} s is longer than the window of {window:g} s: "

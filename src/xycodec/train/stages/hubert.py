@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xycodec.data.batch import Batch
-from xycodec.data.clip import INPUT_RATE, generator_of
+from xycodec.data.clip import generator_of
 from xycodec.data.survey import Survey
 from xycodec.data.targets import NO_LABEL, TARGETS_OF, targets_of
 from xycodec.distributed import all_reduce_, world_size
 from xycodec.errors import ConfigError
 from xycodec.io.config import Config, Decay, Probability
+from xycodec.io.rate import SPEECH_RATE
 from xycodec.models.xcodec.config import SEMANTIC_HOP, SelfSupervisedConfig
 from xycodec.models.xcodec.semantic import FIELD, transformers_model
 from xycodec.nn.mean import Mean, masked_mean
@@ -220,7 +221,7 @@ class MaskedPrediction(nn.Module):
         self.hubert = hubert
         self.head = head
         self.feature_gradient = recipe.feature_gradient
-        self.samples = max(FIELD, round(recipe.data.clip_seconds * INPUT_RATE))
+        self.samples = max(FIELD, round(recipe.data.clip_seconds * SPEECH_RATE))
         for layer in self.hubert.encoder.layers:
             layer.register_forward_hook(_LayerDrop(recipe.layer_drop))
 
@@ -271,7 +272,7 @@ class HubertStage(Stage[HubertRecipe]):
 
     def __init__(self, recipe: HubertRecipe, engine: Engine) -> None:
         self.recipe, self.engine = recipe, engine
-        self.output_sample_rate = INPUT_RATE
+        self.output_sample_rate = SPEECH_RATE
         self.weights = recipe.loss.model_dump()
         self.plain = build(recipe)
         self.model = engine.wrap(self.plain)
@@ -281,7 +282,7 @@ class HubertStage(Stage[HubertRecipe]):
     @classmethod
     def build(cls, recipe: HubertRecipe, *, meta: bool = False) -> Networks:
         """The networks of a recipe, as `build` makes them."""
-        return Networks(build(recipe, meta=meta), INPUT_RATE)
+        return Networks(build(recipe, meta=meta), SPEECH_RATE)
 
     @classmethod
     def check_clip(cls, recipe: HubertRecipe, cut: Cut, source: str) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from xycodec.checkpoints.training import AVERAGE
 from xycodec.data.batch import Batch
-from xycodec.data.clip import FRAME, INPUT_RATE
+from xycodec.data.clip import FRAME
 from xycodec.data.corpus import open_corpus
 from xycodec.data.stream import BatchStream
 from xycodec.data.survey import Survey
@@ -22,6 +22,7 @@ from xycodec.distributed import world_size
 from xycodec.errors import ConfigError
 from xycodec.eval.metrics.wer import WordErrors, word_error_rate
 from xycodec.io.config import Config
+from xycodec.io.rate import SPEECH_RATE
 from xycodec.losses.mel import MultiScaleMel
 from xycodec.models.xy_tokenizer.config import CONFIGS, LanguageModelConfig, XYTokenizerConfig
 from xycodec.models.xy_tokenizer.model import XYTokenizer
@@ -161,8 +162,12 @@ class PreTraining(nn.Module):
                 losses["features"] = feature_distance(codec, features, batch)
             if self.weights.states:
                 assert encoded.semantic is not None
-                rows = None if device_mask is None else device_mask.repeat_interleave(codec.upsample.factor, dim=1)
-                losses["states"] = state_distance(states_of_features(codec, features, rows, first), encoded.semantic)
+                tower_mask = (
+                    None if device_mask is None else device_mask.repeat_interleave(codec.upsample.factor, dim=1)
+                )
+                losses["states"] = state_distance(
+                    states_of_features(codec, features, tower_mask, first), encoded.semantic
+                )
             if self.weights.mel or not self.training:
                 heard = features.detach() if self.mel_reaches == "vocoder" else features
                 seconds = self.segment_seconds if self.training else None
@@ -272,7 +277,7 @@ class PretrainStage(Stage[PretrainRecipe]):
                 said = self._texts(batch)
                 counts = zip(batch.lengths, said, strict=True)
                 frames = [self.codec.num_frames(n) if text else 0 for n, text in counts]
-                most = ceil(TOKENS_PER_SECOND * max(batch.lengths) / INPUT_RATE) + 1
+                most = ceil(TOKENS_PER_SECOND * max(batch.lengths) / SPEECH_RATE) + 1
                 texts = tuple(self.semantic_lm.transcribe(made.read, frames, most))
             pairs = [(text, heard) for text, heard in zip(said, texts, strict=True) if text]
             if pairs:
@@ -394,5 +399,5 @@ def _excerpt_of_each(recipe: PretrainRecipe) -> Tensor:
         if len(found) >= STARTING_CLIPS or searched >= SEARCHED or batch.position.epoch > 0:
             break
     if not found:
-        raise ConfigError(f"start: linear needs clips of {samples / INPUT_RATE:g} s, and found none")
+        raise ConfigError(f"start: linear needs clips of {samples / SPEECH_RATE:g} s, and found none")
     return torch.stack(found[:STARTING_CLIPS])

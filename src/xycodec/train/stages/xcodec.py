@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from xycodec.checkpoints.training import read_checkpoint
 from xycodec.data.batch import Batch
-from xycodec.data.clip import INPUT_RATE
 from xycodec.io.config import Config, Decay, Probability
+from xycodec.io.rate import SPEECH_RATE
 from xycodec.losses.adversarial import plain_feature_matching
 from xycodec.losses.semantic import semantic_distance
 from xycodec.losses.stft import FullBandStft, LogMelDistance, SubBandStft, WaveformDistance
@@ -182,7 +182,7 @@ class XCodecStage(AdversarialStage[XCodecRecipe, XCodec]):
         distances = {
             "stft": FullBandStft(),
             "subband_stft": SubBandStft(),
-            "mel": LogMelDistance(INPUT_RATE),
+            "mel": LogMelDistance(SPEECH_RATE),
             "waveform": WaveformDistance(),
         }
         self.distances = {name: distance.to(engine.device) for name, distance in distances.items()}
@@ -249,7 +249,7 @@ def build(recipe: XCodecRecipe, *, meta: bool = False) -> tuple[XCodecTraining, 
     with torch.random.fork_rng(devices=[]), torch.device("meta" if meta else "cpu"):
         torch.manual_seed(recipe.seed)
         codec = XCodec(recipe.model)
-        discriminators = MultiFrequencyDiscriminator(INPUT_RATE, channels=recipe.discriminators.channels)
+        discriminators = MultiFrequencyDiscriminator(SPEECH_RATE, channels=recipe.discriminators.channels)
         if recipe.start == "scaled" and not meta:
             start_scaled(codec)
     if recipe.weights is not None and not meta:
@@ -264,5 +264,5 @@ def build(recipe: XCodecRecipe, *, meta: bool = False) -> tuple[XCodecTraining, 
         # Engines wait for the gradient of all that is trained.
         for part in (codec.semantic_proj, codec.semantic_decoder):
             part.requires_grad_(False)
-    samples = max(round(recipe.data.clip_seconds * INPUT_RATE), discriminators.min_samples)
+    samples = max(round(recipe.data.clip_seconds * SPEECH_RATE), discriminators.min_samples)
     return XCodecTraining(codec, samples, semantic=semantic), discriminators
