@@ -19,7 +19,7 @@ WINDOW_S = 600.0
 
 
 class ClassicalCodec(Codec):
-    """A codec that runs on the CPU, whose frames are whole or nothing, and that has no embeddings."""
+    """Base of codecs without a network: they run on the CPU, use all layers or none, and have no embeddings."""
 
     @property
     def device(self) -> torch.device:

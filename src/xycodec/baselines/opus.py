@@ -21,7 +21,7 @@ _PRE_SKIP = 312  # what libopus is late by, at 48 kHz; readers leave it out
 
 
 class Opus(ClassicalCodec):
-    """Opus at 16 kHz in packets of 20 ms, `kbps` from 6 to 64, at a rate that varies, in libopus's mode for any audio.
+    """Opus at 16 kHz: packets of 20 ms, variable bitrate around `kbps` (6 to 64), libopus's mode for any audio.
 
     Codes are the bytes of a packet, and 256 where it has no more. A stretch that needs packets of more than four times
     the mean raises XycodecError.

@@ -1,4 +1,4 @@
-"""Towers that others trained: the encoder of a Whisper checkpoint of Transformers.
+"""Pretrained towers: the encoder of a Whisper checkpoint in Transformers' layout.
 
 See docs/models/xy_tokenizer.md, Transformer.
 """

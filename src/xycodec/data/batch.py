@@ -62,11 +62,11 @@ class Batch:
         return sum(self.lengths) / SPEECH_RATE
 
     def pin_memory(self) -> "Batch":
-        """The same in page-locked memory; DataLoader calls it."""
+        """Copy the batch to page-locked memory; DataLoader calls it."""
         return self._moved(Tensor.pin_memory)
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same on `device`; from page-locked memory the copy runs beside what else the device does."""
+        """Copy the batch to `device`; from page-locked memory the copy runs beside other work of the device."""
         return self._moved(lambda tensor: tensor.to(device, non_blocking=True))
 
     def _moved(self, move: Callable[[Tensor], Tensor]) -> "Batch":

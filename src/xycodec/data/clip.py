@@ -61,7 +61,7 @@ def draw_excerpt(cut: Cut, config: DataConfig, *, seed: int, epoch: int) -> Exce
 
 
 def lowest_rate(output_sample_rate: int) -> int:
-    """Hz: recordings of a lower rate lack what the codec is to learn."""
+    """Lowest sample rate (Hz) of recordings to train on: others lack frequencies that the codec is to learn."""
     return max(SPEECH_RATE, output_sample_rate)
 
 

@@ -28,7 +28,7 @@ _ROLL_OFF = 0.97  # of the band that a faster clip keeps: the filter is not stee
 
 @dataclass(frozen=True)
 class _Drawn:
-    """A clip of a batch: its samples in memory, how many it becomes, and what happens to them."""
+    """A clip drawn for a batch: the place of its samples in memory, its augmentation, and its length after it."""
 
     cut: Cut
     excerpt: Excerpt
@@ -84,7 +84,7 @@ class Memory:
         return first, last
 
     def loudest(self, first: int, last: int) -> float:
-        """The loudest sample, of full scale, of the blocks of 80 ms that lie in these, or hold some if none does."""
+        """Peak (full scale is 1) of the blocks of 80 ms within samples `first` to `last`, or around them if none is."""
         inner = self._peaks[-(-first // _BLOCK) : last // _BLOCK]
         blocks = inner if len(inner) else self._peaks[first // _BLOCK : -(-last // _BLOCK)]
         return float(blocks.max(initial=0)) / _FULL_SCALE

@@ -44,7 +44,7 @@ class PackReport:
 
 
 class _Placed(NamedTuple):
-    """A cut, and the samples of its WAV file that are its audio."""
+    """A cut and the range of samples in the packed file that hold its audio."""
 
     cut: Cut
     first: int

@@ -68,7 +68,7 @@ def with_targets(cut: Cut, path: Path, first: int, shape: tuple[int, int], rate:
 
 
 def can_hold_targets(cut: Cut) -> bool:
-    """Whether `cut` is of one recording: Lhotse's mixed and padded ones show the fields of one of their parts."""
+    """Whether a cut can carry labels: mixed and padded ones cannot, since they show fields of one part only."""
     return isinstance(cut, (MonoCut, MultiCut))
 
 

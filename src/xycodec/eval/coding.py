@@ -1,4 +1,4 @@
-"""The part of an evaluation that codecs do: every clip encoded and decoded, once, into files."""
+"""The coding step of an evaluation: every clip is encoded and decoded once, into files."""
 
 import hashlib
 import math
@@ -50,7 +50,7 @@ class CodecSpec:
 
     @property
     def folder(self) -> str:
-        """A name for its folder: what is long or not plain is told apart by a digest."""
+        """Name of the codec's folder: its own where that is short and plain, else with a digest."""
         plain = "".join(letter if letter.isalnum() or letter in "-_.@+" else "-" for letter in self.text).strip("-.")
         if plain == self.text and len(plain) <= 64:
             return plain
@@ -69,7 +69,7 @@ def _counted(text: str, mark: str) -> tuple[str, int | None]:
 
 
 def coded_clips(clips: Mapping[str, str], folder: Path) -> dict[str, dict[str, Any]]:
-    """Rows of the clips that were coded there: bits and seconds, or the error.
+    """Rows of the clips coded in a folder so far: bits and seconds, or the error.
 
     `clips` are names and digests of audio; a row of other audio does not count.
     """
@@ -78,7 +78,7 @@ def coded_clips(clips: Mapping[str, str], folder: Path) -> dict[str, dict[str, A
 
 
 def uncoded(clips: Mapping[str, str], folder: Path) -> dict[str, str]:
-    """Clips, as `coded_clips` takes them, without codes there; one that failed is tried once more."""
+    """The clips without codes in a folder; one that failed is tried once more."""
     coded = coded_clips(clips, folder)
     return {clip: audio for clip, audio in clips.items() if "bits" not in coded.get(clip, {})}
 

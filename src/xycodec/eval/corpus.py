@@ -152,7 +152,7 @@ def _item(cut: Cut, corpus: str) -> Item:
 
 
 def _safe(name: str) -> str:
-    """A relative path below which no other file is reached."""
+    """Turn a clip's name into a plain relative path that cannot lead out of its folder."""
     path = PurePosixPath(name)
     if path.suffix.lower() in audio_extensions():
         path = path.with_suffix("")

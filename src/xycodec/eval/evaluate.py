@@ -164,7 +164,7 @@ def _about(spec: CodecSpec, device: str) -> dict[str, Any]:
 
 
 def _claim(folder: Path, items: Sequence[Item], judges: Sequence[Judge], about: dict[str, dict[str, Any]]) -> None:
-    """Note what the folder evaluates, or make sure that what it holds is of the same."""
+    """Record what the folder evaluates, or raise XycodecError if it holds another evaluation."""
     digest = digest_of(sorted(item.clip for item in items))
     wanted: dict[str, Any] = {"clips": digest, "protocol": PROTOCOL, "judges": {}}
     path = folder / SETTINGS

@@ -89,7 +89,7 @@ def transcribe_cuts(
 
 
 class _Work:
-    """A manifest to be, and its journal."""
+    """The manifest that is being made, and the journal that an interrupted call resumes from."""
 
     def __init__(self, transcriber: Transcriber, target: Path, name: str, language: str) -> None:
         self.transcriber, self.target, self.name, self.language = transcriber, target, name, language
@@ -97,7 +97,7 @@ class _Work:
         self.made = 0
 
     def hear_all(self, cuts: Cuts, advance: Callable[[float], None]) -> None:
-        """Go on after the last row."""
+        """Transcribe every cut that lacks a text and has no row in the journal yet."""
         settings = {"recogniser": self.transcriber.about, "language": self.language}
         before = self.journal.rows()
         if before and before[0] != settings:
@@ -137,7 +137,7 @@ class _Work:
         return [rows[cut.id] for cut in cuts]
 
     def write_manifest(self, cuts: Cuts) -> TranscribeReport:
-        """Every cut, with the text of its row."""
+        """Write every cut, with the text of its row in the journal."""
         rows = {row["cut"]: row for row in self.journal.rows()[1:]}
         clips, transcribed, seconds, left_out = 0, 0, 0.0, []
         with atomic_path(self.target, ConfigError) as scratch, open_text(scratch, "wt") as file:
@@ -164,7 +164,7 @@ class _Work:
 
 
 def _doubt(cut: Cut, text: str, looped: bool) -> str | None:
-    """Why the text is none to learn from, if it is none."""
+    """The reason not to learn from a transcript; None if there is none."""
     if looped:
         return f"{cut.id}: the recogniser looped"
     if len(text.encode()) < FEWEST_BYTES * cut.duration:

@@ -162,7 +162,7 @@ def identity_of(file: BinaryIO | io.RawIOBase) -> Hashable | None:
 
 
 def ignore(remark: str) -> None:
-    """The `tell` of readers that read what is known already."""
+    """A `tell` that drops every remark, for recordings that were read before."""
 
 
 def _warn(remark: str) -> None:

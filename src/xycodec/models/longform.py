@@ -44,7 +44,7 @@ class WindowCodec(Protocol):
         """Code frames of so many input samples."""
 
     def reference_frames(self, num_samples: int) -> int:
-        """The same under the published rule."""
+        """Code frames of so many input samples under the published rule."""
 
     def num_output_samples(self, num_samples: int) -> int:
         """Output samples that last as long as so many input samples."""
@@ -169,7 +169,7 @@ def decode_long(
 def decode_blocks(
     codec: WindowCodec, codes: Array, overlap_s: float | None = None, num_samples: int | None = None
 ) -> Iterator[Tensor]:
-    """The same audio as `decode_long`, as consecutive blocks (n,)."""
+    """Decode as `decode_long` does, and yield the audio in consecutive blocks (n,)."""
     clip = _one_item(codec, codes)
     if num_samples is not None and codec.num_frames(num_samples) != clip.shape[1]:
         raise XycodecError(

@@ -236,7 +236,7 @@ class ResidualVectorQuantizer(nn.Module):
 
     @contextmanager
     def one_step(self, batches: Sequence[BatchT], run: Callable[[BatchT], object]) -> Iterator[None]:
-        """Around the passes of a step's micro-batches: codebooks stand still, then follow all of them as one batch.
+        """Context of a step's micro-batches: codebooks stand still in it, then follow all of them as one batch.
 
         Where they hold nothing yet, `run` is called on every batch first, without gradients, so that k-means sees
         all of them; random numbers go on as if it had not been. All processes take part, with as many batches each.

@@ -98,7 +98,7 @@ def _start(make_encoding: MakeEncoding, settings: dict[str, Any]) -> None:
 
 
 def _die_with_parent() -> None:
-    """A killed parent cannot end its workers; they would go on for hours, and hold the memory."""
+    """End this worker when its parent dies: a killed parent cannot, and workers would go on for hours."""
     if (parent := multiprocessing.parent_process()) is not None:
         wait_for([parent.sentinel])
         os._exit(1)

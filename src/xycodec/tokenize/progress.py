@@ -1,4 +1,4 @@
-"""How far a store is, read from its files: whoever writes them, and wherever."""
+"""Progress of a store that is being written, read from its files, whichever processes write them."""
 
 import json
 import os
@@ -19,7 +19,7 @@ class Progress:
         self._told = (0, 0.0)
 
     def done(self) -> tuple[int, float]:
-        """Clips, failures among them, and seconds."""
+        """Clips done, failures included, and their seconds."""
         for name in _names(self._folder / SHARDS) - self._finished.keys():
             row = json.loads((self._folder / SHARDS / name / SHARD).read_bytes())
             self._finished[name] = (row["clips"] + row["failures"], row["samples"])
@@ -28,7 +28,7 @@ class Progress:
         return sum(clips for clips, _ in counts), sum(samples for _, samples in counts) / self._rate
 
     def news(self) -> tuple[int, float]:
-        """What was done since the last call, or since the beginning."""
+        """Clips and seconds done since the last call, or since the beginning."""
         now, before = self.done(), self._told
         self._told = now
         return now[0] - before[0], now[1] - before[1]

@@ -50,7 +50,7 @@ class Times:
 
 @dataclass(frozen=True)
 class Encoding:
-    """How clips are encoded: the codec, its first layers, the seconds that windows share, the seconds of a batch."""
+    """Settings of encoding: the codec, its first layers, the seconds that windows share, the seconds of a batch."""
 
     codec: Codec
     n_q: int | None = None

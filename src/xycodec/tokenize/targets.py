@@ -1,4 +1,4 @@
-"""A corpus through a codec once: what a self-supervised model is to predict, in files beside the audio.
+"""Labels for a self-supervised model: the codes of a corpus, computed once and kept in files.
 
 It is hours of work, so it goes on where it was interrupted: the store of codes has one row of each cut, in order.
 """
@@ -75,7 +75,7 @@ def extract_targets(
 
 
 class _Work:
-    """The labels of a folder, as far as they are there."""
+    """The labels that a folder holds so far, and how the rest is made."""
 
     def __init__(self, codec: Codec, layers: int, folder: Path) -> None:
         self.codec, self.layers, self.folder = codec, layers, folder
@@ -87,7 +87,7 @@ class _Work:
         self.made = 0
 
     def label_all(self, cuts: Cuts, advance: Callable[[float], None]) -> None:
-        """Go on after the last row."""
+        """Label every cut that has no row yet."""
         known = list(self.store.log)
         for number, cut in enumerate(cuts):
             if number >= len(known):
@@ -118,7 +118,7 @@ class _Work:
     # ---- what is left --------------------------------------------------------------------------
 
     def write_manifest(self, cuts: Cuts) -> None:
-        """Every labelled cut with the place of its labels."""
+        """Write every labelled cut, with the place of its labels."""
         with atomic_path(self.folder / MANIFEST, ConfigError) as scratch, open_text(scratch, "wt") as file:
             for cut in self._with_labels(cuts):
                 file.write(json.dumps(cut.to_dict(), ensure_ascii=False) + "\n")

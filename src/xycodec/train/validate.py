@@ -116,7 +116,7 @@ def _decoded(batch: Batch, audio: Tensor, most: int, sample_rate: int) -> list[t
 
 
 def _word_errors(scores: Sequence[Scores], engine: Engine) -> dict[str, float]:
-    """Over all processes: rates, clips that were compared, those of them without text, those with a loop."""
+    """Word error rates over all processes, and counts of clips: compared, without a text, with a loop."""
     compared = [one for one in scores if "wer" in one.values]
     # Counts of words are whole, and their sums the same in every order.
     mine = (

@@ -1,4 +1,4 @@
-"""The frames that items of ABX have a part in: recordings encoded once, and looked up from then on."""
+"""Frames of ABX items: every recording is encoded once, and its items' frames are looked up."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -56,7 +56,7 @@ def encode_recordings(
 
 
 class ItemFrames:
-    """The frames that items have a part in, recording by recording, each once."""
+    """The frames of all items, recording by recording, each frame once."""
 
     def __init__(self, items: Sequence[PhoneItem], recordings: Mapping[str, Encoded], rate: float, repeat: int) -> None:
         self.of_items: list[NDArray[np.int64]] = [np.empty(0, np.int64)] * len(items)

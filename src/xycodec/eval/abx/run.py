@@ -34,7 +34,7 @@ LEAST_RATE = 50.0
 
 @dataclass(frozen=True)
 class AbxScore:
-    """One error."""
+    """An ABX error: of which frames, with how many codebooks, in which mode."""
 
     kind: Kind
     n_q: int

@@ -29,7 +29,7 @@ class Pair:
 
 
 class Judge(ABC):
-    """A metric, or several, that a model computes; called with pairs, it gives the scores of each.
+    """One metric or several that a model computes: call it with pairs for the scores of each.
 
     What it says of a clip does not depend on the clips beside it. A clip that cannot be judged has the reason in
     `missing`.
@@ -51,7 +51,7 @@ class Judge(ABC):
         """The scores of at most `batch_size` pairs, none of which it refuses."""
 
     def refusal(self, pair: Pair) -> str | None:
-        """Why it cannot judge the pair, or None."""
+        """The reason why it cannot judge the pair, or None."""
         if not (np.isfinite(pair.decoded).all() and np.isfinite(pair.original).all()):
             return "has samples that are not finite"
         if min(len(pair.decoded), len(pair.original)) < self.shortest:

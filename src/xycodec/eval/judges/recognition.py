@@ -1,4 +1,4 @@
-"""Whether the words survive: errors of a speech recogniser on decoded audio."""
+"""Word and character error rates of a speech recogniser on decoded audio."""
 
 import json
 import re
@@ -40,7 +40,7 @@ class Transcript:
 
 
 class Transcriber(Protocol):
-    """A model that writes what it hears."""
+    """Interface of a speech recogniser."""
 
     about: str
     """Model, revision and settings, for the protocol."""
@@ -278,7 +278,7 @@ class Whisper:
 
 
 def loops(text: str, windows: float = 1.0) -> bool:
-    """Whether a text of so many windows of 30 s repeats itself as no speech does: one of its parts compresses too well.
+    """Whether a transcript of so many windows of 30 s is a loop of the recogniser: a part of it compresses too well.
 
     Source: Whisper's paper (Radford et al. 2022), section 4.5, which looks at windows too: long texts compress better.
     """

@@ -1,4 +1,4 @@
-"""Whether the decoded voice is the original's: the cosine of speaker embeddings."""
+"""Speaker similarity: the cosine between the embeddings of the decoded and of the original voice."""
 
 import hashlib
 import warnings
@@ -25,7 +25,7 @@ RESEMBLYZER = "resemblyzer"
 
 
 class Voice(Protocol):
-    """A model of who speaks."""
+    """Interface of a speaker embedding model."""
 
     about: str
     """Model and revision, for the protocol."""

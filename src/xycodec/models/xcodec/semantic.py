@@ -27,7 +27,7 @@ MARGIN = HOP // 2  # of silence on both sides, so that whole frames of audio giv
 
 
 def frames_of(samples: int) -> int:
-    """Frames of `samples` samples: the nearest number, but that one begins with 80 of them."""
+    """Frames of `samples` samples at 50 Hz: whole ones of 320 samples, and one more for a rest of 80 or more."""
     return max(0, (samples + 2 * MARGIN - FIELD) // HOP + 1)
 
 
@@ -80,10 +80,10 @@ class FrozenModel(nn.Module):
 
 
 class Gelu(nn.Module):
-    """In place: nothing else reads what a HuBERT or a WavLM activates."""
+    """GELU in place: nothing else in a HuBERT or a WavLM reads its input."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape."""
+        """Any shape -> the same shape."""
         return gelu(x)
 
 
@@ -198,7 +198,7 @@ class SemanticTower(FrozenModel):
         self.requires_grad_(False).eval()
 
     def fold_weight_norm(self) -> None:
-        """There is none."""
+        """Do nothing: a tower has no weight norm."""
 
     @torch.no_grad()
     def forward(self, audio: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A tower learns to recognise characters, so that a codec's semantic tower can start from it."""
+"""Stage `ctc`: a tower learns to recognise characters, as a start for a codec's semantic tower."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -143,7 +143,7 @@ def _stretches(sizes: Tensor, longest: Tensor, count: int, width: int) -> Tensor
 
 
 class Recognition(nn.Module):
-    """The recogniser, whose log-mels have holes in training."""
+    """The recogniser with SpecAugment in training, which hides parts of its log-mels."""
 
     def __init__(self, recogniser: Recogniser, masking: MaskingConfig) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ class Recognition(nn.Module):
 
 @register
 class CtcStage(Stage[CtcRecipe]):
-    """Recognition as the trainer sees it."""
+    """The stage that trains a recogniser of characters."""
 
     name = "ctc"
     once = ("recognise",)
@@ -187,17 +187,17 @@ class CtcStage(Stage[CtcRecipe]):
 
     @classmethod
     def resumed(cls, recipe: CtcRecipe, checkpoint: Path, state: RunState) -> dict[str, Any]:
-        """The characters that the outputs stand for are the checkpoint's: the texts may have changed."""
+        """Take the characters of the outputs from the checkpoint: the corpus's texts may have changed."""
         return {} if state.recogniser is None else {"characters": state.recogniser["characters"]}
 
     @classmethod
     def remarks(cls, recipe: CtcRecipe, found: Survey) -> Iterator[str]:
-        """Clips without text."""
+        """Remark on clips without text."""
         if found.with_text < found.clips:
             yield f"without text: {found.clips - found.with_text:,} clips, which are passed over"
 
     def step(self, batches: Sequence[Batch], step: int) -> StepReport:
-        """One mean over the characters of all micro-batches and processes, which are known before the first pass."""
+        """One update on the mean over all characters of micro-batches and processes, counted before the first pass."""
         self.model.train()
         targets = [targets_of(batch, self.recogniser) for batch in batches]
         count = all_reduce_(torch.stack([target.count for target in targets]).sum(dim=0).to(self.engine.device))
@@ -222,11 +222,11 @@ class CtcStage(Stage[CtcRecipe]):
         return Measured(means, words=words, texts=tuple(heard) if transcribe else ())
 
     def loss(self, values: Mapping[str, float]) -> float:
-        """The CTC loss a character."""
+        """The CTC loss per character."""
         return values["loss"]
 
     def model_config(self) -> dict[str, Any]:
-        """Its sizes and its characters."""
+        """The recogniser's configuration: sizes and characters."""
         return self.recogniser.config.model_dump(mode="json")
 
     def _compute(self, batch: Batch) -> Tensor:
@@ -236,7 +236,7 @@ class CtcStage(Stage[CtcRecipe]):
 
 
 def _character_errors(pairs: Sequence[tuple[str, str]], device: torch.device) -> Mean:
-    """Fewest edits of characters that turn what was heard into what was said, a character."""
+    """Character error rate of the transcripts."""
     counts = character_errors([said for said, _ in pairs], [heard for _, heard in pairs], str)
     return Mean(*torch.tensor([[counts.errors], [counts.characters]], dtype=torch.float32, device=device))
 

@@ -1,4 +1,4 @@
-"""A HuBERT learns to guess the labels of frames it cannot see, so that an X-Codec can read it.
+"""Stage `hubert`: a HuBERT learns to predict the labels of hidden frames, for X-Codec to read its features.
 
 See docs/models/x_codec.md, HuBERT.
 
@@ -71,7 +71,7 @@ class HubertOptimizerConfig(OptimizerConfig):
 
 
 class HubertRecipe(RunConfig):
-    """A HuBERT learns to guess codes of hidden frames, for X-Codec to read (docs/models/x_codec.md, HuBERT)."""
+    """Recipe of a HuBERT that predicts codes of hidden frames, for X-Codec to read (docs/models/x_codec.md, HuBERT)."""
 
     stage: Literal["hubert"]
     model: SelfSupervisedConfig = SelfSupervisedConfig()
@@ -173,7 +173,7 @@ class Task(NamedTuple):
 
 
 COUNTED = {"masked": 0, "masked_accuracy": 0, "unmasked": 1, "unmasked_accuracy": 1, "features": 2}
-"""Over which of a task's counts a measure is a mean."""
+"""The place in a task's `counts` of the frames over which each measure is a mean."""
 
 
 def measures(logits: Tensor, features: Tensor, task: Task) -> dict[str, Mean]:
@@ -263,7 +263,7 @@ class _LayerDrop:
 
 @register
 class HubertStage(Stage[HubertRecipe]):
-    """Masked prediction as the trainer sees it."""
+    """The stage that trains a HuBERT by masked prediction."""
 
     name = "hubert"
     recipe_class = HubertRecipe
@@ -286,12 +286,12 @@ class HubertStage(Stage[HubertRecipe]):
 
     @classmethod
     def check_clip(cls, recipe: HubertRecipe, cut: Cut, source: str) -> None:
-        """Labels have to be those that the recipe learns."""
+        """Raise ConfigError unless a clip's labels are those that the recipe names."""
         require_labels(recipe, cut, source)
 
     @classmethod
     def remarks(cls, recipe: HubertRecipe, found: Survey) -> Iterator[str]:
-        """Clips without labels."""
+        """Remark on clips without labels."""
         if found.with_labels < found.clips:
             yield f"without labels: {found.clips - found.with_labels:,} clips, which are passed over"
 
@@ -317,7 +317,7 @@ class HubertStage(Stage[HubertRecipe]):
         return F.pad(labels, (0, 0, 0, frames - labels.shape[1]), value=NO_LABEL)
 
     def step(self, batches: Sequence[Batch], step: int) -> StepReport:
-        """Means over the frames of all micro-batches and processes, which are known before the first pass."""
+        """One update on means over the frames of all micro-batches and processes, counted before the first pass."""
         self.model.train()
         tasks = [self.task(batch, step) for batch in batches]
         counts = all_reduce_(torch.stack([task.counts for task in tasks]).sum(dim=0))
@@ -335,16 +335,16 @@ class HubertStage(Stage[HubertRecipe]):
 
     @torch.no_grad()
     def measure(self, batch: Batch, *, transcribe: bool) -> Measured:
-        """The same measures with the same frames hidden each time."""
+        """Measure a batch, with the same frames hidden every time."""
         self.model.eval()
         return Measured(self._compute(batch, self.task(batch, VALIDATION)))
 
     def loss(self, values: Mapping[str, float]) -> float:
-        """The weighted sum that training lessens."""
+        """The weighted sum of losses that training minimises."""
         return float(weighted(values, self.weights))
 
     def model_config(self) -> dict[str, Any]:
-        """Its sizes."""
+        """The HuBERT's configuration."""
         return self.recipe.model.model_dump(mode="json")
 
     def _compute(self, batch: Batch, task: Task) -> dict[str, Mean]:

@@ -1,4 +1,4 @@
-"""X-Codec's training: one generator against discriminators, and a frozen model's features to keep.
+"""Stage `xcodec`: X-Codec against discriminators, with a loss on the frozen model's features.
 
 See docs/models/x_codec.md, Training.
 """
@@ -168,7 +168,7 @@ class XCodecTraining(nn.Module):
 
 @register
 class XCodecStage(AdversarialStage[XCodecRecipe, XCodec]):
-    """X-Codec's training as the trainer sees it."""
+    """The stage that trains an X-Codec."""
 
     name = "xcodec"
     recipe_class = XCodecRecipe
@@ -198,13 +198,13 @@ class XCodecStage(AdversarialStage[XCodecRecipe, XCodec]):
 
     @classmethod
     def rehearse(cls, networks: Networks, batch: Batch) -> None:
-        """Run generator and discriminators once; codebooks that learn would ask whether they hold something yet."""
+        """Run generator and discriminators once in eval mode: in training, codebooks would look for a first batch."""
         networks.model.eval()
         super().rehearse(networks, batch)
 
     @classmethod
     def resumed(cls, recipe: XCodecRecipe, checkpoint: Path, state: RunState) -> dict[str, Any]:
-        """A run that goes on starts from nothing else."""
+        """Settings of a resumed run: no other sources of weights."""
         return {"weights": None, "semantic_weights": None}
 
     def codebooks_of(self, step: int) -> int:
@@ -232,7 +232,7 @@ class XCodecStage(AdversarialStage[XCodecRecipe, XCodec]):
         return Measured(means, counts, heard.audio.float())
 
     def loss(self, values: Mapping[str, float]) -> float:
-        """The weighted sum that training lessens, but for what discriminators say, who change as it goes on."""
+        """The weighted sum of losses that training minimises, without those of discriminators, which keep changing."""
         return float(weighted(values, {name: weight for name, weight in self.weights.items() if name in values}))
 
     def model_config(self) -> dict[str, Any]:
