@@ -35,7 +35,8 @@ from xycodec.models.registry import DEFAULT
 
 if TYPE_CHECKING:
     from xycodec.checkpoints.build import OwnCodec
-    from xycodec.io.parallel import Advance, Job, Work
+    from xycodec.io.parallel import Job, Work
+    from xycodec.io.progress import Advance
 
 
 def encode(

@@ -26,6 +26,7 @@ from xycodec.data.targets import moved
 from xycodec.errors import AudioError, ConfigError
 from xycodec.io.audio import Samples, write_audio
 from xycodec.io.files import new_folder
+from xycodec.io.progress import Advance, unwatched
 from xycodec.io.rate import SPEECH_RATE
 
 MANIFEST = "cuts.jsonl.gz"
@@ -59,7 +60,7 @@ def pack(
     processes: int = 1,
     part_seconds: float = PART_SECONDS,
     opus_kbps: float | None = None,
-    advance: Callable[[float], None] = lambda seconds: None,
+    advance: Advance = unwatched,
 ) -> PackReport:
     """Decode every cut into a few mono files, 16-bit WAV or Opus, in a new `folder`, beside cuts that point into them.
 
@@ -99,7 +100,7 @@ def _write(
     rate: int,
     processes: int,
     most: int,
-    advance: Callable[[float], None],
+    advance: Advance,
     write: Callable[[Path, Iterable[Samples], int], None],
     suffix: str,
 ) -> PackReport:
@@ -162,7 +163,7 @@ def _words(segment: SupervisionSegment, cut: Cut, recording: Recording, seconds:
 
 
 def _readable(
-    decoded: Iterable[tuple[Cut, Samples | str]], left_out: list[str], advance: Callable[[float], None]
+    decoded: Iterable[tuple[Cut, Samples | str]], left_out: list[str], advance: Advance
 ) -> Iterator[tuple[Cut, Samples]]:
     for cut, samples in decoded:
         if isinstance(samples, str):

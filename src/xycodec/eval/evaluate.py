@@ -47,7 +47,8 @@ from xycodec.io.audio import ignore, read_audio, write_audio
 from xycodec.io.codes import digest_of
 from xycodec.io.files import atomic_path
 from xycodec.io.journal import Journal
-from xycodec.io.parallel import Advance, Job, Work, run_jobs
+from xycodec.io.parallel import Job, Work, run_jobs
+from xycodec.io.progress import Advance
 from xycodec.io.rate import SPEECH_RATE
 from xycodec.models.base import fingerprint
 

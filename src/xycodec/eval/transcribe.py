@@ -5,7 +5,7 @@ was heard.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -25,6 +25,7 @@ from xycodec.eval.judges.recognition import Transcriber, language_code
 from xycodec.io.audio import Samples
 from xycodec.io.files import atomic_path, os_error_line
 from xycodec.io.journal import Journal
+from xycodec.io.progress import Advance, unwatched
 from xycodec.io.rate import SPEECH_RATE
 
 TRANSCRIBED_BY = "transcribed_by"  # custom field of a cut: the recogniser whose text it has
@@ -53,7 +54,7 @@ def transcribe_cuts(
     *,
     name: str,
     language: str = "en",
-    advance: Callable[[float], None] = lambda seconds: None,
+    advance: Advance = unwatched,
 ) -> TranscribeReport:
     """Write all `cuts` to `target`, with a text where they had none and are of `language`.
 
@@ -96,7 +97,7 @@ class _Work:
         self.journal = Journal(target.with_name(target.name + JOURNAL))
         self.made = 0
 
-    def hear_all(self, cuts: Cuts, advance: Callable[[float], None]) -> None:
+    def hear_all(self, cuts: Cuts, advance: Advance) -> None:
         """Transcribe every cut that lacks a text and has no row in the journal yet."""
         settings = {"recogniser": self.transcriber.about, "language": self.language}
         before = self.journal.rows()
@@ -111,7 +112,7 @@ class _Work:
                 self.journal.append(row)
                 self.made += 1
 
-    def _told(self, cuts: Cuts, advance: Callable[[float], None]) -> Iterator[Cut]:
+    def _told(self, cuts: Cuts, advance: Advance) -> Iterator[Cut]:
         for cut in cuts:
             yield cut
             advance(cut.duration)

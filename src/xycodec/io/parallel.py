@@ -15,6 +15,7 @@ from typing import Any
 
 from xycodec.errors import XycodecError
 from xycodec.io.audio import is_hidden
+from xycodec.io.progress import Advance, unwatched
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,6 @@ def _check_targets(jobs: Sequence[Job]) -> None:
         made_from[place] = job.source
 
 
-Advance = Callable[[float], None]
-"""Callback for progress, told the seconds of audio just done."""
 Work = Callable[..., Any]
 """`work(source, target, advance=...)` makes one file from another and returns what it has to tell."""
 
@@ -143,7 +142,7 @@ def run_jobs(
     make_work: Callable[..., Work],
     settings: dict[str, Any],
     processes: int,
-    advance: Advance = lambda seconds: None,
+    advance: Advance = unwatched,
 ) -> Iterator[Outcome]:
     """Do every job and yield what became of it; one that fails does not stop the others.
 
@@ -201,7 +200,7 @@ def _start_worker(make_work: Callable[..., Work], settings: dict[str, Any]) -> N
 def _in_worker(job: Job) -> Outcome:
     if _worker_work is None:
         return Outcome(job, error=_worker_error)
-    return _attempt(_worker_work, job, lambda seconds: None)
+    return _attempt(_worker_work, job, unwatched)
 
 
 def pending(jobs: Iterable[Job], overwrite: bool) -> tuple[list[Job], list[Job]]:

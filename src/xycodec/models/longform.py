@@ -6,7 +6,7 @@ which may disagree where they meet, fade into each other. A codec in `reference`
 published rule: each window keeps its beginning only (see Long audio in docs/models/xy_tokenizer.md).
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from math import isfinite
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xycodec.errors import XycodecError
+from xycodec.io.progress import Advance, unwatched
 from xycodec.models.inputs import Array, read_block, read_codes
 
 Block = TypeVar("Block", Tensor, NDArray[np.float32])
@@ -229,9 +230,7 @@ def _blocks(audio: Array | Iterable[Array]) -> Iterator[Tensor]:
 class CountedBlocks(Generic[Block]):
     """Blocks of one clip that are passed on, their samples counted and `advance` told their seconds."""
 
-    def __init__(
-        self, blocks: Iterable[Block], rate: int = 1, advance: Callable[[float], None] = lambda seconds: None
-    ) -> None:
+    def __init__(self, blocks: Iterable[Block], rate: int = 1, advance: Advance = unwatched) -> None:
         self.blocks: Iterable[Block] = blocks
         self.rate, self.advance, self.samples = rate, advance, 0
 

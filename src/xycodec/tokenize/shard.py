@@ -24,7 +24,7 @@ from xycodec.tokenize.inputs.item import Item
 
 _AHEAD = 8  # clips that are read while others are encoded
 
-Advance = Callable[[int, float], None]
+AdvanceClips = Callable[[int, float], None]
 """Callback for progress: clips and seconds that were just done."""
 
 
@@ -121,7 +121,7 @@ def encode_shard(
     part: Path,
     place: Path,
     description: Description,
-    advance: Advance = lambda clips, seconds: None,
+    advance: AdvanceClips = lambda clips, seconds: None,
 ) -> Times:
     """Encode the clips of a shard in folder `part`, after those that are there, and move it to `place`.
 

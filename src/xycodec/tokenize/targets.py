@@ -4,7 +4,7 @@ It is hours of work, so it goes on where it was interrupted: the store of codes 
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -20,6 +20,7 @@ from xycodec.data.targets import can_hold_targets, with_targets
 from xycodec.errors import AudioError, ConfigError
 from xycodec.io.codes import CodeStore
 from xycodec.io.files import atomic_path, os_error_line
+from xycodec.io.progress import Advance, unwatched
 from xycodec.io.rate import SPEECH_RATE
 from xycodec.models.base import Codec, fingerprint
 from xycodec.models.longform import encode_long
@@ -44,7 +45,7 @@ def extract_targets(
     folder: Path,
     *,
     layers: int = 1,
-    advance: Callable[[float], None] = lambda seconds: None,
+    advance: Advance = unwatched,
 ) -> TargetsReport:
     """Write the codes of the first `layers` of `codec` for every cut into `folder`, and cuts that name them.
 
@@ -86,7 +87,7 @@ class _Work:
         self.store = CodeStore(folder, about, error=ConfigError)
         self.made = 0
 
-    def label_all(self, cuts: Cuts, advance: Callable[[float], None]) -> None:
+    def label_all(self, cuts: Cuts, advance: Advance) -> None:
         """Label every cut that has no row yet."""
         known = list(self.store.log)
         for number, cut in enumerate(cuts):

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import tempfile
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from xycodec.data.synthetic.utterances import Utterance, draw_utterance
 from xycodec.errors import AudioError, ConfigError
 from xycodec.io.audio import Samples, audio_info, ignore, read_audio, write_audio
 from xycodec.io.files import atomic_path
+from xycodec.io.progress import Advance, unwatched
 from xycodec.io.rate import SPEECH_RATE
 
 CUTS = "cuts.jsonl.gz"
@@ -58,7 +59,7 @@ def synthesise(
     hours: float,
     seed: int = 0,
     jobs: int = 2,
-    advance: Callable[[float], None] = lambda seconds: None,
+    advance: Advance = unwatched,
 ) -> SynthesisReport:
     """Make a corpus of `hours` of speech: `folder`/audio/*.flac (16 kHz, mono, 16 bit) and `folder`/cuts.jsonl.gz.
 

@@ -1,7 +1,7 @@
 """Frames of ABX items: every recording is encoded once, and its items' frames are looked up."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from xycodec.eval.abx.distances import item_frames
 from xycodec.eval.abx.items import Omissions, PhoneItem
 from xycodec.io.audio import stream_audio
 from xycodec.io.codes import Codes, digest_of, file_digest
+from xycodec.io.progress import Advance
 from xycodec.models.base import Codec
 from xycodec.models.longform import CountedBlocks, embed_long, encode_long
 from xycodec.tokenize.cache import open_cache
@@ -31,7 +32,7 @@ def encode_recordings(
     items: Sequence[PhoneItem],
     cache: Path,
     omissions: Omissions,
-    advance: Callable[[float], None],
+    advance: Advance,
 ) -> dict[str, Encoded]:
     """All codes of each recording, by its name; from `cache` where they are there, of this very file.
 
