@@ -18,7 +18,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from speed import cpu_name, table
 from xycodec.checkpoints.build import random_codec
@@ -54,20 +54,12 @@ def plain_unit(unit: dac.ResidualUnit, x: Tensor) -> Tensor:
     count, margin = rows.whole_rows(len(x)), 3 * unit.dilation
     around = rows.padded(unit.snake1.rows(x), margin, margin + count - len(x))
     hidden = unit.conv1.bias.expand(count, -1).clone()
-    for i, tap in enumerate(laid_out(unit.conv1, (2, 1, 0))):
+    for i, tap in enumerate(unit.conv1.weight.permute(2, 1, 0).contiguous()):
         rows.add_product(around[i * unit.dilation :][:count], tap, hidden)
     unit.snake2.rows(hidden, hidden)
     out = rows.padded(x, 0, count - len(x)).add_(unit.conv2.bias)
-    rows.add_product(hidden, laid_out(unit.conv2, (2, 1, 0))[0], out)
+    rows.add_product(hidden, unit.conv2.weight[..., 0].t().contiguous(), out)
     return out[: len(x)]
-
-
-laid_out = rows._laid_out
-
-
-def laid_out_each_time(conv: nn.Conv1d | nn.ConvTranspose1d, order: tuple[int, int, int]) -> Tensor:
-    """The weight with its axes in `order`, copied at every call."""
-    return conv.weight.permute(order).contiguous()
 
 
 def as_many(count: int) -> int:
@@ -89,7 +81,6 @@ WITHOUT: dict[str, Callable[[], list[Any]]] = {
     "residual units in 17 products of 28": lambda: [patch.object(dac.ResidualUnits, "rows", plain_units)],
     "rows filled up to 4, at least 16": lambda: whole_rows_everywhere(as_many),
     "sums in pieces of 512 and 256": lambda: [patch.object(rows, "_pieces", whole)],
-    "weights laid out once": lambda: [patch.object(rows, "_laid_out", laid_out_each_time)],
 }
 KERNELS = {"MKL": False, "oneDNN": True}
 

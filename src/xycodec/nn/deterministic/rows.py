@@ -39,7 +39,7 @@ def convolved(conv: nn.Conv1d, x: Tensor) -> Tensor:
     taps, stride, padding, channels = conv.kernel_size[0], conv.stride[0], int(conv.padding[0]), conv.in_channels
     frames = (len(x) + 2 * padding - taps) // stride + 1
     rows = whole_rows(frames)
-    weight = _laid_out(conv, (2, 1, 0))
+    weight = conv.weight.permute(2, 1, 0).contiguous()
     needed = whole_rows(stride * (rows + -(-taps // stride) - 1))
     x = padded(x, padding, max(0, needed - len(x) - padding))
     if channels == 1:
@@ -69,7 +69,7 @@ def upsampled(conv: nn.ConvTranspose1d, x: Tensor) -> Tensor:
     stride, padding, frames = conv.stride[0], int(conv.padding[0]), len(x)
     rows = whole_rows(frames + 1)
     # What a frame adds to its own stride, and to the next one.
-    own, late = _laid_out(conv, (0, 2, 1)).view(conv.in_channels, 2, -1).unbind(dim=1)
+    own, late = conv.weight.transpose(1, 2).reshape(conv.in_channels, 2, -1).unbind(dim=1)
     x = padded(x, 1, rows - frames)
     out = _started(conv.bias, rows * stride, conv.out_channels, x)
     strides = out.view(rows, -1)
@@ -111,13 +111,3 @@ def _pieces(terms: int) -> tuple[slice, ...]:
 def _started(bias: Tensor | None, rows: int, channels: int, like: Tensor) -> Tensor:
     out = like.new_empty(rows, channels)
     return out.zero_() if bias is None else out.copy_(bias)
-
-
-def _laid_out(conv: nn.Conv1d | nn.ConvTranspose1d, order: tuple[int, int, int]) -> Tensor:
-    """The weight with its axes in `order`, one after the other in memory; frozen weights are rearranged once."""
-    weight = conv.weight
-    laid_out = weight.permute(order).contiguous()
-    if not weight.requires_grad and laid_out.data_ptr() != weight.data_ptr():
-        back = [order.index(axis) for axis in range(3)]
-        weight.data = laid_out.permute(back)
-    return laid_out
