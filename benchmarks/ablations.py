@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import product
 from typing import Any
 from unittest.mock import patch
 
@@ -151,6 +152,24 @@ def ablation(codec: Codec, seconds: float, rounds: int, onednn: bool) -> Iterato
         yield name, *times, f"{differ} of {codes[name].numel()}", threads
 
 
+def divided_products(fill: Callable[[int], int]) -> str:
+    """How many products by MKL of few rows have other bits with more threads, where rows are filled up by `fill`."""
+    torch.manual_seed(0)
+    differ = count = 0
+    for terms, columns, used in product((64, 128, 256, 512), (64, 256, 512, 1024), (*range(1, 24), 26, 33, 50, 101)):
+        x, weight = torch.randn(used, terms), torch.randn(terms, columns)
+        filled = torch.cat([x, torch.zeros(fill(used) - used, terms)])
+        results = []
+        for threads in (*THREADS, 3, 8, 16, 32):
+            torch.set_num_threads(threads)
+            results.append(filled.new_empty(len(filled), columns))
+            rows.add_product(filled, weight, results[-1], first=True)
+        differ += any(not torch.equal(results[0][:used], other[:used]) for other in results)
+        count += 1
+    torch.set_num_threads(1)
+    return f"{differ} of {count}"
+
+
 def calls_of_xy_tokenizer() -> int:
     """How often encoding and decoding with an XY-Tokenizer calls the products of these convolutions."""
     codec = open_model("xy-mini")
@@ -168,7 +187,10 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{cpu_name()}, torch {torch.__version__}, one thread, a clip of {args.seconds:g} s.")
-    print(f"Calls of these products by an XY-Tokenizer: {calls_of_xy_tokenizer()}.\n", flush=True)
+    print(f"Calls of these products by an XY-Tokenizer: {calls_of_xy_tokenizer()}.")
+    with patched([], onednn=False):
+        apart, filled = divided_products(as_many), divided_products(rows.whole_rows)
+    print(f"Products of few rows whose bits depend on threads: {apart}; with rows filled up: {filled}.\n", flush=True)
     heads = ("without", "encode", "decode", "codes that differ", "bits that more threads change")
     for name in args.models:
         codec = open_model(name)

@@ -5,7 +5,8 @@ on neither the number of threads nor what follows; oneDNN's convolutions, which 
 by the number of threads. So does MKL, unless three habits keep it from that, each measured bit for bit. On an AMD
 EPYC, the last one to three rows of a block met another kernel (so rows are a multiple of four). On an Intel Xeon, with
 up to 32 threads, few rows divided a sum among threads (so there are at least sixteen), and so did sums of 384, 768 or
-more than 768 terms (so each is added up in pieces of 512 and 256).
+more than 768 terms (so each is added up in pieces of 512 and 256). What is left is rarer than any clip: 512 terms into
+128 columns or fewer, in some 20 to 50 rows, with odd numbers of threads (benchmarks/results/ablations.md).
 """
 
 from functools import cache
