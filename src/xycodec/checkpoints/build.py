@@ -15,6 +15,7 @@ from xycodec.models.xcodec.config import XCodecConfig
 from xycodec.models.xcodec.model import XCodec
 from xycodec.models.xy_tokenizer.config import XYTokenizerConfig
 from xycodec.models.xy_tokenizer.model import XYTokenizer
+from xycodec.nn.folding import built_folded
 from xycodec.nn.quantize import smoothed_counts
 
 OwnCodec = XYTokenizer | XCodec
@@ -37,8 +38,9 @@ def assemble(config: CodecConfig, state: dict[str, Tensor], name: str) -> OwnCod
 
     Raises CheckpointError, which begins with `name`, unless every key and shape fits.
     """
-    codec = empty_codec(config)
-    codec.fold_weight_norm()
+    with built_folded():
+        codec = empty_codec(config)
+    codec.fold_weight_norm()  # of a model of Transformers, which is built as it is
     expected = codec.state_dict()
     if SUMS not in state and {CODEBOOK, COUNTS} <= state.keys():
         state[SUMS] = state[CODEBOOK].float() * smoothed_counts(state[COUNTS].float())[..., None]

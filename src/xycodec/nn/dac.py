@@ -7,10 +7,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.utils.parametrizations import weight_norm
 
 from xycodec.nn.deterministic.residual_filter import EPSILON, ResidualFilter, UnitWeights, filtered
 from xycodec.nn.deterministic.rows import convolved, plain_inference, upsampled
+from xycodec.nn.folding import weight_norm
 
 DILATIONS = (1, 3, 9)
 

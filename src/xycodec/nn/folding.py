@@ -1,7 +1,29 @@
-"""Weight norm folded into plain weights, for inference."""
+"""Weight norm for training, and folded into plain weights for inference."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
 
 from torch import nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrizations, parametrize
+
+_folded = ContextVar("_folded", default=False)
+
+
+@contextmanager
+def built_folded() -> Iterator[None]:
+    """Modules are built without weight norm, as they are once it is folded."""
+    before = _folded.set(True)
+    try:
+        yield
+    finally:
+        _folded.reset(before)
+
+
+def weight_norm(module: nn.Module) -> Any:
+    """Weight norm on a module's weight, unless modules are `built_folded`."""
+    return module if _folded.get() else parametrizations.weight_norm(module)
 
 
 def fold_weight_norms(module: nn.Module) -> None:

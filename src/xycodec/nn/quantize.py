@@ -15,11 +15,10 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.parametrizations import weight_norm
 
 from xycodec.distributed import all_reduce_, rank, rank_offsets, world_size
 from xycodec.nn.deterministic.linear import Linear
-from xycodec.nn.folding import fold_weight_norms
+from xycodec.nn.folding import fold_weight_norms, weight_norm
 from xycodec.nn.mean import Mean
 from xycodec.nn.nearest import nearest, search
 

@@ -9,6 +9,7 @@ each matrix product takes its input in its weight's own type, and the sum promot
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +20,11 @@ from xycodec.nn.deterministic.linear import Linear, gelu, product
 
 def sinusoids(length: int, dim: int) -> Tensor:
     """Whisper's position table: (length, dim) float32, sines in the first half, cosines in the second."""
-    rates = torch.exp(-math.log(10_000) / (dim // 2 - 1) * torch.arange(dim // 2, dtype=torch.float32))
-    angles = torch.arange(length, dtype=torch.float32)[:, None] * rates
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
+    # On the CPU first: on torch's meta device, arange imports torch's compiler, which takes a second.
+    count = partial(torch.arange, dtype=torch.float32, device="cpu")
+    rates = torch.exp(-math.log(10_000) / (dim // 2 - 1) * count(dim // 2))
+    angles = count(length)[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=1).to(torch.get_default_device())
 
 
 def frame_mask(lengths: Sequence[int], width: int) -> Tensor | None:

@@ -75,7 +75,9 @@ class InverseSTFT(nn.Module):
     def __init__(self, hop_length: int) -> None:
         super().__init__()
         self.hop_length = hop_length
-        self.register_buffer("window", torch.hann_window(4 * hop_length, dtype=torch.float32))
+        # On the CPU first: on torch's meta device it imports torch's compiler, which takes a second.
+        window = torch.hann_window(4 * hop_length, dtype=torch.float32, device="cpu")
+        self.register_buffer("window", window.to(torch.get_default_device()))
 
     def forward(self, spectrum: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, T, 2 * hop + 1) complex -> (B, T * hop); padded frames add neither signal nor window."""
