@@ -131,7 +131,7 @@ class Family:
     hop_length: Callable[[Any], int]
     codebooks: Callable[[Any], int]
     whole_frames: bool
-    """Its feature extractor pads audio to whole frames; otherwise the model itself does."""
+    """Whether the feature extractor pads audio to whole frames; otherwise the model itself does."""
     encode: Callable[[Any, Tensor, int], Tensor]
     """(model, audio, n_q) -> codes (1, n_q or more, L)."""
     decode: Callable[[Any, Tensor], Tensor]

@@ -32,7 +32,7 @@ class FoundTower:
     n_mels: int
     positions: int
     read: Callable[[], Mapping[str, Tensor]]
-    """Its weights under the names of `nn.whisper.WhisperEncoder`."""
+    """Function that reads the weights under the names of `nn.whisper.WhisperEncoder`."""
 
     def require(self, name: str, size: TowerConfig, *, n_mels: int, positions: int, setting: str) -> None:
         """Raise ConfigError unless the tower `name` of a model can start from it; `setting` decides its `positions`."""

@@ -46,7 +46,7 @@ class Excerpt:
     start: float
     seconds: float
     end: float
-    """Where it ends for its text: `seconds` has a margin."""
+    """End of the excerpt for its text, in seconds of the cut; `seconds` has a margin."""
     change: Change
 
 

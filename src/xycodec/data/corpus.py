@@ -27,7 +27,7 @@ class Corpus:
     weights: tuple[float, ...] | None = None
     """Share of the draws of each source, which then repeats without end; None: every cut comes once an epoch."""
     required: Fact | None = None
-    """What a cut must have to be usable."""
+    """Fact that a cut must have to be usable."""
 
     @cached_property
     def starts(self) -> NDArray[np.int64]:

@@ -33,7 +33,7 @@ class Item:
     """One clip of a corpus."""
 
     clip: str
-    """Its name: a relative path without suffix, unique in the evaluation."""
+    """Name of the clip: a relative path without suffix, unique in the evaluation."""
     source: str
     """The corpus, or the folder in it, that it belongs to."""
     speaker: str | None

@@ -30,7 +30,7 @@ class Player:
     heard: str | None
     """Text that the recogniser heard."""
     error: str | None
-    """Why there is none: of the codec, or of its file."""
+    """Reason why there is no audio: the codec's error, or its file's."""
     audio: str | None
     """FLAC as a data URI, up to 10 s; lossless, since a second codec would be heard too, and every browser has it."""
     picture: str | None

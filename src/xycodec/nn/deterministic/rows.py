@@ -5,8 +5,9 @@ on neither the number of threads nor what follows; oneDNN's convolutions, which 
 by the number of threads. So does MKL, unless three habits keep it from that, each measured bit for bit. On an AMD
 EPYC, the last one to three rows of a block met another kernel (so rows are a multiple of four). On an Intel Xeon, with
 up to 32 threads, few rows divided a sum among threads (so there are at least sixteen), and so did sums of 384, 768 or
-more than 768 terms (so each is added up in pieces of 512 and 256). What is left is rarer than any clip: 512 terms into
-128 columns or fewer, in some 20 to 50 rows, with odd numbers of threads (benchmarks/results/ablations.md).
+more than 768 terms (so each is added up in pieces of 512 and 256). One shape of these models still differs, 512 terms
+into 128 columns with 3, 5 or 7 threads, but only in 20 to 32 rows, and every clip has 41 or more there
+(benchmarks/results/ablations.md).
 """
 
 from functools import cache
@@ -80,7 +81,7 @@ def upsampled(conv: nn.ConvTranspose1d, x: Tensor) -> Tensor:
 
 
 def whole_rows(rows: int) -> int:
-    """As many rows or a few more, in which none depends on the number of threads."""
+    """Round a number of rows up, so that no row of a product depends on the number of threads."""
     return max(_FEWEST, -(-rows // _ROWS) * _ROWS)
 
 
