@@ -1,4 +1,4 @@
-"""What each device of X-Codec's convolutions on a CPU is worth: the same codec with it and without it, in turns.
+"""The worth of each device of X-Codec's convolutions on a CPU: the same codec with it and without it, in turns.
 
     python benchmarks/ablations.py [--models x-mini x-codec-hubert] [--seconds 5] [--rounds 5]
 
@@ -113,7 +113,7 @@ def seconds_of(work: Callable[[], object]) -> float:
 
 @torch.no_grad()
 def depends_on_threads(codec: Codec, clips: list[Tensor]) -> str:
-    """What of latents and decoded audio has other bits with more threads."""
+    """Name those of latents and decoded audio that have other bits with more threads."""
     found = set()
     for clip in clips:
         clip = clip[: min(codec.window_samples, len(clip) // codec.hop_length * codec.hop_length)]
@@ -153,7 +153,7 @@ def ablation(codec: Codec, seconds: float, rounds: int, onednn: bool) -> Iterato
 
 
 def divided_products(fill: Callable[[int], int]) -> str:
-    """How many products by MKL of few rows have other bits with more threads, where rows are filled up by `fill`."""
+    """Count products by MKL of few rows that have other bits with more threads, where `fill` fills the rows up."""
     torch.manual_seed(0)
     differ = count = 0
     for terms, columns, used in product((64, 128, 256, 512), (64, 256, 512, 1024), (*range(1, 24), 26, 33, 50, 101)):
@@ -171,7 +171,7 @@ def divided_products(fill: Callable[[int], int]) -> str:
 
 
 def calls_of_xy_tokenizer() -> int:
-    """How often encoding and decoding with an XY-Tokenizer calls the products of these convolutions."""
+    """Count the calls of these convolutions' products in encoding and decoding with an XY-Tokenizer."""
     codec = open_model("xy-mini")
     with patch.object(rows, "add_product", wraps=rows.add_product) as calls:
         codec.decode(codec.encode(speech_like(1.0)))

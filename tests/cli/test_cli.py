@@ -225,7 +225,7 @@ def test_one_existing_output_is_an_error(xycodec, tiny):
 
 
 def written(path):
-    """Which file it is and when it was written; it may have been read since."""
+    """Identity and time of writing of a file, which may have been read since."""
     found = os.stat(path)
     return found.st_ino, found.st_mtime_ns, found.st_size
 
@@ -305,7 +305,7 @@ def test_a_file_with_no_codes_does_not_pass_for_done(xycodec, tiny):
 
 
 def test_audio_of_any_kind_in_one_folder(xycodec, tiny):
-    """What phones and podcasts give, beside what macOS leaves, names that differ in the suffix alone, and a tag."""
+    """Files of phones and podcasts, beside what macOS leaves, names that differ in the suffix alone, and a tag."""
     speech("in/a.wav")
     speech("in/a.mp3", 16_000)
     Path("in/._a.wav").write_bytes(b"\0\5\x16\7" + bytes(100))

@@ -41,7 +41,7 @@ def spoken(cut, **words):
 
 @pytest.fixture
 def cuts(tmp_path):
-    """Of 0.5 to 0.9 s: English, German, English with a text, without a language, English at 8 kHz."""
+    """Clips of 0.5 to 0.9 s: English, German, English with a text, without a language, English at 8 kHz."""
     made = []
     for number, (rate, words) in enumerate(
         [
@@ -155,7 +155,7 @@ def test_other_settings_or_cuts_are_told(tmp_path, cuts):
 
 
 def test_the_command(tmp_path, cuts):
-    """With a random Whisper of English alone."""
+    """The command with a random Whisper of English alone."""
     torch.manual_seed(0)
     folder, source, target = tmp_path / "whisper", tmp_path / "cuts.jsonl.gz", tmp_path / "out.jsonl.gz"
     folder.mkdir()

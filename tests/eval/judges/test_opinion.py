@@ -84,7 +84,7 @@ def test_the_protocol_names_the_model(dnsmos):
 
 @pytest.fixture(scope="module")
 def weights():
-    """Of UTMOS' shapes, at random."""
+    """Random weights of UTMOS' shapes."""
     generator = torch.Generator().manual_seed(0)
     with pytest.warns(FutureWarning, match="weight_norm"), torch.device("meta"):
         shapes = {key: value.shape for key, value in library.UTMOSModel().state_dict().items()}

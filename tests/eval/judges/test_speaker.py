@@ -26,7 +26,7 @@ def similarity(judge, decoded, original):
 
 @torch.no_grad()
 def embedding(folder, audio):
-    """By Transformers' model alone, on audio of zero mean and unit variance, scaled to unit length."""
+    """The embedding by Transformers' model alone, on audio of zero mean and unit variance, scaled to unit length."""
     from transformers import WavLMForXVector
 
     model = WavLMForXVector.from_pretrained(folder).eval()

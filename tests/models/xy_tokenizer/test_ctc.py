@@ -122,7 +122,7 @@ def test_spelling_and_reading_are_inverse():
 
 @pytest.mark.parametrize("length", range(5))
 def test_fewest_rows(length):
-    """By trying all outputs of every number of rows."""
+    """The fewest frames equal those found by trying all outputs of every number of frames."""
 
     def collapsed(path):
         return tuple(column for column, _ in itertools.groupby(path) if column)

@@ -27,7 +27,7 @@ FEW = (1, 2, 7, 50)
 
 @pytest.fixture(params=["here", "onednn"], autouse=True)
 def library(request, monkeypatch):
-    """What multiplies on this processor, and on those where oneDNN does."""
+    """The library of products on this processor, and oneDNN, as on others."""
     if request.param == "onednn" and not has_onednn():
         pytest.skip("this torch has no oneDNN product")
     monkeypatch.setattr(rows, "uses_onednn", lambda part: request.param == "onednn" or uses_onednn(part))
