@@ -12,7 +12,7 @@ import torch
 
 
 def not_claimed() -> str | None:
-    """The reason why no equality of bits is claimed here, None where it is: it judges this build of torch, no result."""
+    """The reason why no equality of bits is claimed for this build of torch, or None where it is."""
     machine = platform.machine()
     if machine.lower() not in ("x86_64", "amd64"):
         return f"equal bits are claimed on x86 processors, this one is {machine}"

@@ -1,4 +1,4 @@
-"""The package that `pip install` brings: one version, every file of the package, its notices, and tests that run from the sdist."""
+"""The package of `pip install`: one version, every file, its notices, and tests that run from the sdist."""
 
 import ast
 import os

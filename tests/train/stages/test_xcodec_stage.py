@@ -109,7 +109,7 @@ def test_the_loss_is_the_weighted_sum():
 
 @pytest.mark.parametrize("left", ["commitment", "semantic", "stft"])
 def test_a_loss_alone_reaches_what_it_should(left):
-    """Gradients of the generator's parameters; STFT losses reach the decoder and, straight through, what made the latents."""
+    """Gradients of the generator's parameters; STFT losses reach the decoder and, straight through, the encoder."""
     weights = dict.fromkeys(XCodecLoss.model_fields, 0)
     stage = stage_of(n_q=[3])
     stage.weights = weights | {left: 1.0, "mel": 0, "waveform": 0}
