@@ -68,7 +68,7 @@ def phones(name: str, voice: str, spoken: str) -> Iterator[str]:
 
 def log_mels(items: list[PhoneItem], folder: Path) -> Features:
     """Whisper's 80 log-mels, 100 frames a second."""
-    mel = LogMel(80)
+    mel = LogMel(80, 16_000)
     rows: dict[str, torch.Tensor] = {}
     frames, total = [], 0
     starts: dict[str, int] = {}

@@ -16,8 +16,9 @@ import torch
 
 from xycodec.checkpoints.load import load_codec
 from xycodec.eval.corpus import open_corpora
-from xycodec.eval.metrics.quality import RATE, measure_quality
+from xycodec.eval.metrics.quality import measure_quality
 from xycodec.io.audio import Samples
+from xycodec.io.rate import SPEECH_RATE
 from xycodec.models.base import Codec
 
 METRICS = ("stoi", "pesq_wb")
@@ -37,7 +38,7 @@ def rows(name: str, clips: list[Samples], widths: list[int]) -> Iterator[str]:
     """Lines of the table of one model."""
     codec = load_codec(name, device="cpu")
     codec.encode(torch.from_numpy(clips[0]), search=max(widths))
-    seconds = sum(map(len, clips)) / RATE
+    seconds = sum(map(len, clips)) / SPEECH_RATE
     first = None
     for width in widths:
         start = time.process_time()

@@ -22,11 +22,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from xycodec.data.clip import INPUT_RATE, Clip, load_clip
+from xycodec.data.clip import Clip, load_clip
 from xycodec.data.config import DataConfig, SourceConfig
 from xycodec.data.facts import has_text
 from xycodec.data.sources import open_once
 from xycodec.eval.metrics.wer import word_error_rate
+from xycodec.io.rate import SPEECH_RATE
 from xycodec.train.listener import Listener, load_listener
 
 CONTEXT = 20
@@ -64,7 +65,7 @@ def hear(listener: Listener, cuts: str, told: Sequence[str] = (), most: int | No
     source = SourceConfig(path=cuts)
     config = DataConfig(train=(source,), clip_seconds=codec.window_samples / codec.input_sample_rate)
     chosen = drawn([cut for cut in open_once([source]) if has_text(cut)], most)
-    clips = [load_clip(cut, config, output_sample_rate=INPUT_RATE, seed=0, epoch=0) for cut in chosen]
+    clips = [load_clip(cut, config, output_sample_rate=SPEECH_RATE, seed=0, epoch=0) for cut in chosen]
     with_text = [clip for clip in clips if clip.text]
     codes = [codec.encode(clip.audio).codes[0] for clip in with_text]
     totals: dict[str, list[Tensor]] = {"own": [], "other": [], "alone": [], "context": []}

@@ -69,7 +69,7 @@ def inline_code(page):
 
 
 def anchors(page):
-    """What `#...` may follow this page's address, as GitHub and MkDocs make it of headings."""
+    """Anchors `#...` of this page, as GitHub and MkDocs make them of headings."""
     headings = re.findall(r"^#+ +(.*)$", prose(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 

@@ -1,4 +1,4 @@
-"""Where claims of equal bits hold, which tests marked `exact` make.
+"""The machines on which claims of equal bits hold, which tests marked `exact` make.
 
 They say that a result has the same bits in another batch, beside other padding or with another number of threads.
 `xycodec.nn.deterministic` got that out of two libraries by measurement: oneDNN's products, and MKL's where it runs its
@@ -12,7 +12,7 @@ import torch
 
 
 def not_claimed() -> str | None:
-    """Why no equality of bits is claimed here, or None where it is: of this build of torch, not of any result."""
+    """The reason why no equality of bits is claimed for this build of torch, or None where it is."""
     machine = platform.machine()
     if machine.lower() not in ("x86_64", "amd64"):
         return f"equal bits are claimed on x86 processors, this one is {machine}"

@@ -74,7 +74,7 @@ def transformers_model(kind, *, encoder=4, decoder=32, acoustic=16, codebook_siz
 
 
 def joint_latents(model, audio):
-    """What the quantizer of Transformers' class sees of audio (1, 1, 320 k): (k, D)."""
+    """The input of the quantizer of Transformers' class for audio (1, 1, 320 k): (k, D)."""
     semantic = model.encoder_semantic(model._extract_semantic_features(audio).transpose(1, 2))
     return model.fc(torch.cat([model.acoustic_encoder(audio), semantic], dim=1).transpose(1, 2))[0]
 

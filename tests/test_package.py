@@ -1,4 +1,4 @@
-"""What `pip install` brings: one version, every file of the package, its notices, and tests that run from the sdist."""
+"""The package of `pip install`: one version, every file, its notices, and tests that run from the sdist."""
 
 import ast
 import os
@@ -76,7 +76,7 @@ def built(tmp_path_factory):
 
 
 def call_backend(project, hook, target):
-    """What a front-end such as `python -m build` calls in the build's environment."""
+    """Call the build backend as a front-end such as `python -m build` does in the build's environment."""
     program = f"from setuptools import build_meta; build_meta.{hook}({str(target)!r})"
     command = [sys.executable, "-W", "error::DeprecationWarning", "-c", program]
     subprocess.run(command, cwd=project, check=True, capture_output=True)

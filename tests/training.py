@@ -105,7 +105,7 @@ def batch(*clips, rate=RATE):
 
 
 def seeded(step):
-    """What the trainer does before each step, in a process that draws for all."""
+    """Do what the trainer does before each step, in a process that draws for all."""
     torch.manual_seed(1000 + step)
 
 

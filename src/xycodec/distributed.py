@@ -27,7 +27,7 @@ def all_reduce_(tensor: Tensor) -> Tensor:
 
 
 def rank_offsets(count: Tensor) -> tuple[Tensor, Tensor]:
-    """Place of this process in the concatenation of all: (items before it, items in all), as 0-d int64.
+    """Offset of this process's items in the concatenation over all processes, and the total: two 0-d int64.
 
     `count` is a 0-d int64 tensor; it stays on its device, so no host synchronisation happens.
     """

@@ -15,7 +15,7 @@ NONE = 256
 
 
 def libsndfile_stream(audio, kbps):
-    """What libsndfile writes of a clip whose last frame is filled up, and that a packet more is spent on."""
+    """Ogg stream of libsndfile for a clip that is filled up to whole frames, and one packet longer."""
     frames = -(-len(audio) // 320)
     audio = torch.nn.functional.pad(audio, (0, frames * 320 + 216 - len(audio)))
     stream = io.BytesIO()

@@ -641,7 +641,7 @@ print(codec.model_id, [name for name in ("torch._dynamo", "sympy", "transformers
 
 
 def test_the_class_finds_its_loader_and_imports_nothing_slow(tmp_path):
-    """In a process that imports nothing but the class."""
+    """The class loads codecs in a process that imports nothing else."""
     folder = save_codec(random_codec(tiny_config()), tmp_path / "tiny")
     ran = subprocess.run([sys.executable, "-c", START_PROGRAM, folder], capture_output=True, text=True, check=True)
     assert ran.stdout == "tiny []\n"

@@ -20,10 +20,10 @@ from xycodec.checkpoints.save import save_codec
 from xycodec.eval.metrics.quality import measure_quality, plain
 from xycodec.io.audio import read_audio
 from xycodec.io.xyc import CodecFile
-from xycodec.models.base import Codec
 from xycodec.models.longform import decode_long, encode_long
 from xycodec.models.presets import NAMED_CONFIGS
 from xycodec.models.registry import DEFAULT, MODELS
+from xycodec.models.xy_tokenizer.model import XYTokenizer
 
 NOTE = "note: xy-random has random weights"
 
@@ -80,11 +80,12 @@ def test_encoding_a_file_is_short(xycodec, tiny, monkeypatch):
             frame = frame.f_back
         return encode(self, *args, **kwargs)
 
-    encode = Codec.encode_windows
-    monkeypatch.setattr(Codec, "encode_windows", watched)
+    encode = XYTokenizer.encode_latents
+    monkeypatch.setattr(XYTokenizer, "encode_latents", watched)
     speech("clip.wav")
-    assert xycodec("encode", "clip.wav", "-m", tiny)[0] == 0
-    assert way == ["encode", "run_all", "run_jobs", "_attempt", "encode_file", "encode_long"]
+    assert xycodec("encode", "clip.wav", "-m", tiny, "--threads", "1")[0] == 0
+    to_the_codec = ["encode", "run_all", "run_jobs", "_attempt", "encode_file", "encode_long"]
+    assert way == [*to_the_codec, "encode_windows", "_compute", "_encode"]
 
 
 def test_encode_and_decode_one_file(xycodec, tiny):
@@ -224,7 +225,7 @@ def test_one_existing_output_is_an_error(xycodec, tiny):
 
 
 def written(path):
-    """Which file it is and when it was written; it may have been read since."""
+    """Identity and time of writing of a file, which may have been read since."""
     found = os.stat(path)
     return found.st_ino, found.st_mtime_ns, found.st_size
 
@@ -304,7 +305,7 @@ def test_a_file_with_no_codes_does_not_pass_for_done(xycodec, tiny):
 
 
 def test_audio_of_any_kind_in_one_folder(xycodec, tiny):
-    """What phones and podcasts give, beside what macOS leaves, names that differ in the suffix alone, and a tag."""
+    """Files of phones and podcasts, beside what macOS leaves, names that differ in the suffix alone, and a tag."""
     speech("in/a.wav")
     speech("in/a.mp3", 16_000)
     Path("in/._a.wav").write_bytes(b"\0\5\x16\7" + bytes(100))
@@ -593,6 +594,7 @@ def test_info_on_codes_audio_and_models(xycodec, tiny):
         code, out, _ = xycodec("info", path)
         assert code == 0
         assert described[path]["kind"] in out
+        assert not re.search(r"\.\d{4}", out)
     codes, audio, model = (described[path] for path in ("clip.xyc", "clip.wav", tiny))
     assert (codes["kind"], codes["model"], codes["frames"], codes["num_samples"]) == ("codes", "tiny", 16, 20_001)
     assert codes["bytes"] == os.path.getsize("clip.xyc")
@@ -627,10 +629,11 @@ def test_info_goes_by_the_content(xycodec, tiny):
     ],
 )
 def test_info_says_what_else_a_file_is(xycodec, data, says):
-    Path("thing").write_bytes(data)
-    code, out, err = xycodec("info", "thing")
-    assert (code, out) == (1, "")
-    assert says in error_line(err)
+    for name in ("thing", "thing.json"):
+        Path(name).write_bytes(data)
+        code, out, err = xycodec("info", name)
+        assert (code, out) == (1, "")
+        assert says in error_line(err)
 
 
 def test_a_round_trip_of_a_pipe_is_refused_at_once(xycodec, tiny):

@@ -109,7 +109,7 @@ def test_formants_of_what_is_short_silent_or_not_changed():
 
 
 def test_a_band_that_is_empty_stays_low():
-    """Of a recording without anything above 4 kHz, noise is not raised to the level of speech."""
+    """Noise is not raised to the level of speech where a recording has nothing above 4 kHz."""
     spectrum = np.fft.rfft(noise(2.0))
     spectrum[len(spectrum) // 2 :] *= 1e-4
     samples = np.fft.irfft(spectrum).astype(np.float32)

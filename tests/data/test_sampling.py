@@ -1,4 +1,4 @@
-"""What is drawn in which order, by how many processes, from where on; no audio is read."""
+"""Sampling: what is drawn in which order, by how many processes, from where on; no audio is read."""
 
 import json
 from collections import Counter

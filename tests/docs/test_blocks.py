@@ -145,7 +145,7 @@ def desk(tmp_path, monkeypatch):
 
 
 def runnable(block):
-    """Those of a block's commands that run here, with small models and one process in place of what they name."""
+    """The commands of a block that run here, with small models and one process in place of what they name."""
     found = []
     for words in commands(block.text):
         if words[0] == "xycodec" and parse(words[1:]) in RUNS:

@@ -1,4 +1,4 @@
-"""What `make docs` builds from: the pages it lists, the names it documents, and that nothing comes from elsewhere."""
+"""The sources of `make docs`: the pages it lists, the names it documents, and that nothing comes from elsewhere."""
 
 import importlib.util
 import re

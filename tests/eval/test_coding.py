@@ -141,10 +141,10 @@ def test_what_is_done_is_not_done_again(codec, clips, tmp_path):
 
 def test_a_clip_that_the_codec_fails_on(codec, clips, tmp_path):
     class Moody(type(codec)):
-        def _encode(self, items, n_q):
+        def _encode(self, items, n_q, search):
             if items[0].shape[0] == 7333:
                 raise RuntimeError("not\nthis one")
-            return super()._encode(items, n_q)
+            return super()._encode(items, n_q, search)
 
     Moody.__name__ = type(codec).__name__  # the same codec in another mood
     moody = Moody(codec.config).eval()

@@ -46,11 +46,11 @@ def corpus(tmp_path):
 
 
 class Loudness(Judge):
-    """How loud the decoded audio is; hears no clip that says y."""
+    """A judge of loudness that refuses clips that say y."""
 
     names = ("utmos",)
     shortest = 1
-    rows = 2
+    batch_size = 2
 
     def __init__(self, scale=1.0):
         self.scale, self.heard = scale, []
@@ -133,7 +133,7 @@ def test_processes_make_no_difference(codecs, corpus, tmp_path):
 class Ear:
     """Hears how loud a clip is, in letters."""
 
-    about, shortest, rows, normaliser, spellings, languages = "an ear", 1, 2, "plain", {}, frozenset({"en", "de"})
+    about, shortest, batch_size, normaliser, spellings, languages = "an ear", 1, 2, "plain", {}, frozenset({"en", "de"})
 
     def __init__(self):
         self.told = []

@@ -20,14 +20,14 @@ from xycodec.eval.transcribe import JOURNAL, TRANSCRIBED_BY, transcribe_cuts
 class Ears:
     """A recogniser that hears how many samples a clip has, and notes what it is given."""
 
-    about, shortest, rows, normaliser, spellings = "ears, one pair", 400, 2, "plain", {}
+    about, shortest, batch_size, normaliser, spellings = "ears, one pair", 400, 2, "plain", {}
     languages = frozenset({"en", "de"})
 
     def __init__(self, answer=lambda clip: Transcript(f"{len(clip)} samples"), fail_at=None):
         self.answer, self.fail_at, self.heard = answer, fail_at, []
 
     def __call__(self, clips, languages):
-        assert len(clips) <= self.rows
+        assert len(clips) <= self.batch_size
         if self.fail_at is not None and len(self.heard) >= self.fail_at:
             raise KeyboardInterrupt
         self.heard += zip(map(len, clips), languages, strict=True)
@@ -41,7 +41,7 @@ def spoken(cut, **words):
 
 @pytest.fixture
 def cuts(tmp_path):
-    """Of 0.5 to 0.9 s: English, German, English with a text, without a language, English at 8 kHz."""
+    """Clips of 0.5 to 0.9 s: English, German, English with a text, without a language, English at 8 kHz."""
     made = []
     for number, (rate, words) in enumerate(
         [
@@ -155,7 +155,7 @@ def test_other_settings_or_cuts_are_told(tmp_path, cuts):
 
 
 def test_the_command(tmp_path, cuts):
-    """With a random Whisper of English alone."""
+    """The command with a random Whisper of English alone."""
     torch.manual_seed(0)
     folder, source, target = tmp_path / "whisper", tmp_path / "cuts.jsonl.gz", tmp_path / "out.jsonl.gz"
     folder.mkdir()

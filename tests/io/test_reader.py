@@ -258,6 +258,18 @@ def test_au_whose_size_is_wrong():
             read_audio(io.BytesIO(data[:8] + struct.pack(">I", size) + data[12:]))
 
 
+@pytest.mark.parametrize(
+    ("kind", "subtype"), [("wav", "PCM_16"), ("wav", "PCM_24"), ("aiff", "FLOAT"), ("au", "DOUBLE")]
+)
+@pytest.mark.parametrize("missing", [1, 2, 5, 11])
+def test_pcm_that_breaks_off_within_a_sample_gives_those_before(kind, subtype, missing):
+    samples = np.stack([voice(1.0), -voice(1.0)], axis=1)
+    data = by_sndfile(samples, RATE, kind.upper(), subtype)
+    whole = int(subtype.removeprefix("PCM_")) // 4 if subtype.startswith("PCM") else {"FLOAT": 8, "DOUBLE": 16}[subtype]
+    left = len(samples) - -(-missing // whole)
+    assert len(read(data[:-missing])[0]) == left == audio_info(io.BytesIO(data[:-missing])).num_samples
+
+
 @pytest.mark.parametrize("kind", ["mp3", "flac", "m4a", "webm"])
 @pytest.mark.parametrize("part", [0.4, 0.9])
 def test_a_file_that_was_cut_off_is_refused(kind, part):

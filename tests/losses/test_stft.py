@@ -83,7 +83,7 @@ def log_mel(audio):
 
 
 def faint(audio):
-    """With a part so faint that the least magnitude shows in it."""
+    """Audio with a part so faint that the least magnitude shows in it."""
     audio = audio.clone()
     audio[len(audio) // 2 :] *= 1e-5
     return audio
@@ -158,7 +158,7 @@ def test_silence_for_sound_is_as_far_as_the_sound(kind):
 
 
 def test_only_the_waveform_knows_phase():
-    """Of a delay of half a period, which no ear notices, samples tell twice what silence would."""
+    """A delay of half a period, which no ear notices, is twice as far in samples as silence."""
     tone = 0.1 * torch.sin(2 * math.pi * 200 / RATE * torch.arange(8080))
     target, late = tone[None, :8000], tone[None, 40:8040]
     assert WaveformDistance()(late, target).value().item() == pytest.approx(2, rel=1e-3)

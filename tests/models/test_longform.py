@@ -38,7 +38,7 @@ class Ruler(Codec):
         self.calls = 0
         self.watch = lambda call, clips: None
 
-    def _encode(self, clips, n_q):
+    def _encode(self, clips, n_q, search):
         made = []
         for clip in clips:
             # The published rule keeps a frame that lacks less than an eighth.

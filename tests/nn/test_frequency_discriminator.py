@@ -21,13 +21,13 @@ def noise(*shape, seed=0):
 
 def test_parameters():
     with torch.device("meta"):
-        built = MultiFrequencyDiscriminator()
+        built = MultiFrequencyDiscriminator(16_000)
     assert reference.count_parameters(built) == 5_256_372
 
 
 def test_shapes_for_three_seconds():
     """The lengths do not depend on the widths, so a narrow one tells them."""
-    out = MultiFrequencyDiscriminator(channels=NARROW)(noise(2, 48_000))
+    out = MultiFrequencyDiscriminator(16_000, channels=NARROW)(noise(2, 48_000))
     assert [tuple(each.logits.shape) for each in out] == [
         (2, 1, *size) for size in ((9, 188), (17, 94), (33, 47), (65, 24), (129, 12), (257, 6))
     ]
@@ -45,7 +45,7 @@ def table(module):
 @pytest.mark.parametrize(("channels", "lasts"), [(512, (64, 128, 256, 512, 512, 512)), (64, (8, 16, 32, 64, 64, 64))])
 def test_layers(channels, lasts):
     with torch.device("meta"):
-        built = MultiFrequencyDiscriminator(channels=channels)
+        built = MultiFrequencyDiscriminator(16_000, channels=channels)
     for part, last in zip(built.frequencies, lasts, strict=True):
         widths = [2, *(max(2, last // 2**i) for i in (5, 4, 3, 2, 1, 0)), 1]
         pairs = zip(widths[:-1], widths[1:], (1, 2, 1, 2, 1, 2, 1), strict=True)
@@ -115,7 +115,7 @@ def picture(audio, hop):
 
 @pytest.mark.parametrize(("hop", "samples"), [(32, 700), (32, 256), (64, 1100)])
 def test_equals_a_loop(hop, samples):
-    module = moving_gain(FrequencyDiscriminator(hop, channels=NARROW))
+    module = moving_gain(FrequencyDiscriminator(hop, 16_000, channels=NARROW))
     audio = noise(samples)
     audio[samples // 2 :] *= 1e-4  # so that the least magnitude matters
     x, maps = picture(reference.array(audio), hop), []
@@ -139,7 +139,7 @@ def transparent(module):
 
 
 def test_it_sees_loudness_in_decibels():
-    module = transparent(FrequencyDiscriminator(64, channels=NARROW))
+    module = transparent(FrequencyDiscriminator(64, 16_000, channels=NARROW))
     quiet, loud, silence = (module(noise(1, 4000) * gain).features[0][0].detach() for gain in (1, 10, 0))
     torch.testing.assert_close(loud[0], quiet[0] * 10, rtol=0.01, atol=1e-3)
     within = (quiet[1] > 0.3) & (loud[1] < 1)
@@ -154,7 +154,7 @@ def test_it_sees_loudness_in_decibels():
 
 @pytest.mark.parametrize("samples", [8192, 8193, 9215, 12_345])
 def test_any_length_from_the_shortest_on(samples):
-    built = MultiFrequencyDiscriminator(channels=NARROW)
+    built = MultiFrequencyDiscriminator(16_000, channels=NARROW)
     assert built.min_samples == 8192
     for each in built(noise(1, samples)):
         assert torch.isfinite(each.logits).all()
@@ -162,7 +162,7 @@ def test_any_length_from_the_shortest_on(samples):
 
 
 def test_an_item_of_a_batch_is_judged_alone():
-    built, audio = MultiFrequencyDiscriminator(channels=NARROW), noise(3, 9000)
+    built, audio = MultiFrequencyDiscriminator(16_000, channels=NARROW), noise(3, 9000)
     for batch, single in zip(built(audio), built(audio[1:2]), strict=True):
         for together, alone in zip((batch.logits, *batch.features), (single.logits, *single.features), strict=True):
             torch.testing.assert_close(together[1:2], alone, atol=1e-5, rtol=1e-4)
@@ -170,7 +170,7 @@ def test_an_item_of_a_batch_is_judged_alone():
 
 @pytest.mark.parametrize("level", [1.0, 0.0])
 def test_gradients_reach_every_parameter_and_the_audio(level):
-    built = MultiFrequencyDiscriminator(channels=NARROW)
+    built = MultiFrequencyDiscriminator(16_000, channels=NARROW)
     audio = (noise(1, 8192) * level).requires_grad_()
     sum(each.logits.square().mean() for each in built(audio)).backward()
     assert all(value.grad is not None and value.grad.any() for value in built.parameters())
@@ -179,7 +179,7 @@ def test_gradients_reach_every_parameter_and_the_audio(level):
 
 
 def test_what_is_saved_gives_the_same_judgement():
-    built, other = (moving_gain(MultiFrequencyDiscriminator(channels=NARROW)) for _ in range(2))
+    built, other = (moving_gain(MultiFrequencyDiscriminator(16_000, channels=NARROW)) for _ in range(2))
     audio = noise(2, 8192)
     other.load_state_dict(built.state_dict())
     for ours, theirs in zip(built(audio), other(audio), strict=True):
@@ -188,7 +188,7 @@ def test_what_is_saved_gives_the_same_judgement():
 
 
 def test_under_autocast_convolutions_are_bfloat16_and_spectrograms_float32():
-    built = MultiFrequencyDiscriminator(channels=NARROW)
+    built = MultiFrequencyDiscriminator(16_000, channels=NARROW)
     for part in built.frequencies:
         transparent(part)
     audio = noise(2, 8192).bfloat16()
@@ -203,7 +203,7 @@ def test_under_autocast_convolutions_are_bfloat16_and_spectrograms_float32():
 
 @pytest.mark.long
 def test_it_learns_to_tell_and_the_audio_to_pass():
-    built = MultiFrequencyDiscriminator(channels=32)
+    built = MultiFrequencyDiscriminator(16_000, channels=32)
     optimizer = torch.optim.AdamW(built.parameters(), lr=1e-2)
     real, decoded = noise(2, 8192), (noise(2, 8192, seed=1) * 0.3).requires_grad_()
     for _ in range(40):
@@ -230,10 +230,10 @@ def test_it_learns_to_tell_and_the_audio_to_pass():
 @pytest.mark.parametrize("samples", [0, 8191])
 def test_audio_that_is_too_short(samples):
     with pytest.raises(AudioError, match=f"{samples} samples is too short .* at least 8192$"):
-        MultiFrequencyDiscriminator(channels=8)(torch.zeros(1, samples))
+        MultiFrequencyDiscriminator(16_000, channels=8)(torch.zeros(1, samples))
 
 
 @pytest.mark.parametrize("channels", [0, -8, 4, 100])
 def test_widths_that_do_not_divide(channels):
     with pytest.raises(ConfigError, match=f"channels is {channels}, must be a positive multiple of 8"):
-        MultiFrequencyDiscriminator(channels=channels)
+        MultiFrequencyDiscriminator(16_000, channels=channels)

@@ -675,7 +675,7 @@ def test_two_processes_equal_one(two_processes, name):
 @pytest.mark.parametrize("layers", [3, 2])
 @pytest.mark.parametrize("ready", [True, False])
 def test_micro_batches_of_a_step_move_the_codebooks_as_one_batch(ready, layers):
-    """From k-means on, dead codes included; the third micro-batch has no frame of its own."""
+    """Micro-batches equal one batch from k-means on, dead codes included; the third has no frame of its own."""
     whole = as_identity(make_ready(input_dim=4) if ready else make(input_dim=4))
     if ready:
         whole.cluster_size[:, 5:] = 0.0

@@ -47,7 +47,7 @@ def prepare(script, home, *more):
 
 
 def train_there(home, loads):
-    """As on another machine: with the code that the bundle brings, and nothing else of ours."""
+    """Run as on another machine: with the code that the bundle brings, and nothing else of ours."""
     command = ["bash", str(loads[-1] / "gpu_ten_minutes.sh"), "train", *map(str, loads), "--out", str(home / "result")]
     place = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"PYTHON": sys.executable}
     place["OMP_NUM_THREADS"] = "1"  # waiting threads cost more than they give at this size

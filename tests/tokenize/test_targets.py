@@ -70,7 +70,7 @@ def same(ours, theirs):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, corpus, codec):
-    """What nothing happened to, two layers."""
+    """Labels of two layers, made in one uninterrupted call."""
     folder = tmp_path_factory.mktemp("whole") / "labels"
     extract_targets(opened(corpus), codec, folder, layers=2)
     return folder

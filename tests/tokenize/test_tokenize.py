@@ -575,6 +575,6 @@ def test_json_tells_where_the_time_went(xycodec, folder, model, tmp_path):
 
 
 def test_memory_files_are_files(codec):
-    """What the readers of tables hand over."""
+    """Files in memory, which readers of tables give, are read as files are."""
     data = encoded(noise(0.4), 16_000, ".wav")
     assert alone(codec, io.BytesIO(data))[1] == 6400

@@ -118,7 +118,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def processes(folder):
-    """What two processes compute of a trial, by rank; they start once for all quick trials, and once for the long."""
+    """Results of a trial by two processes, by rank; they start once for all quick trials, and once for the long."""
     made = {}
 
     def results(kind, name):
@@ -133,7 +133,7 @@ def processes(folder):
 
 @pytest.fixture(scope="module")
 def alone(folder):
-    """What one process computes of the joined batches, made when it is asked for."""
+    """Results of one process for the joined batches, computed when asked for."""
     made = {}
     return lambda name: made.setdefault(name, learn(name, folder, "single"))
 

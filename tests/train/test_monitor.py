@@ -1,4 +1,4 @@
-"""What a run shows and keeps."""
+"""The monitor: what a run shows and keeps."""
 
 import io
 import json
@@ -32,7 +32,7 @@ def monitor(tmp_path):
 
 
 def board(run):
-    """What TensorBoard shows of a run."""
+    """The values of a run that TensorBoard shows."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"histograms": 0, "scalars": 0})

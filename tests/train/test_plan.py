@@ -90,7 +90,7 @@ def cells(line):
 
 
 def test_the_paper_s_sizes(read, lm):
-    """Of both stages; weights of post-training are read for their configuration only."""
+    """Plans of both stages; weights of post-training are read for their configuration only."""
     recipe = read(model={"preset": "xy-tokenizer"}, freeze_semantic=True, lm={"source": str(lm)}, loss={"asr": 20})
     plan = plan_run(recipe)
     counts = {part.name: part.parameters for part in plan.parts}

@@ -48,7 +48,7 @@ def begin(folder, mapping, resume=False, quiet=True):
 
 
 def told(capfd, folder, mapping):
-    """What going on says about differences."""
+    """The lines that a resumed run says about differences."""
     capfd.readouterr()
     begin(folder, mapping, resume=True, quiet=False)
     return [line.removeprefix("resumed: ") for line in capfd.readouterr().err.splitlines() if "resumed: " in line]
@@ -96,7 +96,7 @@ def test_averages_come_from_the_checkpoint_and_settings_from_the_recipe():
 
 
 def test_a_parameter_that_decays_no_more():
-    """Which parameters decay is the recipe's and the code's as well: groups need not be the checkpoint's."""
+    """The recipe and the code decide which parameters decay: groups need not be the checkpoint's."""
     net, updater = stepped(BEFORE)
     state = optimizer_state(net, updater.optimizer)
     fresh = network()
@@ -119,7 +119,7 @@ def test_of_an_unchanged_recipe_nothing_is_told(run, tmp_path, corpus, capfd):
 
 
 def was(run):
-    """Where the run of the checkpoint once was."""
+    """The place where the run of the checkpoint once was."""
     return read_checkpoint(checkpoints(run)[0])["recipe"]["output"]
 
 

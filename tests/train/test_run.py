@@ -54,7 +54,7 @@ def never_synchronised():
 
 
 def place(rank, port):
-    """What torchrun tells a process."""
+    """The environment that torchrun gives a process."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
     os.environ["MASTER_PORT"] = str(port)
 

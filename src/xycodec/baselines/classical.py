@@ -19,7 +19,7 @@ WINDOW_S = 600.0
 
 
 class ClassicalCodec(Codec):
-    """A codec that runs on the CPU, whose frames are whole or nothing, and that has no embeddings."""
+    """Base of codecs without a network: they run on the CPU, use all layers or none, and have no embeddings."""
 
     @property
     def device(self) -> torch.device:
@@ -32,7 +32,7 @@ class ClassicalCodec(Codec):
             raise XycodecError(f"{self.model_id} cannot leave out layers, got n_q {n_q!r}: choose a lower bitrate")
         return self.n_q
 
-    def _encode(self, clips: Sequence[Tensor], n_q: int) -> list[Tensor]:
+    def _encode(self, clips: Sequence[Tensor], n_q: int, search: int) -> list[Tensor]:
         nothing = np.zeros((n_q, 0), np.int64)
         coded = [self._encode_one(clip.double().numpy()) if len(clip) else nothing for clip in clips]
         return [torch.from_numpy(codes) for codes in coded]

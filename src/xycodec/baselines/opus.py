@@ -12,6 +12,7 @@ from torch import Tensor
 
 from xycodec.baselines.classical import WINDOW_S, ClassicalCodec
 from xycodec.errors import XycodecError
+from xycodec.io.rate import SPEECH_RATE
 
 LOWEST, HIGHEST = 6, 64  # kbit/s
 _NONE = 256
@@ -20,13 +21,13 @@ _PRE_SKIP = 312  # what libopus is late by, at 48 kHz; readers leave it out
 
 
 class Opus(ClassicalCodec):
-    """Opus at 16 kHz in packets of 20 ms, `kbps` from 6 to 64, at a rate that varies, in libopus's mode for any audio.
+    """Opus at 16 kHz: packets of 20 ms, variable bitrate around `kbps` (6 to 64), libopus's mode for any audio.
 
     Codes are the bytes of a packet, and 256 where it has no more. A stretch that needs packets of more than four times
     the mean raises XycodecError.
     """
 
-    RATE = 16_000
+    RATE = SPEECH_RATE
 
     def __init__(self, kbps: int) -> None:
         if not LOWEST <= kbps <= HIGHEST:

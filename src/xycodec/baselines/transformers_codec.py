@@ -51,7 +51,7 @@ class TransformersCodec(Codec):
         self.model = model
         self.family = family
 
-    def _encode(self, clips: Sequence[Tensor], n_q: int) -> list[Tensor]:
+    def _encode(self, clips: Sequence[Tensor], n_q: int, search: int) -> list[Tensor]:
         return [self._encode_one(clip, n_q) for clip in clips]
 
     def _encode_one(self, clip: Tensor, n_q: int) -> Tensor:
@@ -131,7 +131,7 @@ class Family:
     hop_length: Callable[[Any], int]
     codebooks: Callable[[Any], int]
     whole_frames: bool
-    """Its feature extractor pads audio to whole frames; otherwise the model itself does."""
+    """Whether the feature extractor pads audio to whole frames; otherwise the model itself does."""
     encode: Callable[[Any, Tensor, int], Tensor]
     """(model, audio, n_q) -> codes (1, n_q or more, L)."""
     decode: Callable[[Any, Tensor], Tensor]

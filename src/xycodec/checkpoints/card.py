@@ -1,4 +1,4 @@
-"""The model card that lies beside a codec's weights: what it is, and how to use it."""
+"""The model card that is saved beside a codec's weights: what it is, and how to use it."""
 
 from xycodec.models.base import Codec
 

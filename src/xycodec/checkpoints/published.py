@@ -1,4 +1,4 @@
-"""Codecs out of published checkpoints, whose tensors and settings have other names."""
+"""Codecs from published checkpoints, whose tensors and settings have other names than ours."""
 
 import zlib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Files of weights as training wrote them: ours with all that belongs to them, and others' tensors by their names."""
+"""Reading what training wrote: this package's checkpoints with their settings, and files of plain tensors."""
 
 import io
 import json
@@ -53,7 +53,7 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A training checkpoint as it was saved, or the folder of what was exported of one, without its optimizers.
+    """Read a training checkpoint, or a folder exported from one, which has no optimizers.
 
     Tensors of a checkpoint are mapped, not copied. Raises CheckpointError.
     """

@@ -87,7 +87,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def damaged(path: Path, error: Exception) -> str:
-    """The line that says so of `path`, and why."""
+    """Error message for a damaged file of weights: its path and the reason, in one line."""
     reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
     return f"{path}: damaged or not a checkpoint ({reason})"
 

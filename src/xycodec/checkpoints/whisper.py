@@ -1,4 +1,4 @@
-"""Towers that others trained: the encoder of a Whisper checkpoint of Transformers.
+"""Pretrained towers: the encoder of a Whisper checkpoint in Transformers' layout.
 
 See docs/models/xy_tokenizer.md, Transformer.
 """
@@ -32,7 +32,7 @@ class FoundTower:
     n_mels: int
     positions: int
     read: Callable[[], Mapping[str, Tensor]]
-    """Its weights under the names of `nn.whisper.WhisperEncoder`."""
+    """Function that reads the weights under the names of `nn.whisper.WhisperEncoder`."""
 
     def require(self, name: str, size: TowerConfig, *, n_mels: int, positions: int, setting: str) -> None:
         """Raise ConfigError unless the tower `name` of a model can start from it; `setting` decides its `positions`."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from xycodec.errors import XycodecError
+from xycodec.io.rate import SPEECH_RATE
 from xycodec.models.base import Codec
 from xycodec.nn.deterministic.kernels import has_onednn, multiply
 
@@ -87,7 +88,7 @@ class Agreement:
     decode_ratio: float
 
 
-def speech_like(seconds: float, *, sample_rate: int = 16_000, seed: int = 0) -> Tensor:
+def speech_like(seconds: float, *, sample_rate: int = SPEECH_RATE, seed: int = 0) -> Tensor:
     """Test audio (T,) float32 in [-1, 1]: gliding harmonics and hiss in syllables, with pauses."""
     generator = torch.Generator().manual_seed(seed)
     samples = round(seconds * sample_rate)

@@ -1,4 +1,4 @@
-"""Which library multiplies a codec's matrices best on this machine: `xycodec bench --kernels`.
+"""Measurement of the libraries that multiply a codec's matrices, on this machine: `xycodec bench --kernels`.
 
 It proposes a row of `xycodec.nn.deterministic.kernels.TABLE`, where nothing stands that was not measured, and nothing
 whose bits change with the number of threads or with what else is computed along.

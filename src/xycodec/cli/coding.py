@@ -35,7 +35,8 @@ from xycodec.models.registry import DEFAULT
 
 if TYPE_CHECKING:
     from xycodec.checkpoints.build import OwnCodec
-    from xycodec.io.parallel import Advance, Job, Work
+    from xycodec.io.parallel import Job, Work
+    from xycodec.io.progress import Advance
 
 
 def encode(
@@ -149,7 +150,7 @@ def _untold(dtype: Precision, **settings: Any) -> dict[str, Any]:
 
 
 def _other_codes(model: str, n_q: int | None, search: int, job: "Job") -> str | None:
-    """Why the codes at a job's target are not those that it would make; None if they are, as far as they tell."""
+    """The reason why a job's existing codes differ from those that it would make; None if nothing in them does."""
     from xycodec.errors import BitstreamError
     from xycodec.io.xyc import CodecFile
 
@@ -179,7 +180,7 @@ def _codes_of(model: str) -> tuple[str, int]:
 
 
 def _older_audio(job: "Job") -> str | None:
-    """Why the audio at a job's target is not of its codes; None if nothing tells so."""
+    """The reason why a job's existing audio is not that of its codes; None if nothing shows it."""
     if job.source != "-" and os.path.getmtime(job.source) > os.path.getmtime(job.target):
         return f"older than {job.source}"
     return None

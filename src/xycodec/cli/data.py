@@ -8,6 +8,7 @@ import typer
 
 from xycodec.cli.options import Device, Jobs, Quiet, require_extra
 from xycodec.cli.terminal import clip_progress, token_progress
+from xycodec.io.rate import SPEECH_RATE
 
 data_app = typer.Typer(help="Corpora for training.", no_args_is_help=True)
 
@@ -33,7 +34,7 @@ def data_import(
 def data_pack(
     cuts: Annotated[str, typer.Argument(help="What data.train may name: a Lhotse manifest, a Shar folder, tars.")],
     folder: Annotated[Path, typer.Argument(help="A new folder, for cuts.jsonl.gz and the WAV files it points into.")],
-    rate: Annotated[int, typer.Option(help="Of all clips, Hz; those recorded below it are left out.")] = 16_000,
+    rate: Annotated[int, typer.Option(help="Of all clips, Hz; those recorded below it are left out.")] = SPEECH_RATE,
     jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Processes (default: every core).")] = None,
     quiet: Quiet = False,
 ) -> None:

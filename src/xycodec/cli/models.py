@@ -23,8 +23,14 @@ def info(
     if as_json:
         print(json.dumps(described))
     else:
-        rows = [(key, f"{value:,}" if isinstance(value, int) else str(value)) for key, value in described.items()]
-        print_table(path, [("", "left"), ("", "left")], rows)
+        print_table(path, [("", "left"), ("", "left")], [(key, _shown(value)) for key, value in described.items()])
+
+
+def _shown(value: object) -> str:
+    """A value as a table shows it."""
+    if isinstance(value, float):
+        return f"{round(value, 3):,}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def models(as_json: AsJson = False) -> None:
@@ -164,7 +170,7 @@ def _describe(path: str) -> dict[str, Any]:
     return _describe_model(path)
 
 
-_CHECKPOINT_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors", ".yaml", ".json")
+_CHECKPOINT_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
 _LOOKS = {
     b"PK\3\4": "a zip archive", b"\x1f\x8b": "compressed by gzip", b"%PDF": "a PDF", b"\x89PNG": "a picture",
     b"\xff\xd8\xff": "a picture", b"{": "JSON",

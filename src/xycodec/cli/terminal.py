@@ -66,7 +66,7 @@ def progress(
 
 @contextmanager
 def clip_progress(unit: str, quiet: bool) -> "Iterator[Callable[[float], None]]":
-    """The same on stderr for clips of which each is told once, with its seconds."""
+    """A progress bar on stderr for clips; call the function it yields once for each, with its seconds."""
     from rich.console import Console
 
     with progress(Console(stderr=True), None, quiet, unit) as (advance_clip, advance_audio):
@@ -80,7 +80,7 @@ def clip_progress(unit: str, quiet: bool) -> "Iterator[Callable[[float], None]]"
 
 @dataclass(frozen=True)
 class TokenBar:
-    """What a bar over a corpus is told: clips that were listed, those to do and done, and each that is encoded."""
+    """Callbacks of a corpus's bar: clips listed so far; clips in all and done before; clips encoded, and seconds."""
 
     listed: "Callable[[int], None]"
     planned: "Callable[[int, int], None]"
@@ -194,7 +194,7 @@ def print_table(title: str, columns: Sequence[tuple[str, str]], rows: Sequence[t
 
 
 def _unbroken(cell: str, whole: bool) -> list[str]:
-    """The parts of a cell that are not to be broken over lines: it all, its lines, or its words."""
+    """The parts of a table's cell that may not be broken over lines: the whole cell, its lines, or its words."""
     if isinstance(cell, Whole):
         return [cell]
     return (cell.splitlines() if whole else cell.split()) or [""]
@@ -381,5 +381,5 @@ def print_note(message: str) -> None:
 
 
 def print_error(message: str) -> None:
-    """One line on stderr."""
+    """Print an error as one line on stderr."""
     print(f"error: {message}", file=sys.stderr, flush=True)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class Engines(StrEnum):
-    """What runs the work."""
+    """Engines that run the work."""
 
     local = "local"
     ray = "ray"

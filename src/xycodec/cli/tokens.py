@@ -24,7 +24,7 @@ def tokens_stats(
     picture: Annotated[Path | None, typer.Option(help="A picture to draw: .png, .svg or .pdf.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """How often codes are used, and how well those before tell the next."""
+    """Show how often codes are used, and how predictable the next one is."""
     from xycodec.io.tokens.read import TokenStore
     from xycodec.tokenize.stats import draw_stats, token_stats
 

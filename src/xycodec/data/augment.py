@@ -1,4 +1,4 @@
-"""Changes to a clip: speed, pitch, formants, equalizer, gain. First drawn, then applied, so that draws can be seen."""
+"""Augmentation of clips: speed, pitch, formants, equalizer, gain. Drawn first, then applied, so that a draw shows."""
 
 import math
 from dataclasses import dataclass

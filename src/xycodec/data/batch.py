@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from xycodec.data.clip import FRAME, INPUT_RATE, Clip
+from xycodec.data.clip import FRAME, Clip
 from xycodec.data.targets import NO_LABEL
+from xycodec.io.rate import SPEECH_RATE
 
 
 @dataclass(frozen=True, order=True)
@@ -58,14 +59,14 @@ class Batch:
     @property
     def seconds(self) -> float:
         """Audio in the batch, without padding."""
-        return sum(self.lengths) / INPUT_RATE
+        return sum(self.lengths) / SPEECH_RATE
 
     def pin_memory(self) -> "Batch":
-        """The same in page-locked memory; DataLoader calls it."""
+        """Copy the batch to page-locked memory; DataLoader calls it."""
         return self._moved(Tensor.pin_memory)
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same on `device`; from page-locked memory the copy runs beside what else the device does."""
+        """Copy the batch to `device`; from page-locked memory the copy runs beside other work of the device."""
         return self._moved(lambda tensor: tensor.to(device, non_blocking=True))
 
     def _moved(self, move: Callable[[Tensor], Tensor]) -> "Batch":
@@ -81,7 +82,7 @@ def collate(
     if not clips:
         return _silence(skipped, position, output_sample_rate)
     audio = _padded([clip.audio for clip in clips])
-    same = output_sample_rate == INPUT_RATE
+    same = output_sample_rate == SPEECH_RATE
     return Batch(
         ids=tuple(clip.id for clip in clips),
         audio=audio,
@@ -98,8 +99,8 @@ def collate(
 
 def _silence(skipped: Sequence[tuple[str, str]], position: Position, output_sample_rate: int) -> Batch:
     audio = torch.zeros(1, FRAME)
-    same = output_sample_rate == INPUT_RATE
-    target = audio if same else torch.zeros(1, FRAME * output_sample_rate // INPUT_RATE)
+    same = output_sample_rate == SPEECH_RATE
+    target = audio if same else torch.zeros(1, FRAME * output_sample_rate // SPEECH_RATE)
     return Batch(("",), audio, (0,), target, (0,), (None,), (None,), tuple(skipped), position)
 
 

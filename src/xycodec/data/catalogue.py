@@ -98,7 +98,7 @@ def open_catalogue(config: SourceConfig, tell: Tell = lambda line: None) -> Cata
 
 @contextmanager
 def _alone(lock: Path) -> Iterator[None]:
-    """Wait until no other process is inside."""
+    """Context manager of one process at a time: waits for the others to leave it."""
     with ExitStack() as stack:
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)

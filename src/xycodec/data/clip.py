@@ -17,8 +17,8 @@ from xycodec.data.decode import decode
 from xycodec.data.targets import load_labels
 from xycodec.errors import AudioError
 from xycodec.io.audio import Samples
+from xycodec.io.rate import SPEECH_RATE
 
-INPUT_RATE = 16_000  # Hz
 FRAME = 1280  # samples at the input rate in a code frame
 _SLACK = 0.02  # s: times in manifests are rounded
 _MARGIN = 0.01  # s of source beyond a crop's end, for what resampling rounds away
@@ -46,7 +46,7 @@ class Excerpt:
     start: float
     seconds: float
     end: float
-    """Where it ends for its text: `seconds` has a margin."""
+    """End of the excerpt for its text, in seconds of the cut; `seconds` has a margin."""
     change: Change
 
 
@@ -54,15 +54,15 @@ def draw_excerpt(cut: Cut, config: DataConfig, *, seed: int, epoch: int) -> Exce
     """Draw what `load_clip` decodes; it depends on `seed`, `epoch` and the cut's id alone."""
     generator = generator_of(seed, epoch, cut.id)
     change = draw_change(config.augment, generator)
-    span = longest_clip(config) / INPUT_RATE * change.speed
+    span = longest_clip(config) / SPEECH_RATE * change.speed
     spare = max(0.0, cut.duration - span - _MARGIN)
     start = float(generator.uniform(0, spare)) if config.crop == "random" else 0.0
     return Excerpt(start, min(span + _MARGIN, cut.duration - start), min(start + span, cut.duration), change)
 
 
 def lowest_rate(output_sample_rate: int) -> int:
-    """Hz: recordings of a lower rate lack what the codec is to learn."""
-    return max(INPUT_RATE, output_sample_rate)
+    """Lowest sample rate (Hz) of recordings to train on: others lack frequencies that the codec is to learn."""
+    return max(SPEECH_RATE, output_sample_rate)
 
 
 def load_clip(cut: Cut, config: DataConfig, *, output_sample_rate: int, seed: int, epoch: int) -> Clip:
@@ -83,7 +83,7 @@ def load_clip(cut: Cut, config: DataConfig, *, output_sample_rate: int, seed: in
     samples = apply_change(samples, rate, excerpt.change)
     audio, target = _at_both_rates(samples, rate, output_sample_rate, longest_clip(config))
     if not len(audio):
-        raise AudioError(f"{cut.id}: too short for a sample at {INPUT_RATE} Hz: leave it out")
+        raise AudioError(f"{cut.id}: too short for a sample at {SPEECH_RATE} Hz: leave it out")
     labels = load_labels(cut, excerpt.start, len(audio)) if excerpt.change.speed == 1 else None
     return Clip(cut.id, audio, target, text_of(cut, excerpt.start, excerpt.end), labels, language_of(cut))
 
@@ -102,7 +102,7 @@ def generator_of(*facts: int | str) -> Generator:
 
 def longest_clip(config: DataConfig) -> int:
     """Samples of the longest clip, at the input rate."""
-    samples = round(config.clip_seconds * INPUT_RATE)
+    samples = round(config.clip_seconds * SPEECH_RATE)
     return max(FRAME, samples - samples % FRAME) if config.crop == "random" else samples
 
 
@@ -127,12 +127,12 @@ def _at_both_rates(samples: Samples, rate: int, output_sample_rate: int, longest
     """`samples` at 16 kHz, at most `longest`, and at the output rate, whose lengths have exactly the rates' ratio."""
     target = samples if rate == output_sample_rate else soxr.resample(samples, rate, output_sample_rate)
     # Both lengths are whole numbers.
-    step = INPUT_RATE // math.gcd(INPUT_RATE, output_sample_rate)
-    length = min(longest, len(target) * INPUT_RATE // output_sample_rate) // step * step
-    target = torch.from_numpy(np.ascontiguousarray(target[: length * output_sample_rate // INPUT_RATE]))
-    if output_sample_rate == INPUT_RATE:
+    step = SPEECH_RATE // math.gcd(SPEECH_RATE, output_sample_rate)
+    length = min(longest, len(target) * SPEECH_RATE // output_sample_rate) // step * step
+    target = torch.from_numpy(np.ascontiguousarray(target[: length * output_sample_rate // SPEECH_RATE]))
+    if output_sample_rate == SPEECH_RATE:
         return target, target
-    audio = soxr.resample(target.numpy(), output_sample_rate, INPUT_RATE)
+    audio = soxr.resample(target.numpy(), output_sample_rate, SPEECH_RATE)
     return torch.from_numpy(audio), target
 
 

@@ -1,4 +1,4 @@
-"""Corpora as one: cuts of several sources by number, with their weights, and orders of numbers that a seed decides."""
+"""Several sources as one corpus: their cuts by number, their weights, and seeded orders of cuts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class Corpus:
     weights: tuple[float, ...] | None = None
     """Share of the draws of each source, which then repeats without end; None: every cut comes once an epoch."""
     required: Fact | None = None
-    """What a cut must have to be usable."""
+    """Fact that a cut must have to be usable."""
 
     @cached_property
     def starts(self) -> NDArray[np.int64]:
@@ -69,7 +69,7 @@ def open_corpus(
 
 
 def shuffled(numbers: Numbers, *facts: int | str) -> Numbers:
-    """`numbers` in an order that `facts` alone decide, and in which each may stand anywhere, on any machine."""
+    """Shuffle `numbers`: a uniform permutation that depends on `facts` alone, the same on every machine."""
     # The raw numbers of a generator are the same in every version of numpy; its permutations need not be.
     keys = generator_of(*facts).bit_generator.random_raw(len(numbers))
     return numbers[np.argsort(keys, kind="stable")]

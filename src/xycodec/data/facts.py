@@ -43,7 +43,7 @@ def obstacles(facts: Facts, config: DataConfig, output_sample_rate: int) -> Iter
 
 
 def usable(facts: Facts, config: DataConfig, output_sample_rate: int) -> NDArray[np.bool_]:
-    """Which cuts (N,) can be trained on at `output_sample_rate` (Hz), as far as their manifests say."""
+    """Mask (N,) of the cuts that can be trained on at `output_sample_rate` (Hz), as far as their manifests say."""
     good = np.ones(len(facts), dtype=np.bool_)
     for _, hit in obstacles(facts, config, output_sample_rate):
         good &= ~hit

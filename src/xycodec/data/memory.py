@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xycodec.data.batch import Batch, Position, collate
-from xycodec.data.clip import INPUT_RATE, Excerpt, draw_excerpt, language_of, longest_clip, require_loudness, text_of
+from xycodec.data.clip import Excerpt, draw_excerpt, language_of, longest_clip, require_loudness, text_of
 from xycodec.data.config import DataConfig
 from xycodec.errors import AudioError, ConfigError
 from xycodec.io.cores import available_cores
+from xycodec.io.rate import SPEECH_RATE
 
 _FULL_SCALE = 32768
 _BLOCK = 1280  # samples whose loudest one is remembered on the host
@@ -27,7 +28,7 @@ _ROLL_OFF = 0.97  # of the band that a faster clip keeps: the filter is not stee
 
 @dataclass(frozen=True)
 class _Drawn:
-    """A clip of a batch: its samples in memory, how many it becomes, and what happens to them."""
+    """A clip drawn for a batch: the place of its samples in memory, its augmentation, and its length after it."""
 
     cut: Cut
     excerpt: Excerpt
@@ -55,7 +56,7 @@ class Memory:
         Raises ConfigError if a cut is none of one file, a file is not mono or not at 16 kHz, cannot be decoded, or
         the codec decodes at another rate than 16 kHz.
         """
-        if output_sample_rate != INPUT_RATE:
+        if output_sample_rate != SPEECH_RATE:
             raise ConfigError(f"data.in_memory: for codecs that decode at 16 kHz, not at {output_sample_rate} Hz")
         began = time.monotonic()
         files = list(dict.fromkeys(_file_of(cut) for cut in cuts))
@@ -70,7 +71,7 @@ class Memory:
         peaks = np.abs(samples.reshape(-1, _BLOCK).astype(np.int32)).max(axis=1)
         memory = cls(torch.from_numpy(samples).to(device), places, peaks)
         memory.remark = (
-            f"in memory: {end / INPUT_RATE / 3600:,.2f} h, {memory.samples.nbytes / 1e9:.2f} GB, "
+            f"in memory: {end / SPEECH_RATE / 3600:,.2f} h, {memory.samples.nbytes / 1e9:.2f} GB, "
             f"decoded in {time.monotonic() - began:.0f} s"
         )
         return memory
@@ -79,11 +80,11 @@ class Memory:
         """First sample of an excerpt and the one behind its last."""
         begin, end = self._places[_file_of(cut)]
         edges = (cut.start + excerpt.start, cut.start + excerpt.start + excerpt.seconds)
-        first, last = (min(begin + round(edge * INPUT_RATE), end) for edge in edges)
+        first, last = (min(begin + round(edge * SPEECH_RATE), end) for edge in edges)
         return first, last
 
     def loudest(self, first: int, last: int) -> float:
-        """The loudest sample, of full scale, of the blocks of 80 ms that lie in these, or hold some if none does."""
+        """Peak (full scale is 1) of the blocks of 80 ms within samples `first` to `last`, or around them if none is."""
         inner = self._peaks[-(-first // _BLOCK) : last // _BLOCK]
         blocks = inner if len(inner) else self._peaks[first // _BLOCK : -(-last // _BLOCK)]
         return float(blocks.max(initial=0)) / _FULL_SCALE
@@ -108,7 +109,7 @@ class MemoryBatches:
             except AudioError as error:
                 skipped.append((cut.id, str(error)))
         if not drawn:
-            return collate((), skipped, position, output_sample_rate=INPUT_RATE).to(self.memory.samples.device)
+            return collate((), skipped, position, output_sample_rate=SPEECH_RATE).to(self.memory.samples.device)
         audio = self._audio(drawn)
         lengths = tuple(clip.length for clip in drawn)
         return Batch(
@@ -196,9 +197,9 @@ def _decoded(path: str) -> NDArray[np.int16]:
         block, rate = sf.read(path, dtype="int16", always_2d=True)
     except (sf.LibsndfileError, OSError) as error:
         raise ConfigError(f"data.in_memory: {path}: cannot be decoded ({error}): use xycodec data pack") from None
-    if rate != INPUT_RATE or block.shape[1] != 1:
+    if rate != SPEECH_RATE or block.shape[1] != 1:
         raise ConfigError(
-            f"data.in_memory: {path} has {block.shape[1]} channels at {rate} Hz, needs 1 at {INPUT_RATE}: "
+            f"data.in_memory: {path} has {block.shape[1]} channels at {rate} Hz, needs 1 at {SPEECH_RATE}: "
             "use xycodec data pack"
         )
     samples: NDArray[np.int16] = block[:, 0]

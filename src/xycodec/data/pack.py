@@ -17,7 +17,7 @@ import soxr
 from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
 from lhotse.cut import Cut
 
-from xycodec.data.clip import INPUT_RATE, require_sound
+from xycodec.data.clip import require_sound
 from xycodec.data.decode import decode
 from xycodec.data.manifest import open_text
 from xycodec.data.shards import MEMBER
@@ -26,6 +26,8 @@ from xycodec.data.targets import moved
 from xycodec.errors import AudioError, ConfigError
 from xycodec.io.audio import Samples, write_audio
 from xycodec.io.files import new_folder
+from xycodec.io.progress import Advance, unwatched
+from xycodec.io.rate import SPEECH_RATE
 
 MANIFEST = "cuts.jsonl.gz"
 PART_SECONDS = 30_000  # of a WAV file: 0.96 GB at 16 kHz
@@ -43,7 +45,7 @@ class PackReport:
 
 
 class _Placed(NamedTuple):
-    """A cut, and the samples of its WAV file that are its audio."""
+    """A cut and the range of samples in the packed file that hold its audio."""
 
     cut: Cut
     first: int
@@ -54,11 +56,11 @@ def pack(
     cuts: Cuts,
     folder: Path,
     *,
-    rate: int = INPUT_RATE,
+    rate: int = SPEECH_RATE,
     processes: int = 1,
     part_seconds: float = PART_SECONDS,
     opus_kbps: float | None = None,
-    advance: Callable[[float], None] = lambda seconds: None,
+    advance: Advance = unwatched,
 ) -> PackReport:
     """Decode every cut into a few mono files, 16-bit WAV or Opus, in a new `folder`, beside cuts that point into them.
 
@@ -79,8 +81,8 @@ def pack(
         ConfigError: `folder` exists or cannot be written, `rate` is below 16 kHz, a manifest is not valid, or no
             clip is left.
     """
-    if rate < INPUT_RATE:
-        raise ConfigError(f"{rate} Hz is below the {INPUT_RATE} Hz that codecs read: choose a higher rate")
+    if rate < SPEECH_RATE:
+        raise ConfigError(f"{rate} Hz is below the {SPEECH_RATE} Hz that codecs read: choose a higher rate")
     target = folder.resolve()
     try:
         with new_folder(target, ConfigError) as made:
@@ -98,7 +100,7 @@ def _write(
     rate: int,
     processes: int,
     most: int,
-    advance: Callable[[float], None],
+    advance: Advance,
     write: Callable[[Path, Iterable[Samples], int], None],
     suffix: str,
 ) -> PackReport:
@@ -161,7 +163,7 @@ def _words(segment: SupervisionSegment, cut: Cut, recording: Recording, seconds:
 
 
 def _readable(
-    decoded: Iterable[tuple[Cut, Samples | str]], left_out: list[str], advance: Callable[[float], None]
+    decoded: Iterable[tuple[Cut, Samples | str]], left_out: list[str], advance: Advance
 ) -> Iterator[tuple[Cut, Samples]]:
     for cut, samples in decoded:
         if isinstance(samples, str):

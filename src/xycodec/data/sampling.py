@@ -1,4 +1,4 @@
-"""Batches of an epoch, drawn from buckets of like duration, alike in every process, from any place on.
+"""Batches of an epoch, drawn from buckets of similar duration, the same in every process, resumable at any batch.
 
 Clips of like duration, and of one source where sources have weights, are a cell. Each cell has an order of its own for
 every epoch, so that the number of clips taken of each cell says which ones have been: a stream goes on from these
@@ -39,7 +39,7 @@ class _Cell:
     _order: Numbers = field(init=False)
 
     def at(self, place: int, epoch: int) -> Draw:
-        """The clip at a place of the order; behind its end the order of the next turn follows."""
+        """The clip at a place of the order; past its end, the order of the next pass follows."""
         turns, place = divmod(place, len(self.numbers))
         turn = epoch + turns
         if turn != self._turn:

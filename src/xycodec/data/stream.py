@@ -63,7 +63,7 @@ class BatchStream:
         self._workers = config.workers
 
     def resumed(self, position: Position) -> Position:
-        """Where `batches(position)` begins: see `Sampler.resumed`."""
+        """The position at which `batches(position)` begins: see `Sampler.resumed`."""
         return self._sampler.resumed(position)
 
     def batches_per_epoch(self) -> int | None:
@@ -133,7 +133,7 @@ def _chunks(corpus: Corpus, numbers: Numbers, config: DataConfig) -> Iterator[li
 
 
 class _Decoder(Dataset[Batch]):
-    """Makes the batch of a step: what runs in the workers."""
+    """Dataset that decodes the batch of a step; runs in the workers."""
 
     def __init__(self, corpus: Corpus, config: DataConfig, output_sample_rate: int, seed: int) -> None:
         self.corpus, self.config, self.output_sample_rate, self.seed = corpus, config, output_sample_rate, seed
@@ -153,7 +153,7 @@ class _Decoder(Dataset[Batch]):
 
 
 def _leave_signals(worker: int) -> None:
-    """Signals that stop a run go to all its processes; the main process decides, and ends its workers itself."""
+    """Let a worker ignore SIGTERM and SIGINT: the main process decides, and ends its workers itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 

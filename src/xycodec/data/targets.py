@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xycodec.errors import AudioError
+from xycodec.io.rate import SPEECH_RATE
 from xycodec.models.xcodec.config import SEMANTIC_HOP
 
 TARGETS = "targets"  # custom field of a cut: its TemporalArray, (frames, layers)
 TARGETS_OF = "targets_of"  # custom field of a cut: the codec's name and how many codes a layer has
 NO_LABEL = -1
-INPUT_RATE = 16_000  # Hz
 CENTRE = 200  # samples from the beginning of what a HuBERT frame sees, 400 of them, to its middle
 
 Labels = NDArray[np.uint16] | NDArray[np.uint32]
@@ -71,7 +71,7 @@ def with_targets(
 
 
 def can_hold_targets(cut: Cut) -> bool:
-    """Whether `cut` is of one recording: Lhotse's mixed and padded ones show the fields of one of their parts."""
+    """Whether a cut can carry labels: mixed and padded ones cannot, since they show fields of one part only."""
     return isinstance(cut, (MonoCut, MultiCut))
 
 
@@ -92,7 +92,7 @@ def load_labels(cut: Cut, start: float, samples: int) -> Tensor | None:
     if targets is None:
         return None
     frames = max(0, math.ceil((samples - CENTRE) / SEMANTIC_HOP))
-    middles = (SEMANTIC_HOP * np.arange(frames) + CENTRE) / INPUT_RATE
+    middles = (SEMANTIC_HOP * np.arange(frames) + CENTRE) / SPEECH_RATE
     # Arrays keep their place in the recording when a cut is made shorter.
     places = np.floor((cut.start + start + middles - targets.start) / targets.frame_shift).astype(np.int64)
     known = (places >= 0) & (places < targets.num_frames)

@@ -1,4 +1,4 @@
-"""The part of an evaluation that codecs do: every clip encoded and decoded, once, into files."""
+"""The coding step of an evaluation: every clip is encoded and decoded once, into files."""
 
 import hashlib
 import math
@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from xycodec.eval.foreign import is_foreign
-from xycodec.eval.metrics.quality import RATE
 from xycodec.eval.results import CodebookUse
 from xycodec.io.audio import Samples, ignore, read_audio, write_audio
 from xycodec.io.journal import Journal
+from xycodec.io.rate import SPEECH_RATE
 from xycodec.io.tokens.grow import GrowingStore
 from xycodec.models.base import Codec
 from xycodec.models.longform import decode_long, encode_long
@@ -53,7 +53,7 @@ class CodecSpec:
 
     @property
     def folder(self) -> str:
-        """A name for its folder: what is long or not plain is told apart by a digest."""
+        """Name of the codec's folder: its own where that is short and plain, else with a digest."""
         plain = "".join(letter if letter.isalnum() or letter in "-_.@+" else "-" for letter in self.text).strip("-.")
         if plain == self.text and len(plain) <= 64:
             return plain
@@ -74,7 +74,7 @@ def _counted(text: str, mark: str) -> tuple[str, int | None]:
 
 
 def coded_clips(clips: Mapping[str, str], folder: Path) -> dict[str, dict[str, Any]]:
-    """Rows of the clips that were coded there: bits and seconds, or the error.
+    """Rows of the clips coded in a folder so far: bits and seconds, or the error.
 
     `clips` are names and digests of audio; a row of other audio does not count.
     """
@@ -85,7 +85,7 @@ def coded_clips(clips: Mapping[str, str], folder: Path) -> dict[str, dict[str, A
 
 
 def uncoded(clips: Mapping[str, str], folder: Path) -> dict[str, str]:
-    """Clips, as `coded_clips` takes them, without codes there; one that failed is tried once more."""
+    """The clips without codes in a folder; one that failed is tried once more."""
     coded = coded_clips(clips, folder)
     return {clip: audio for clip, audio in clips.items() if "bits" not in coded.get(clip, {})}
 
@@ -133,13 +133,13 @@ def _coded(
         return "its audio holds a NaN or an infinity"
     target = folder / AUDIO / f"{clip}.flac"
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_audio(target, _at_rate(decoded, codec.output_sample_rate), RATE)
+    write_audio(target, _at_rate(decoded, codec.output_sample_rate), SPEECH_RATE)
     times = {"encode_s": middle - start, "decode_s": end - middle}
     return codes.numpy(), len(audio), {"bits": codec.payload_bits(codes), **times}
 
 
 def _at_rate(audio: Samples, rate: int) -> Samples:
-    return audio if rate == RATE else np.ascontiguousarray(soxr.resample(audio, rate, RATE))
+    return audio if rate == SPEECH_RATE else np.ascontiguousarray(soxr.resample(audio, rate, SPEECH_RATE))
 
 
 # ---- what the codes say ------------------------------------------------------------------------

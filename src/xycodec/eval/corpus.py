@@ -18,13 +18,14 @@ import soxr
 from lhotse import CutSet
 from lhotse.cut import Cut
 
-from xycodec.data.clip import INPUT_RATE, language_of, require_sound
+from xycodec.data.clip import language_of, require_sound
 from xycodec.data.config import SourceConfig
 from xycodec.data.decode import decode
 from xycodec.data.manifest import SUFFIXES, is_ours, read_cuts, read_rows, row_cut
 from xycodec.data.sources import open_source
 from xycodec.errors import AudioError, ConfigError, XycodecError
 from xycodec.io.audio import Samples, audio_extensions, audio_files
+from xycodec.io.rate import SPEECH_RATE
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Item:
     """One clip of a corpus."""
 
     clip: str
-    """Its name: a relative path without suffix, unique in the evaluation."""
+    """Name of the clip: a relative path without suffix, unique in the evaluation."""
     source: str
     """The corpus, or the folder in it, that it belongs to."""
     speaker: str | None
@@ -49,7 +50,7 @@ class Item:
             raise self.cut
         samples, rate = decode(self.cut, 0.0, self.cut.duration)
         require_sound(self.cut, samples, rate, 0)
-        return samples if rate == INPUT_RATE else np.ascontiguousarray(soxr.resample(samples, rate, INPUT_RATE))
+        return samples if rate == SPEECH_RATE else np.ascontiguousarray(soxr.resample(samples, rate, SPEECH_RATE))
 
 
 def open_corpora(specs: Sequence[str], *, limit: int | None = None, seed: int = 0) -> list[Item]:
@@ -151,7 +152,7 @@ def _item(cut: Cut, corpus: str) -> Item:
 
 
 def _safe(name: str) -> str:
-    """A relative path below which no other file is reached."""
+    """Turn a clip's name into a plain relative path that cannot lead out of its folder."""
     path = PurePosixPath(name)
     if path.suffix.lower() in audio_extensions():
         path = path.with_suffix("")

@@ -44,13 +44,15 @@ from xycodec.eval.corpus import Item
 from xycodec.eval.foreign import decode_clips, is_foreign, open_foreign
 from xycodec.eval.identity import Identity, identify
 from xycodec.eval.judges.base import Judge, Pair
-from xycodec.eval.metrics.quality import METERS, PROTOCOL, RATE, measure_quality, require_metrics
+from xycodec.eval.metrics.quality import METERS, PROTOCOL, measure_quality, require_metrics
 from xycodec.eval.results import ORIGINAL, ClipResult, CodecResult, Evaluation, Scores
 from xycodec.io.audio import ignore, read_audio, write_audio
 from xycodec.io.digests import digest_of
 from xycodec.io.files import atomic_path
 from xycodec.io.journal import Journal
-from xycodec.io.parallel import Advance, Job, Work, run_jobs
+from xycodec.io.parallel import Job, Work, run_jobs
+from xycodec.io.progress import Advance
+from xycodec.io.rate import SPEECH_RATE
 from xycodec.models.base import fingerprint
 
 Stage = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
@@ -169,7 +171,7 @@ def _about(spec: CodecSpec, device: str) -> dict[str, Any]:
 
 
 def _claim(folder: Path, items: Sequence[Item], judges: Sequence[Judge], about: dict[str, dict[str, Any]]) -> None:
-    """Note what the folder evaluates, or make sure that what it holds is of the same."""
+    """Record what the folder evaluates, or raise XycodecError if it holds another evaluation."""
     digest = digest_of(sorted(item.clip for item in items))
     wanted: dict[str, Any] = {"clips": digest, "protocol": PROTOCOL, "judges": {}}
     path = folder / SETTINGS
@@ -210,7 +212,7 @@ def _originals(items: Sequence[Item], folder: Path, stage: Stage) -> tuple[dict[
                 if written.get(item.clip) != identity.audio or not target.exists():
                     samples = item.load()
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    write_audio(target, samples, RATE)
+                    write_audio(target, samples, SPEECH_RATE)
                     journal.append({"clip": item.clip, "of": identity.audio})
                 clips[item.clip] = identity
             except AudioError as error:
@@ -284,7 +286,7 @@ def _signal_scorer(metrics: tuple[str, ...]) -> Work:
     torch.set_num_threads(1)
 
     def work(source: str, target: str, advance: Advance) -> Scores:
-        decoded, original = (read_audio(path, RATE, tell=ignore) for path in (target, source))
+        decoded, original = (read_audio(path, SPEECH_RATE, tell=ignore) for path in (target, source))
         return measure_quality([decoded], [original], metrics)
 
     return work
@@ -310,7 +312,7 @@ def _score_by(judge: Judge, row: _Row, items: Sequence[Item], clips: Clips, fold
 
 def _pair(folder: Path, codec: str, item: Item, heard: str | None) -> Pair:
     decoded, original = (
-        read_audio(folder / name / AUDIO / f"{item.clip}.flac", RATE, tell=ignore) for name in (codec, ORIGINAL)
+        read_audio(folder / name / AUDIO / f"{item.clip}.flac", SPEECH_RATE, tell=ignore) for name in (codec, ORIGINAL)
     )
     return Pair(decoded, original, item.text, item.language, heard)
 

@@ -30,11 +30,11 @@ import numpy as np
 import soxr
 
 from xycodec.errors import XycodecError
-from xycodec.eval.metrics.quality import RATE
 from xycodec.io.audio import Samples, audio_files, ignore, read_audio, write_audio
 from xycodec.io.digests import digest_of, file_digest
 from xycodec.io.files import os_error_line
 from xycodec.io.journal import Journal
+from xycodec.io.rate import SPEECH_RATE
 
 FOLDER = "folder:"
 _CLASS = re.compile(r"([\w.]+|[^:]+\.py):[A-Za-z_]\w*")
@@ -46,7 +46,7 @@ class Decoded:
     """What became of one clip."""
 
     audio: Samples
-    """Mono at `RATE`, of any length."""
+    """Mono at `SPEECH_RATE`, of any length."""
     bits: float | None = None
     """Bits of its codes; None where nobody knows."""
     encode_s: float | None = None
@@ -92,10 +92,10 @@ def decode_clips(
     for clip, of in clips.items():
         try:
             made = codec.decode(clip, originals / f"{clip}.flac")
-            length = len(read_audio(originals / f"{clip}.flac", RATE, tell=ignore))
+            length = len(read_audio(originals / f"{clip}.flac", SPEECH_RATE, tell=ignore))
             target = folder / f"{clip}.flac"
             target.parent.mkdir(parents=True, exist_ok=True)
-            write_audio(target, _as_long_as(length, made.audio), RATE)
+            write_audio(target, _as_long_as(length, made.audio), SPEECH_RATE)
             row: dict[str, Any] = {"bits": made.bits, "encode_s": made.encode_s, "decode_s": made.decode_s}
         except Exception as error:  # whatever somebody's codec raises: the other clips are still worth having
             row = {"error": _one_line(error)}
@@ -138,7 +138,7 @@ class DecodedFolder(Foreign):
         """Read the clip's file."""
         if clip not in self.files:
             raise FileNotFoundError(f"{self.path / clip}.*: there is no decoded file of this name")
-        return Decoded(read_audio(self.files[clip], RATE, tell=ignore))
+        return Decoded(read_audio(self.files[clip], SPEECH_RATE, tell=ignore))
 
 
 # ---- a Python class ----------------------------------------------------------------------------
@@ -188,8 +188,8 @@ class PythonCodec(Foreign):
         samples = decoded.reshape(-1)
         if decoded.size != decoded.shape[-1]:
             raise ValueError(f"decode gave an array {decoded.shape}, must be (T,) or (1, T)")
-        if self.output_rate != RATE:
-            samples = soxr.resample(samples, self.output_rate, RATE)
+        if self.output_rate != SPEECH_RATE:
+            samples = soxr.resample(samples, self.output_rate, SPEECH_RATE)
         return Decoded(samples, self._bits(codes, len(audio) / self.rate), middle - start, end - middle)
 
     def _bits(self, codes: Any, seconds: float) -> float | None:

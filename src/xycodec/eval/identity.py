@@ -1,4 +1,4 @@
-"""What a clip is known by: the content of its audio and what is said in it, so that neither can change unnoticed."""
+"""Identity of a clip: digests of its audio and of its text, so that a change of either is noticed."""
 
 import hashlib
 from pathlib import Path

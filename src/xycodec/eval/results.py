@@ -100,7 +100,7 @@ class Scores:
     values: dict[str, float] = field(default_factory=dict)
     """Values by name of the metric; always finite."""
     missing: dict[str, str] = field(default_factory=dict)
-    """Why a metric has no value, in words; a metric stands here or in `values`."""
+    """Reasons why metrics have no value; a metric stands here or in `values`."""
     weights: dict[str, float] = field(default_factory=dict)
     """Weights of values in a mean where they are not 1: the words of a transcript, for `wer`."""
     transcript: str | None = None
@@ -127,7 +127,7 @@ class ClipResult:
     """One clip through one codec."""
 
     clip: str
-    """Its name, a relative path without suffix; decoded and original audio are files of this name."""
+    """Name of the clip, a relative path without suffix; decoded and original audio are files of this name."""
     source: str
     """The corpus or part of it that it belongs to."""
     speaker: str | None
@@ -141,7 +141,7 @@ class ClipResult:
     decode_s: float | None = None
     scores: Scores = Scores()
     error: str | None = None
-    """Why the codec failed on this clip: it has no scores then."""
+    """Reason why the codec failed on this clip, which then has no scores."""
     language: str | None = None
     """Language as the manifest names it."""
 
@@ -166,7 +166,7 @@ class CodecResult:
     """One codec over all clips."""
 
     name: str
-    """Its folder in the evaluation, unique."""
+    """Name of the codec's folder in the evaluation, unique."""
     title: str
     """Title in tables."""
     model: str

@@ -5,7 +5,7 @@ was heard.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 import soxr
 from lhotse.cut import Cut, MonoCut, MultiCut
 
-from xycodec.data.clip import INPUT_RATE, language_of, require_sound
+from xycodec.data.clip import language_of, require_sound
 from xycodec.data.decode import decode
 from xycodec.data.facts import has_text
 from xycodec.data.manifest import SUFFIXES, open_text
@@ -25,6 +25,8 @@ from xycodec.eval.judges.recognition import Transcriber, language_code
 from xycodec.io.audio import Samples
 from xycodec.io.files import atomic_path, os_error_line
 from xycodec.io.journal import Journal
+from xycodec.io.progress import Advance, unwatched
+from xycodec.io.rate import SPEECH_RATE
 
 TRANSCRIBED_BY = "transcribed_by"  # custom field of a cut: the recogniser whose text it has
 FEWEST_BYTES = 6.0  # of a text for each second; English has some 14, and most scripts no fewer
@@ -52,7 +54,7 @@ def transcribe_cuts(
     *,
     name: str,
     language: str = "en",
-    advance: Callable[[float], None] = lambda seconds: None,
+    advance: Advance = unwatched,
 ) -> TranscribeReport:
     """Write all `cuts` to `target`, with a text where they had none and are of `language`.
 
@@ -88,15 +90,15 @@ def transcribe_cuts(
 
 
 class _Work:
-    """A manifest to be, and its journal."""
+    """The manifest that is being made, and the journal that an interrupted call resumes from."""
 
     def __init__(self, transcriber: Transcriber, target: Path, name: str, language: str) -> None:
         self.transcriber, self.target, self.name, self.language = transcriber, target, name, language
         self.journal = Journal(target.with_name(target.name + JOURNAL))
         self.made = 0
 
-    def hear_all(self, cuts: Cuts, advance: Callable[[float], None]) -> None:
-        """Go on after the last row."""
+    def hear_all(self, cuts: Cuts, advance: Advance) -> None:
+        """Transcribe every cut that lacks a text and has no row in the journal yet."""
         settings = {"recogniser": self.transcriber.about, "language": self.language}
         before = self.journal.rows()
         if before and before[0] != settings:
@@ -105,12 +107,12 @@ class _Work:
             self.journal.append(settings)
         known = {row["cut"] for row in before[1:]}
         todo = (cut for cut in self._told(cuts, advance) if self._wants(cut) and cut.id not in known)
-        while group := list(islice(todo, self.transcriber.rows)):
+        while group := list(islice(todo, self.transcriber.batch_size)):
             for row in self._heard(group):
                 self.journal.append(row)
                 self.made += 1
 
-    def _told(self, cuts: Cuts, advance: Callable[[float], None]) -> Iterator[Cut]:
+    def _told(self, cuts: Cuts, advance: Advance) -> Iterator[Cut]:
         for cut in cuts:
             yield cut
             advance(cut.duration)
@@ -121,7 +123,7 @@ class _Work:
         return plain and not has_text(cut) and language is not None and language_code(language) == self.language
 
     def _heard(self, cuts: list[Cut]) -> list[dict[str, Any]]:
-        """The rows of at most `rows` cuts."""
+        """The journal's rows of at most `batch_size` cuts, heard in one batch."""
         rows: dict[str, dict[str, Any]] = {}
         clips: dict[str, Samples] = {}
         for cut in cuts:
@@ -136,7 +138,7 @@ class _Work:
         return [rows[cut.id] for cut in cuts]
 
     def write_manifest(self, cuts: Cuts) -> TranscribeReport:
-        """Every cut, with the text of its row."""
+        """Write every cut, with the text of its row in the journal."""
         rows = {row["cut"]: row for row in self.journal.rows()[1:]}
         clips, transcribed, seconds, left_out = 0, 0, 0.0, []
         with atomic_path(self.target, ConfigError) as scratch, open_text(scratch, "wt") as file:
@@ -163,7 +165,7 @@ class _Work:
 
 
 def _doubt(cut: Cut, text: str, looped: bool) -> str | None:
-    """Why the text is none to learn from, if it is none."""
+    """The reason not to learn from a transcript; None if there is none."""
     if looped:
         return f"{cut.id}: the recogniser looped"
     if len(text.encode()) < FEWEST_BYTES * cut.duration:
@@ -175,8 +177,8 @@ def _loaded(cut: Cut, shortest: int) -> Samples:
     """The whole cut, mono at 16 kHz. Raises AudioError if it cannot be read, is not finite, or too short."""
     samples, rate = decode(cut, 0.0, cut.duration)
     require_sound(cut, samples, rate, 0)
-    if rate != INPUT_RATE:
-        samples = np.ascontiguousarray(soxr.resample(samples, rate, INPUT_RATE))
+    if rate != SPEECH_RATE:
+        samples = np.ascontiguousarray(soxr.resample(samples, rate, SPEECH_RATE))
     if len(samples) < shortest:
         raise AudioError(f"{cut.id}: shorter than the {shortest} samples that the recogniser needs: leave it out")
     return samples

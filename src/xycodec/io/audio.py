@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from xycodec.errors import AudioError, AudioWarning
 from xycodec.io.decoders import Window
 from xycodec.io.files import FilePath, atomic_path, open_input, os_error_line
+from xycodec.io.rate import SPEECH_RATE
 from xycodec.io.reader import AudioFile, regrouped, require_finite
 
 Samples = NDArray[np.float32]
@@ -103,7 +104,7 @@ def audio_info(source: Source) -> AudioInfo:
 
 
 def stream_audio(
-    source: Source, sample_rate: int = 16000, block_s: float = 30.0, *, tell: Tell | None = None
+    source: Source, sample_rate: int = SPEECH_RATE, block_s: float = 30.0, *, tell: Tell | None = None
 ) -> Iterator[Samples]:
     """Yield `source` as mono, the mean over its channels, at `sample_rate` (Hz), `block_s` seconds at a time.
 
@@ -139,7 +140,7 @@ def stream_audio(
             (tell or _warn)(f"{audio.name}: {remark}")
 
 
-def read_audio(source: Source, sample_rate: int = 16000, *, tell: Tell | None = None) -> Samples:
+def read_audio(source: Source, sample_rate: int = SPEECH_RATE, *, tell: Tell | None = None) -> Samples:
     """Read all of `source` as `stream_audio` does: 1-D float32, mono, at `sample_rate` (Hz).
 
     `codec.encode` takes it as it is, and `torch.from_numpy` without a copy.
@@ -161,7 +162,7 @@ def identity_of(file: BinaryIO | io.RawIOBase) -> Hashable | None:
 
 
 def ignore(remark: str) -> None:
-    """The `tell` of readers that read what is known already."""
+    """A `tell` that drops every remark, for recordings that were read before."""
 
 
 def _warn(remark: str) -> None:

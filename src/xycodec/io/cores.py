@@ -1,4 +1,4 @@
-"""How many cores this process may use where a machine is shared."""
+"""The number of cores that this process may use where a machine is shared."""
 
 import os
 from collections.abc import Iterator

@@ -65,15 +65,15 @@ class Window(io.RawIOBase):
         return Window(self._file, self.start + start, self.start + end, name, self.identity)
 
     def readable(self) -> bool:
-        """Always."""
+        """Whether bytes can be read: always."""
         return True
 
     def seekable(self) -> bool:
-        """Always."""
+        """Whether the place can be moved: always."""
         return True
 
     def seek(self, place: int, whence: int = io.SEEK_SET) -> int:
-        """Go to `place`, from the beginning, the current place or the end."""
+        """Move to byte `place`, from the beginning, the current place or the end."""
         place += {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: len(self)}[whence]
         if place < 0:
             return -1
@@ -137,10 +137,10 @@ class Decoder(Protocol):
         """
 
     def remarks(self) -> list[str]:
-        """Remarks on what was left out, once all blocks were read."""
+        """Remarks on what was left out; complete once all blocks were read."""
 
     def close(self) -> None:
-        """Let go of what it holds."""
+        """Close the decoder's handles."""
 
 
 class SndfileDecoder:
@@ -161,9 +161,13 @@ class SndfileDecoder:
         if not self.coding.startswith(_BY_SNDFILE) or self.container == "FLAC":
             self._sound.close()
             raise Unreadable(f"{self.container} of {self.coding}")
+        self._sound.seek(0)
+        begin = window.tell()
         self._sound.seek(self._frames)
         self.end = window.tell()
         """Byte after the last sample, of PCM."""
+        self.frame_bytes = (self.end - begin) // max(1, self._frames)
+        """Bytes of one sample of all channels, of PCM."""
 
     @property
     def is_float(self) -> bool:
@@ -189,7 +193,7 @@ class SndfileDecoder:
             place += len(block)
 
     def remarks(self) -> list[str]:
-        """Nothing is ever left out."""
+        """No remarks: libsndfile leaves nothing out."""
         return []
 
     def close(self) -> None:
@@ -328,7 +332,7 @@ class CodedDecoder:
                 yield frame
 
     def _seek(self, first: int) -> bool:
-        """Go to a second before sample `first`, or say that it cannot be done, as in FLAC of one or two frames."""
+        """Seek to a second before sample `first`; False where that cannot be done, as in FLAC of one or two frames."""
         next(self._frames(), None)  # tells the time stamp of the first sample
         offset = Fraction(first, self.rate) - Fraction(0 if self.container == "flac" else _PREROLL_S)
         try:

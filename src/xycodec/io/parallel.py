@@ -18,6 +18,7 @@ from typing import Any
 
 from xycodec.errors import XycodecError
 from xycodec.io.audio import is_hidden
+from xycodec.io.progress import Advance, unwatched
 
 
 @dataclass(frozen=True)
@@ -135,8 +136,6 @@ def _check_targets(jobs: Sequence[Job]) -> None:
         made_from[place] = job.source
 
 
-Advance = Callable[[float], None]
-"""Callback for progress, told the seconds of audio just done."""
 Work = Callable[..., Any]
 """`work(source, target, advance=...)` makes one file from another and returns what it has to tell."""
 
@@ -146,7 +145,7 @@ def run_jobs(
     make_work: Callable[..., Work],
     settings: dict[str, Any],
     processes: int,
-    advance: Advance = lambda seconds: None,
+    advance: Advance = unwatched,
 ) -> Iterator[Outcome]:
     """Do every job and yield what became of it; one that fails does not stop the others.
 

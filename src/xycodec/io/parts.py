@@ -89,13 +89,15 @@ def split(window: Window) -> tuple[list[Part], bool]:
         kind = _kind_of(rest, _PCM_KINDS)
         if kind is None:
             return [*parts, *_coded_parts(rest)], False
-        frames, end = (None, None) if kind == "w64" else _pcm_extent(rest)
+        frames, end, frame_bytes = (None, None, 0) if kind == "w64" else _pcm_extent(rest)
         # libsndfile takes W64's samples to go to the end of the file, and refuses WAV and AIFF that are joined.
         following = _cuts(rest, 1 if end is None else end, _PCM_KINDS[kind])
         if not following:
             # FFmpeg reads to the end of a WAV whose writer never came to write its size.
             unfinished = frames == 0 and kind == "wav"
-            goes_on = end is not None and not unfinished and not _holds_no_samples(rest, end, kind)
+            # Less than a sample of all channels is left where the file was cut off.
+            more = end is not None and len(rest) - end >= frame_bytes and not _holds_no_samples(rest, end, kind)
+            goes_on = more and not unfinished
             return [*parts, Part(rest, not unfinished or end == len(rest))], goes_on
         start += following[0][0]
         parts.append(Part(rest.part(0, following[0][0]), True))
@@ -107,13 +109,13 @@ def _kind_of(window: Window, kinds: dict[str, tuple[_Beginning, ...]]) -> str | 
     return next((kind for kind, known in kinds.items() if any(one.pattern.match(head) for one in known)), None)
 
 
-def _pcm_extent(window: Window) -> tuple[int | None, int | None]:
-    """Samples by the header, and the byte after the last of them; None if libsndfile cannot read it."""
+def _pcm_extent(window: Window) -> tuple[int | None, int | None, int]:
+    """Samples by the header, the byte after the last of them, and bytes a sample; None if libsndfile cannot read it."""
     try:
         with closing(SndfileDecoder(window)) as decoder:
-            return decoder.length(), decoder.end
+            return decoder.length(), decoder.end, decoder.frame_bytes
     except Unreadable:
-        return None, None
+        return None, None, 0
 
 
 def _holds_no_samples(window: Window, end: int, kind: str) -> bool:

@@ -49,7 +49,7 @@ class AudioFile:
         self._used = False
 
     def close(self) -> None:
-        """Let go of the decoder's handles; the file stays open."""
+        """Close the decoder's handles; the file stays open."""
         self._open.close()
 
     def length(self) -> int:
@@ -91,7 +91,7 @@ class AudioFile:
         return np.concatenate(kept)
 
     def _sought(self, first: int, count: int, mix: Mix) -> Samples | None:
-        """The same by seeking; None if the rate changes or the place was not found."""
+        """`excerpt` by seeking; None if the rate changes inside or the place was not found."""
         decoder, end, kept = self._decoder(0), 0, [np.zeros(0, np.float32)]
         try:
             for place, rate, block in decoder.blocks(first):

@@ -50,7 +50,7 @@ _OPTIONAL = {"search": 1}
 
 
 class Coder(Protocol):
-    """What a file tells of the codec that made its codes; `xycodec.Codec` explains it."""
+    """Facts on the codec that a file's codes need; `xycodec.Codec` explains them."""
 
     model_id: str
     codebook_size: int

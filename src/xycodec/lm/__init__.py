@@ -1,1 +1,1 @@
-"""What a language model needs to learn tokens: patterns, vocabularies, and stores as datasets."""
+"""Codes for language models: patterns, vocabularies, and token stores as datasets."""

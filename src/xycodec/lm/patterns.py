@@ -21,7 +21,7 @@ class Pattern(Protocol):
         """Rows (S, channels) int64 of codes (n_q, L)."""
 
     def mask(self, frames: int) -> Tensor:
-        """Where the rows of so many frames hold codes: (S, channels) bool."""
+        """Mask (S, channels) bool of the codes in the rows of so many frames."""
 
     def revert(self, rows: Tensor) -> Tensor:
         """Codes (n_q, L) of rows, exactly those of `apply`. Raises XycodecError if a pad lies where a code has to."""

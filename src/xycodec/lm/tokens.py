@@ -118,7 +118,7 @@ class PackedTokens(IterableDataset[Pack]):
         self._begin = (0, 0)
 
     def state_dict(self) -> dict[str, int]:
-        """How far the iteration is: its epoch, the clips that are used up, and the rows of the next one that are."""
+        """State of the iteration: its epoch, the clips that are used up, and how many rows of the next one are."""
         return {"epoch": self.epoch, "draws": self._draws, "row": self._row}
 
     def load_state_dict(self, state: dict[str, int]) -> None:

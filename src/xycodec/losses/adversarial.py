@@ -1,4 +1,4 @@
-"""Losses of discriminators and of what they judge: least squares and feature matching.
+"""Adversarial losses: least squares for discriminators and generator, and feature matching.
 
 See docs/models/xy_tokenizer.md, Post-training.
 

@@ -1,4 +1,4 @@
-"""Distances between decoded and true audio that X-Codec is trained with, but for one between spectrograms.
+"""Distances between decoded and true audio for X-Codec's training: of spectrograms, and one of waveforms.
 
 See docs/models/x_codec.md, Training.
 
@@ -37,7 +37,7 @@ class FullBandStft(nn.Module):
 
 
 class SubBandStft(nn.Module):
-    """The same of the audio's six bands, each the average over `SUB_BAND`; an item's norms are over all its bands."""
+    """The distances of `FullBandStft` of six bands of the audio, averaged over `SUB_BAND`; norms are over all bands."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class WaveformDistance(nn.Module):
 
 
 def _average(scales: nn.ModuleList, decoded: Tensor, target: Tensor, lengths: Tensor) -> Mean:
-    """Over scales, of (B, bands, T) of which each item's `lengths` (B,) samples count."""
+    """Average over scales of the distances of (B, bands, T), of which the first `lengths` (B,) samples count."""
     distances = [scale(decoded, target, lengths) for scale in scales]
     return sum_of([average_of(means) for means in zip(*distances, strict=True)])
 

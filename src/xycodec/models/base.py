@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import ceil, log2
 from numbers import Real
-from typing import Self, overload
+from typing import ClassVar, Self, overload
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +64,9 @@ class Codec(Pretrained, nn.Module, ABC):
 
     `reference` follows the published length and windowing rules instead of the length-true ones.
     """
+
+    can_search: ClassVar[bool] = False
+    """Whether `encode` takes a `search` above 1."""
 
     def __init__(
         self,
@@ -255,8 +258,7 @@ class Codec(Pretrained, nn.Module, ABC):
 
     def encode_windows(self, clips: list[Tensor], n_q: int, search: int = 1) -> list[Tensor]:
         """Codes (n_q, L) of clips (n,) float32 of at most `window_samples`, each as if alone."""
-        greedy = partial(self._encode, n_q=n_q)
-        return self._compute(greedy if search == 1 else partial(self._search, n_q=n_q, width=search), clips)
+        return self._compute(partial(self._encode, n_q=n_q, search=search), clips)
 
     def decode_windows(self, codes: list[Tensor]) -> list[Tensor]:
         """Audio (n,) of codes (k, L) int64 of at most `window_frames`, each as if alone."""
@@ -267,12 +269,8 @@ class Codec(Pretrained, nn.Module, ABC):
         return self.embed(codes[None], branch=branch)[0]
 
     @abstractmethod
-    def _encode(self, clips: Sequence[Tensor], n_q: int) -> list[Tensor]:
-        """Codes (n_q, L) of clips (n,), computed in one batch."""
-
-    def _search(self, clips: Sequence[Tensor], n_q: int, width: int) -> list[Tensor]:
-        """Codes (n_q, L) of clips (n,) found by a search, computed in one batch; of codecs that can."""
-        raise XycodecError(f"{self.model_id} has no search over its codes: leave search out, or give 1")
+    def _encode(self, clips: Sequence[Tensor], n_q: int, search: int) -> list[Tensor]:
+        """Codes (n_q, L) of clips (n,), computed in one batch; `search` is above 1 only where `can_search` is set."""
 
     @abstractmethod
     def _decode(self, codes: Sequence[Tensor]) -> list[Tensor]:
@@ -293,18 +291,21 @@ class Codec(Pretrained, nn.Module, ABC):
     def _compute(self, work: Callable[[Sequence[Tensor]], list[Tensor]], items: list[Tensor]) -> list[Tensor]:
         """Apply `work` to every item as the class's contract says; results in the order of `items`."""
 
+        threads = torch.get_num_threads() if self.device.type == "cpu" else 1
+        workers = min(threads, len(items))
+        if workers <= 1 or self.share_batches:
+            batches = [items] if self.share_batches and items else [[item] for item in items]
+            results = list[Tensor]()
+            with torch.no_grad(), own_precision(self.device):
+                for batch in batches:
+                    results += work([item.to(self.device) for item in batch])
+            return results
+
         def alone(item: Tensor) -> Tensor:
             # These belong to a thread, so each worker enters them.
             with torch.no_grad(), own_precision(self.device):
                 return work([item.to(self.device)])[0]
 
-        if self.share_batches and items:
-            with torch.no_grad(), own_precision(self.device):
-                return work([item.to(self.device) for item in items])
-        threads = torch.get_num_threads() if self.device.type == "cpu" else 1
-        workers = min(threads, len(items))
-        if workers <= 1:
-            return [alone(item) for item in items]
         # Longest first: the threads then end together.
         order = sorted(range(len(items)), key=lambda i: -items[i].shape[-1])
         try:
@@ -324,8 +325,8 @@ class Codec(Pretrained, nn.Module, ABC):
     def check_search(self, search: int) -> int:
         """`search` as an int. Raises XycodecError if it is no width of a beam, or the codec cannot search."""
         width = read_integer(search, 1, WIDEST, "search")
-        if width > 1 and type(self)._search is Codec._search:
-            self._search([], self.n_q, width)
+        if width > 1 and not self.can_search:
+            raise XycodecError(f"{self.model_id} has no search over its codes: leave search out, or give 1")
         return width
 
     def _read_codes(

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from xycodec.io.audio import stream_audio, write_audio
-from xycodec.io.parallel import Advance
+from xycodec.io.progress import Advance, unwatched
 from xycodec.io.xyc import CodecFile
 from xycodec.models.base import Codec
 from xycodec.models.longform import CountedBlocks, decode_blocks, encode_long
@@ -46,7 +46,7 @@ def encode_file(
     n_q: int | None = None,
     overlap_s: float | None = None,
     search: int = 1,
-    advance: Advance = lambda seconds: None,
+    advance: Advance = unwatched,
 ) -> Transcoded:
     """Encode any audio file (or `-`, stdin) into a `.xyc` file (or `-`, stdout), in bounded memory."""
     start = time.perf_counter()
@@ -69,7 +69,7 @@ def decode_file(
     name: str,
     overlap_s: float | None = None,
     any_model: bool = False,
-    advance: Advance = lambda seconds: None,
+    advance: Advance = unwatched,
 ) -> Transcoded:
     """Decode a code file, called `name` in messages, into audio of the target's suffix (`-`: WAV on stdout).
 

@@ -2,11 +2,11 @@
 
 By default windows overlap and each keeps its middle, so that every kept frame has context on both sides; the
 first keeps its beginning and the last its end, and the last always reaches back into its neighbour. Decoded windows,
-which may disagree where they meet, fade into each other over one code frame. A codec in `reference` mode follows the
+which may disagree where they meet, fade into each other. A codec in `reference` mode follows the
 published rule: each window keeps its beginning only (see Long audio in docs/models/xy_tokenizer.md).
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from math import isfinite
@@ -18,11 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from xycodec.errors import XycodecError
+from xycodec.io.progress import Advance, unwatched
 from xycodec.models.inputs import Array, read_block, read_codes
 
 Block = TypeVar("Block", Tensor, NDArray[np.float32])
 BATCH = 4
 """Windows computed in one call: enough to keep the threads of a CPU busy, small enough for any memory."""
+FADE = 1
+"""Code frames over which a decoded window takes over from the one before."""
 
 
 class WindowCodec(Protocol):
@@ -42,7 +45,7 @@ class WindowCodec(Protocol):
         """Code frames of so many input samples."""
 
     def reference_frames(self, num_samples: int) -> int:
-        """The same under the published rule."""
+        """Code frames of so many input samples under the published rule."""
 
     def num_output_samples(self, num_samples: int) -> int:
         """Output samples that last as long as so many input samples."""
@@ -78,7 +81,7 @@ class _Plan:
     @classmethod
     def of(cls, codec: WindowCodec, overlap_s: float | None) -> "_Plan":
         overlap = overlap_frames(codec, overlap_s)
-        left, fade = (0, 0) if codec.reference else (overlap // 2, min(1, overlap))
+        left, fade = (0, 0) if codec.reference else (overlap // 2, min(FADE, overlap - overlap // 2))
         return cls(codec.window_frames, codec.window_frames - overlap, left, fade, codec.reference)
 
     def windows(self, blocks: Iterable[Tensor], unit: int) -> Iterator[tuple[Tensor, bool, bool]]:
@@ -167,7 +170,7 @@ def decode_long(
 def decode_blocks(
     codec: WindowCodec, codes: Array, overlap_s: float | None = None, num_samples: int | None = None
 ) -> Iterator[Tensor]:
-    """The same audio as `decode_long`, as consecutive blocks (n,)."""
+    """Decode as `decode_long` does, and yield the audio in consecutive blocks (n,)."""
     clip = _one_item(codec, codes)
     if num_samples is not None and codec.num_frames(num_samples) != clip.shape[1]:
         raise XycodecError(
@@ -179,7 +182,7 @@ def decode_blocks(
     remaining = clip.shape[1] * hop if num_samples is None else codec.num_output_samples(num_samples)
     windows = plan.windows([clip], 1)
     beyond = torch.zeros(0, dtype=torch.float32, device="cpu")  # what the window before goes on with beyond its frames
-    rise = (torch.arange(plan.fade * hop, dtype=torch.float32, device="cpu") + 0.5) / hop
+    rise = (torch.arange(plan.fade * hop, dtype=torch.float32, device="cpu") + 0.5) / (max(1, plan.fade) * hop)
     while batch := list(islice(windows, BATCH)):
         decoded = codec.decode_windows([window for window, _, _ in batch])
         for item, (_, first, last) in zip(decoded, batch, strict=True):
@@ -227,9 +230,7 @@ def _blocks(audio: Array | Iterable[Array]) -> Iterator[Tensor]:
 class CountedBlocks(Generic[Block]):
     """Blocks of one clip that are passed on, their samples counted and `advance` told their seconds."""
 
-    def __init__(
-        self, blocks: Iterable[Block], rate: int = 1, advance: Callable[[float], None] = lambda seconds: None
-    ) -> None:
+    def __init__(self, blocks: Iterable[Block], rate: int = 1, advance: Advance = unwatched) -> None:
         self.blocks: Iterable[Block] = blocks
         self.rate, self.advance, self.samples = rate, advance, 0
 

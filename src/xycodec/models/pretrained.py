@@ -12,7 +12,7 @@ FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 
 def register(name: str) -> Callable[[FunctionT], FunctionT]:
-    """Decorator of what the method `name` calls: models know nothing of checkpoints, which are read above them."""
+    """Decorator: register what the method `name` calls. It lives in `checkpoints`, which models may not import."""
 
     def keep(function: FunctionT) -> FunctionT:
         _functions[name] = function

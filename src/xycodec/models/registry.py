@@ -8,7 +8,7 @@ RANDOM = "xy-random"
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """One model."""
+    """A model that has a name, and where its weights are."""
 
     name: str
     source: str

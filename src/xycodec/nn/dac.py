@@ -41,7 +41,7 @@ def _snake(x: Tensor, alpha: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 class _Snake(torch.autograd.Function):
-    """Keeps its input alone, where torch would keep a tensor for each operation, and goes over it half as often."""
+    """Snake whose backward pass needs its input alone, where torch's own would keep a tensor for each operation."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, alpha: Tensor) -> Tensor:
@@ -94,11 +94,11 @@ class ResidualUnit(nn.Module):
         return out
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy or a pickle takes along: not the filter, which is made anew."""
+        """State of copies and pickles: without the filter, which is made again."""
         return {**self.__dict__, "_filter": None}
 
     def filter(self) -> ResidualFilter:
-        """The same for inference on a CPU, made anew where weights change or may be about to."""
+        """The unit for inference on a CPU; made again whenever weights have changed or may change."""
         first, second = (self.snake1.alpha, self.conv1), (self.snake2.alpha, self.conv2)
         weights = UnitWeights(*(w for alpha, conv in (first, second) for w in (alpha, conv.weight, conv.bias)))
         if self._filter is None or not self._filter.made_of(weights):

@@ -24,7 +24,7 @@ class MultiFrequencyDiscriminator(nn.Module):
     with it, to no less than 2, which the narrowest published layer has. Raises ConfigError, one line, on others.
     """
 
-    def __init__(self, sample_rate: int = 16_000, *, channels: int = 512) -> None:
+    def __init__(self, sample_rate: int, *, channels: int = 512) -> None:
         super().__init__()
         if channels < 8 or channels % 8:
             raise ConfigError(f"discriminators: channels is {channels}, must be a positive multiple of 8")
@@ -51,7 +51,7 @@ class FrequencyDiscriminator(nn.Module):
     hann: Tensor
     filters: Tensor
 
-    def __init__(self, hop: int, sample_rate: int = 16_000, channels: int = 512) -> None:
+    def __init__(self, hop: int, sample_rate: int, channels: int = 512) -> None:
         super().__init__()
         window, bins = 4 * hop, 2 * hop + 1
         # As many filters as bins: some of the lowest meet no bin, and the least weight keeps them from being zero.

@@ -1,4 +1,4 @@
-"""Means that stay open until it is known over what they are taken: batches, or processes, of uneven size."""
+"""Sum and count of a mean, reduced across micro-batches and processes before dividing."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Mean:
         return Mean(self.total + other.total, self.count + other.count)
 
     def detach(self) -> "Mean":
-        """The same without its gradient."""
+        """The mean without its gradient."""
         return Mean(self.total.detach(), self.count)
 
     def value(self) -> Tensor:
@@ -47,11 +47,11 @@ def plain_mean(values: Tensor) -> Mean:
 
 
 def sum_of(means: Sequence[Mean]) -> Mean:
-    """One whose value is the sum of theirs: it has the entries of them all."""
+    """The `Mean` whose value is the sum of the given ones' values; it holds the entries of all."""
     return Mean(torch.cat([mean.total for mean in means]), torch.cat([mean.count for mean in means]))
 
 
 def average_of(means: Sequence[Mean]) -> Mean:
-    """One whose value is the average of theirs: it has the entries of them all."""
+    """The `Mean` whose value is the average of the given ones' values; it holds the entries of all."""
     joined = sum_of(means)
     return Mean(joined.total / len(means), joined.count)

@@ -73,7 +73,7 @@ class LogMel(nn.Module):
     window: Tensor
     filters: Tensor
 
-    def __init__(self, n_mels: int, sample_rate: int = 16_000) -> None:
+    def __init__(self, n_mels: int, sample_rate: int) -> None:
         super().__init__()
         # Derived, so not in checkpoints; an explicit device because models are also built on `meta`.
         window = torch.hann_window(self.n_fft, dtype=torch.float32, device="cpu")

@@ -49,7 +49,7 @@ class Gathered(NamedTuple):
     `sizes` are the numbers of vectors of the micro-batches that they come from.
     """
 
-    rows: Tensor
+    vectors: Tensor
     active: Tensor
     codes: Tensor
     sizes: tuple[int, ...]
@@ -126,8 +126,8 @@ class ResidualVectorQuantizer(nn.Module):
         A `width` above 1 searches for the `n_q` codes that sum up nearest to the mapped input, by a beam of so many.
         """
         with torch.autocast(x.device.type, enabled=False):
-            rows = self.input_proj(x.float()).flatten(0, 1)
-            codes = self._quantize(rows, n_q)[0] if width == 1 else search(rows, self.codebook[:n_q], width)
+            vectors = self.input_proj(x.float()).flatten(0, 1)
+            codes = self._quantize(vectors, n_q)[0] if width == 1 else search(vectors, self.codebook[:n_q], width)
         return codes.view(n_q, *x.shape[:2]).transpose(0, 1)
 
     def decode(self, codes: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ class ResidualVectorQuantizer(nn.Module):
         return out
 
     def sum_codebooks(self, codes: Tensor) -> Tensor:
-        """Codes (B, k, T) -> the sum of their codebook rows, (B, T, codebook_dim)."""
+        """Codes (B, k, T) -> the sum of their codebook vectors, (B, T, codebook_dim)."""
         total = F.embedding(codes[:, 0], self.codebook[0])
         for layer in range(1, codes.shape[1]):
             total = total + F.embedding(codes[:, layer], self.codebook[layer])
@@ -167,29 +167,29 @@ class ResidualVectorQuantizer(nn.Module):
     def _forward(self, x: Tensor, mask: Tensor | None, n_q: int) -> QuantizerOutput:
         b, t, _ = x.shape
         projected = self.input_proj(x).flatten(0, 1)
-        valid = self._valid_rows(mask, b * t, x.device)
-        rows = projected[valid]
+        valid = self._valid_frames(mask, b * t, x.device)
+        vectors = projected[valid]
         gathering = self.training and self._gathered is not None
         learning = self.training and torch.is_grad_enabled() and not gathering
         active = self._active_layers(b, x.device).repeat_interleave(t, dim=1)[:, valid]
         with torch.no_grad():
             if learning and not self._ready:
-                self._ready = self._initialise(rows.detach(), active, (len(rows),))
-            index, residuals = self._quantize(rows.detach(), n_q)
+                self._ready = self._initialise(vectors.detach(), active, (len(vectors),))
+            index, residuals = self._quantize(vectors.detach(), n_q)
             if self._gathered is not None and gathering:
-                self._gathered.append(Gathered(rows.detach(), active, index, (len(rows),)))
+                self._gathered.append(Gathered(vectors.detach(), active, index, (len(vectors),)))
             active = active[:n_q]
             counts = self._counts(index, active)
             chosen = [book[i] for book, i in zip(self.codebook[:n_q], index, strict=True)]
         # Zero, with the input's gradient: values stay exactly those of the codes.
-        straight_through = rows - rows.detach()
+        straight_through = vectors - vectors.detach()
         inputs = torch.stack(residuals)
         loss = self._commitment(inputs - torch.stack(chosen), straight_through, active)
         total = chosen[0] * active[0, :, None]
         for vectors, used in zip(chosen[1:], active[1:], strict=True):
             total = total + vectors * used[:, None]
         if learning:
-            self._follow(inputs, index, active, counts, (len(rows),))
+            self._follow(inputs, index, active, counts, (len(vectors),))
         padded = torch.zeros_like(projected).index_put((valid,), total + straight_through)
         codes = torch.zeros(n_q, b * t, dtype=torch.int64, device=x.device)
         codes[:, valid] = index
@@ -201,7 +201,7 @@ class ResidualVectorQuantizer(nn.Module):
         )
 
     @staticmethod
-    def _valid_rows(mask: Tensor | None, total: int, device: torch.device) -> Tensor:
+    def _valid_frames(mask: Tensor | None, total: int, device: torch.device) -> Tensor:
         # A mask that lives on the CPU is turned into indices there: no host synchronisation.
         if mask is None:
             return torch.arange(total, device=device)
@@ -235,7 +235,7 @@ class ResidualVectorQuantizer(nn.Module):
 
     @contextmanager
     def one_step(self, batches: Sequence[BatchT], run: Callable[[BatchT], object]) -> Iterator[None]:
-        """Around the passes of a step's micro-batches: codebooks stand still, then follow all of them as one batch.
+        """Context of a step's micro-batches: codebooks stand still in it, then follow all of them as one batch.
 
         Where they hold nothing yet, `run` is called on every batch first, without gradients, so that k-means sees
         all of them; random numbers go on as if it had not been. All processes take part, with as many batches each.
@@ -249,8 +249,8 @@ class ResidualVectorQuantizer(nn.Module):
         with self._gathering() as gathered:
             yield
         if gathered:
-            rows, active, index, sizes = _joined(gathered)
-            inputs = [rows]
+            vectors, active, index, sizes = _joined(gathered)
+            inputs = [vectors]
             for codebook, chosen in zip(self.codebook, index[:-1], strict=False):
                 inputs.append(inputs[-1] - codebook[chosen])
             active = active[: len(index)]
@@ -266,8 +266,8 @@ class ResidualVectorQuantizer(nn.Module):
             for batch in batches:
                 run(batch)
         if gathered:
-            rows, active, _, sizes = _joined(gathered)
-            self._ready = self._initialise(rows, active, sizes)
+            vectors, active, _, sizes = _joined(gathered)
+            self._ready = self._initialise(vectors, active, sizes)
 
     @contextmanager
     def _gathering(self) -> Iterator[list[Gathered]]:
@@ -317,17 +317,17 @@ class ResidualVectorQuantizer(nn.Module):
         # Where batches hold few vectors per code, every code lies below the absolute threshold.
         return (RARE * counts.mean(dim=-1, keepdim=True)).clamp_max(self.dead_code_threshold)
 
-    def _initialise(self, rows: Tensor, active: Tensor, sizes: Sequence[int]) -> bool:
+    def _initialise(self, vectors: Tensor, active: Tensor, sizes: Sequence[int]) -> bool:
         """k-means of the first batch, layer after layer, over the vectors of all processes.
 
         True once the codebooks hold something: not after a batch without a single valid frame.
         """
         if bool(self.inited.all()):
             return True
-        _, total = rank_offsets(torch.tensor(rows.shape[0], device=rows.device))
+        _, total = rank_offsets(torch.tensor(vectors.shape[0], device=vectors.device))
         if not total:
             return False
-        residual = rows
+        residual = vectors
         for layer in range(self.n_q):
             vectors = residual[active[layer]]
             parts = [int(part.sum()) for part in torch.split(active[layer], list(sizes))]
@@ -359,17 +359,17 @@ class ResidualVectorQuantizer(nn.Module):
     def _draw(self, vectors: Tensor, sizes: Sequence[int]) -> Tensor:
         """`codebook_size` random vectors per layer, out of all processes' `vectors` (layers, N, D).
 
-        Returns this process's share (layers, codebook_size, D), the sum over processes is the draw. The rows are
+        Returns this process's share (layers, codebook_size, D), the sum over processes is the draw. The vectors are
         cut into as many strata as there are codes, and one is drawn from each, so none repeats while there are
         enough. They stand in the order of their micro-batches, of `sizes` here, and in each of the processes: the
         draw is that of one process with all of every micro-batch.
         """
-        layers, rows, _ = vectors.shape
+        layers, count, _ = vectors.shape
         k, device = self.codebook_size, vectors.device
-        counts, random = _share_rows_and_draw(sizes, (2, layers, k), device)
+        counts, random = _share_counts_and_draw(sizes, (2, layers, k), device)
         total, own = counts.sum(), counts[:, rank()]
         places = (counts.flatten().cumsum(0) - counts.flatten()).view(counts.shape)[:, rank()].contiguous()
-        if not rows:
+        if not count:
             return vectors.new_zeros(layers, k, vectors.shape[2])
         stratum = random[0].argsort(dim=1)
         first, end = (stratum * total + k - 1) // k, ((stratum + 1) * total + k - 1) // k
@@ -378,13 +378,13 @@ class ResidualVectorQuantizer(nn.Module):
         part = torch.searchsorted(places, index, right=True).sub(1).clamp_min(0)
         within = index - places[part]
         mine = (within >= 0) & (within < own[part])
-        local = (own.cumsum(0)[part] - own[part] + within).clamp(0, rows - 1)
+        local = (own.cumsum(0)[part] - own[part] + within).clamp(0, count - 1)
         return vectors.gather(1, local[..., None].expand(-1, -1, vectors.shape[2])) * mine[..., None]
 
 
 def _joined(parts: Sequence[Gathered]) -> Gathered:
-    rows, active, index, sizes = zip(*parts, strict=True)
-    return Gathered(torch.cat(rows), torch.cat(active, dim=1), torch.cat(index, dim=1), sum(sizes, ()))
+    vectors, active, index, sizes = zip(*parts, strict=True)
+    return Gathered(torch.cat(vectors), torch.cat(active, dim=1), torch.cat(index, dim=1), sum(sizes, ()))
 
 
 def smoothed_counts(cluster_size: Tensor) -> Tensor:
@@ -399,14 +399,14 @@ def _maps(input_dim: int, codebook_dim: int | None) -> tuple[Any, Any]:
     return weight_norm(Linear(input_dim, codebook_dim)), weight_norm(Linear(codebook_dim, input_dim))
 
 
-def _share_rows_and_draw(sizes: Sequence[int], shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """(rows of every micro-batch and process, process 0's uniform draw of `shape`), in one collective.
+def _share_counts_and_draw(sizes: Sequence[int], shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """(vectors of every micro-batch and process, process 0's uniform draw of `shape`), in one collective.
 
-    The draw is float64, since float32 can't name every row of a large batch.
+    The draw is float64, since float32 can't name every vector of a large batch.
     """
     counts = torch.zeros(len(sizes), world_size(), dtype=torch.float64, device=device)
-    for part, rows in enumerate(sizes):
-        counts[part, rank()].fill_(rows)
+    for part, size in enumerate(sizes):
+        counts[part, rank()].fill_(size)
     random = torch.rand(shape, dtype=torch.float64, device=device) * (rank() == 0)
     packed = all_reduce_(torch.cat([counts.flatten(), random.flatten()]))
     return packed[: counts.numel()].view(counts.shape).long(), packed[counts.numel() :].view(shape)

@@ -1,6 +1,6 @@
-"""Between 50 rows and 12.5 codes a second: a code's neighbouring rows are stacked, then mixed.
+"""Between the towers' 50 and the codes' 12.5 frames a second: a code's tower frames are stacked, then mixed.
 
-Both published convolutions have kernel = stride, so they are plain matrix products on stacked rows.
+Both published convolutions have kernel = stride, so they are plain matrix products on stacked frames.
 """
 
 import torch
@@ -11,7 +11,7 @@ from xycodec.nn.deterministic.linear import Linear
 
 
 class GatedDownsample(nn.Module):
-    """A gated linear unit over `factor` stacked rows, with the stack itself as residual.
+    """A gated linear unit over `factor` stacked frames, with the stack itself as residual.
 
     See docs/models/xy_tokenizer.md, Sampling.
     """
@@ -26,7 +26,7 @@ class GatedDownsample(nn.Module):
         self.layer_norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T // factor, factor * D); rows past the last whole stack are dropped."""
+        """(B, T, D) -> (B, T // factor, factor * D); frames past the last whole stack are dropped."""
         b, t, d = x.shape
         length = t // self.factor
         stacked = x[:, : length * self.factor].reshape(b, length, self.factor * d)
@@ -36,7 +36,7 @@ class GatedDownsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """One linear map from a code's vector to its `factor` rows (docs/models/xy_tokenizer.md, Sampling)."""
+    """One linear map from a code's vector to its `factor` tower frames (docs/models/xy_tokenizer.md, Sampling)."""
 
     def __init__(self, *, input_dim: int, output_dim: int, factor: int) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Upsample(nn.Module):
 
 
 def convolution_as_product(weight: Tensor) -> Tensor:
-    """(out, in, k) of a convolution with stride k -> (out, k * in) on stacked rows."""
+    """(out, in, k) of a convolution with stride k -> (out, k * in) on stacked frames."""
     return weight.transpose(1, 2).flatten(1)
 
 

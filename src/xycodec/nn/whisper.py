@@ -1,4 +1,4 @@
-"""Whisper's encoder, and its mirror image that turns rows back into vocoder features."""
+"""Whisper's encoder, and its mirror image that turns its frames back into features for a vocoder."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,18 +15,18 @@ class WhisperEncoder(Transformer):
         self.conv1 = nn.Conv1d(n_mels, d_model, 3, padding=1)
         self.conv2 = nn.Conv1d(d_model, d_model, 3, stride=2, padding=1)
 
-    def forward(self, mel: Tensor, rows: int, mask: Tensor | None = None, first: int = 0) -> Tensor:
-        """(B, n_mels, L) at 100 Hz -> (B, rows, D) at 50 Hz, zero on padded rows; row 0 has position `first`.
+    def forward(self, mel: Tensor, frames: int, mask: Tensor | None = None, first: int = 0) -> Tensor:
+        """(B, n_mels, L) at 100 Hz -> (B, frames, D) at 50 Hz, zero on padding; frame 0 has position `first`.
 
-        Row t sees mel frames 2t-2 to 2t+2, so a clip of L frames keeps its `rows` = L // 2 rows exactly as in
-        a longer padding if `mel` holds L + 1 frames or more.
+        Frame t depends on mel frames 2t-2 to 2t+2, so the `frames` = L // 2 of a clip of L mel frames are the same in
+        any longer padding if `mel` holds L + 1 mel frames or more.
         """
-        return self.transform(self.stem(mel, rows), mask, first)
+        return self.transform(self.stem(mel, frames), mask, first)
 
-    def stem(self, mel: Tensor, rows: int) -> Tensor:
-        """(B, n_mels, L) -> what the transformer reads (B, rows, D)."""
+    def stem(self, mel: Tensor, frames: int) -> Tensor:
+        """Log-mel (B, n_mels, L) -> the transformer's input (B, frames, D)."""
         h = F.gelu(convolve(mel.transpose(1, 2), self.conv1))
-        return F.gelu(convolve(h, self.conv2))[:, :rows]
+        return F.gelu(convolve(h, self.conv2))[:, :frames]
 
 
 class AcousticDecoder(Transformer):
@@ -43,7 +43,7 @@ class AcousticDecoder(Transformer):
     def forward(self, x: Tensor, mask: Tensor | None = None, first: int = 0) -> Tensor:
         """(B, T, D) at 50 Hz -> (B, n_mels, 2T) at 100 Hz: features for the vocoder, not log-mel values.
 
-        Output frame t depends on rows up to t // 2 only, so padding after a clip changes none of its frames;
+        Output frame t depends on input frames up to t // 2 only, so padding after a clip changes none of its frames;
         frames past the clip are not zero (biases).
         """
         h = self.transform(x, mask, first).transpose(1, 2)

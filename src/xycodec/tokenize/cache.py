@@ -7,11 +7,11 @@ from pathlib import Path
 from xycodec.io.tokens.grow import GrowingStore
 from xycodec.models.base import Codec, fingerprint
 from xycodec.tokenize.inputs.item import Item
-from xycodec.tokenize.shard import Advance, Encoding, encode_into
+from xycodec.tokenize.shard import AdvanceClips, Encoding, encode_into
 
 
 def encode_once(
-    parent: Path, codec: Codec, items: Iterable[Item], advance: Advance = lambda clips, seconds: None
+    parent: Path, codec: Codec, items: Iterable[Item], advance: AdvanceClips = lambda clips, seconds: None
 ) -> GrowingStore:
     """The codes that `parent` keeps of a codec, of these clips too; those that it lacks are encoded first.
 

@@ -19,7 +19,7 @@ from xycodec.io.tokens.write import ShardWriter, locked
 from xycodec.tokenize.inputs.item import Item, require_package
 from xycodec.tokenize.local import MakeEncoding
 from xycodec.tokenize.plan import WORK, Plan, part_of
-from xycodec.tokenize.shard import Advance, Encoding, Loaded, Result, Times, encode, load, write
+from xycodec.tokenize.shard import AdvanceClips, Encoding, Loaded, Result, Times, encode, load, write
 
 BLOCK_CLIPS = 16
 """Clips that a reader hands over at once."""
@@ -61,7 +61,7 @@ class RayEngine:
         cores: int = 4,
         actors: int | None = None,
         accelerators: bool = True,
-        advance: Advance = lambda clips, seconds: None,
+        advance: AdvanceClips = lambda clips, seconds: None,
     ) -> None:
         require_package("ray", "ray")
         self._make, self._settings, self._advance = make_encoding, dict(settings), advance
@@ -213,7 +213,7 @@ def _table(shard: Any, place: Any, data: list[bytes]) -> Table:
 class OrderedShards:
     """Shards of a begun store that are written clip by clip in order, whatever order the clips come in."""
 
-    def __init__(self, folder: Path, description: Description, advance: Advance) -> None:
+    def __init__(self, folder: Path, description: Description, advance: AdvanceClips) -> None:
         self._folder, self._description, self._advance = folder, description, advance
         self._plan = Plan(folder / WORK)
         self._open: dict[int, tuple[ShardWriter, ExitStack]] = {}

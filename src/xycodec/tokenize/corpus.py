@@ -17,7 +17,7 @@ from xycodec.tokenize.inputs.item import Item
 from xycodec.tokenize.inputs.listing import list_items
 from xycodec.tokenize.plan import WORK, Job, Plan, make_plan, part_of, read_job, write_job
 from xycodec.tokenize.progress import Progress
-from xycodec.tokenize.shard import Advance, Encoding, Times, encode_shard
+from xycodec.tokenize.shard import AdvanceClips, Encoding, Times, encode_shard
 
 
 @dataclass
@@ -94,7 +94,9 @@ def tokenize_corpus(
         return _report(folder, before, times)
 
 
-def do_shard(encoding: Encoding, folder: Path, number: int, advance: Advance = lambda clips, seconds: None) -> Times:
+def do_shard(
+    encoding: Encoding, folder: Path, number: int, advance: AdvanceClips = lambda clips, seconds: None
+) -> Times:
     """Encode a shard of a begun store, unless it is there. Raises StoreError if it cannot be written.
 
     A process that has lost its parent may still be at it: then this one waits for it.

@@ -11,7 +11,7 @@ from xycodec.io.parallel import in_worker, workers
 from xycodec.io.tokens.layout import read_description
 from xycodec.tokenize.corpus import do_shard
 from xycodec.tokenize.progress import Progress
-from xycodec.tokenize.shard import Advance, Encoding, Times
+from xycodec.tokenize.shard import AdvanceClips, Encoding, Times
 
 _POLL = 0.5  # s between two looks at how far the processes are
 _DEATHS = 3  # times that processes may die without a clip in between
@@ -34,7 +34,7 @@ class LocalEngine:
         make_encoding: MakeEncoding,
         settings: Mapping[str, Any],
         processes: int = 1,
-        advance: Advance = lambda clips, seconds: None,
+        advance: AdvanceClips = lambda clips, seconds: None,
     ) -> None:
         self._make, self._settings, self._processes, self._advance = make_encoding, settings, processes, advance
 

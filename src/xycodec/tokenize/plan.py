@@ -23,7 +23,7 @@ _MOST_CLIPS, _FEWEST_CLIPS, _SHARDS = 4096, 32, 64
 
 @dataclass(frozen=True)
 class Job:
-    """What a store was begun with: the inputs as given, the clips they hold, and the clips of a shard."""
+    """The job that a store was begun with: its inputs, the number of their clips, and that of a shard's."""
 
     inputs: tuple[str, ...]
     clips: int

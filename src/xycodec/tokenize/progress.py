@@ -1,4 +1,4 @@
-"""How far a store is, read from its files: whoever writes them, and wherever."""
+"""Progress of a store that is being written, read from its files, whichever processes write them."""
 
 import os
 from pathlib import Path
@@ -36,7 +36,7 @@ class Progress:
         return [*self._finished.values(), *(parts[name] for name in parts if name[6:] not in self._finished)]
 
     def news(self) -> tuple[int, float]:
-        """What was done since the last call, or since the beginning."""
+        """Clips and seconds done since the last call, or since the beginning."""
         now, before = self.done(), self._told
         self._told = now
         return now[0] - before[0], now[1] - before[1]

@@ -25,7 +25,7 @@ from xycodec.tokenize.inputs.item import Item
 _AHEAD = 64  # clips that are read while others are encoded
 _BUCKETED = 4  # batches that are cut from clips sorted by length
 
-Advance = Callable[[int, float], None]
+AdvanceClips = Callable[[int, float], None]
 """Callback for progress: clips and seconds that were just done."""
 
 
@@ -134,7 +134,7 @@ def encode_shard(
     part: Path,
     place: Path,
     description: Description,
-    advance: Advance = lambda clips, seconds: None,
+    advance: AdvanceClips = lambda clips, seconds: None,
 ) -> Times:
     """Encode the clips of a shard in folder `part`, after those that are there, and move it to `place`.
 
@@ -162,7 +162,7 @@ def encode_into(
     writer: ClipWriter,
     encoding: Encoding,
     items: Iterable[Item],
-    advance: Advance = lambda clips, seconds: None,
+    advance: AdvanceClips = lambda clips, seconds: None,
 ) -> Times:
     """Read and encode clips, and write them in their order; one that cannot be is noted as a failure.
 

@@ -1,4 +1,4 @@
-"""What the codes of a store are like: how often each is used, and how well those before tell the next."""
+"""Statistics of a store's codes: how often each is used, and how predictable the next one is."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

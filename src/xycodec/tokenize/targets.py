@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 from lhotse.cut import Cut
 
-from xycodec.data.clip import INPUT_RATE
 from xycodec.data.manifest import open_text
 from xycodec.data.sources import Cuts
 from xycodec.data.targets import can_hold_targets, with_targets
 from xycodec.errors import ConfigError, StoreError
 from xycodec.io.digests import digest_of
 from xycodec.io.files import atomic_path
+from xycodec.io.rate import SPEECH_RATE
 from xycodec.io.tokens.layout import CODES, INDEX, ROW, SHARDS
 from xycodec.io.tokens.read import TokenStore
 from xycodec.models.base import Codec
@@ -22,7 +22,7 @@ from xycodec.tokenize.corpus import tokenize_corpus
 from xycodec.tokenize.inputs.item import Item
 from xycodec.tokenize.inputs.manifests import cut_item
 from xycodec.tokenize.local import LocalEngine
-from xycodec.tokenize.shard import Advance, Encoding
+from xycodec.tokenize.shard import AdvanceClips, Encoding
 
 MANIFEST, STORE = "cuts.jsonl.gz", "codes"
 
@@ -43,7 +43,7 @@ def extract_targets(
     folder: Path,
     *,
     layers: int = 1,
-    advance: Advance = lambda clips, seconds: None,
+    advance: AdvanceClips = lambda clips, seconds: None,
 ) -> TargetsReport:
     """Write the codes of the first `layers` of `codec` for every cut into `folder`, and cuts that name them.
 
@@ -83,7 +83,7 @@ def _item(cut: Cut) -> Item:
     if not can_hold_targets(cut):
         return Item(cut.id, error=f"{cut.id}: a {type(cut).__name__} holds no labels: leave it out, or pack the corpus")
     item = cut_item(cut)
-    return Item(item.id, {**item.place, "lowest": INPUT_RATE}, error=item.error)
+    return Item(item.id, {**item.place, "lowest": SPEECH_RATE}, error=item.error)
 
 
 def _with_labels(cuts: Cuts, store: TokenStore, left_out: dict[str, str]) -> Iterator[Cut]:

@@ -11,7 +11,7 @@ from xycodec.checkpoints.build import OwnCodec
 
 
 def decay_of(step: int, decay: float) -> float:
-    """Share that the average keeps at step `step` (from 0): at first little, since the start is soon outlived."""
+    """Decay of the average at step `step` (from 0): small at first, so that the initial weights are soon forgotten."""
     return min(decay, (1 + step) / (10 + step))
 
 

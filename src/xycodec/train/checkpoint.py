@@ -53,7 +53,7 @@ class RunState:
     order: str = ""
     """Name of the orders in which they were taken; empty in earlier versions."""
     processes: int | None = None
-    """How many processes there were."""
+    """Number of processes of the run."""
 
 
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)

@@ -19,31 +19,31 @@ def feature_distance(codec: XYTokenizer, features: Tensor, batch: Batch) -> Mean
 
 
 def state_distance(decoded: Tensor, target: Tensor) -> Mean:
-    """Relative L1 distance of the semantic tower's output (B, rows, D) for decoded speech from that for the true one.
+    """Relative L1 distance of the semantic tower's output (B, L, D) for decoded speech from that for the true one.
 
-    Sum of |decoded - target| over the sum of |target|; rows that are zero in both (padding) count nothing. No gradient
-    goes to `target`. Not in the papers.
+    Sum of |decoded - target| over the sum of |target|; frames that are zero in both (padding) count nothing. `target`
+    gets no gradient. Not in the papers.
     """
     target = target.detach().float()
     return Mean((decoded.float() - target).abs().sum()[None], target.abs().sum()[None])
 
 
 def states_of_features(codec: XYTokenizer, features: Tensor, mask: Tensor | None, first_frame: int = 0) -> Tensor:
-    """States of the semantic tower for acoustic features (B, n_mels, 2 * rows) read as log-mels: (B, rows, D).
+    """States of the semantic tower for acoustic features (B, n_mels, 2 * L) read as log-mels: (B, L, D).
 
-    `mask` (B, rows) is True on valid rows; row 0 has the position of code frame `first_frame`.
+    `mask` (B, L) is True on valid frames; frame 0 has the position of code frame `first_frame`.
     """
     return _states(codec, features - RAISE, features.shape[2] // 2, mask, first_frame)
 
 
 def states_of_audio(codec: XYTokenizer, audio: Tensor, mask: Tensor | None, first_frame: int = 0) -> Tensor:
     """States of the semantic tower for audio (B, T) at 16 kHz, T a multiple of 320: (B, T // 320, D)."""
-    # One hop of silence, which the last row's convolution sees.
+    # One hop of silence, which the last frame's convolution sees.
     log_mel = codec.mel(torch.nn.functional.pad(audio.float(), (0, codec.mel.hop_length)))
     return _states(codec, log_mel, audio.shape[1] // (2 * codec.mel.hop_length), mask, first_frame)
 
 
-def _states(codec: XYTokenizer, log_mel: Tensor, rows: int, mask: Tensor | None, first_frame: int) -> Tensor:
+def _states(codec: XYTokenizer, log_mel: Tensor, frames: int, mask: Tensor | None, first_frame: int) -> Tensor:
     assert codec.semantic_encoder is not None
-    states: Tensor = codec.semantic_encoder(log_mel, rows, mask, first_frame * codec.downsample.factor)
+    states: Tensor = codec.semantic_encoder(log_mel, frames, mask, first_frame * codec.downsample.factor)
     return states

@@ -1,4 +1,4 @@
-"""Devices and processes: where a step is computed, and how its gradients meet."""
+"""Devices and processes: where a step is computed, and how gradients are reduced."""
 
 import os
 from collections.abc import Iterator
@@ -73,7 +73,7 @@ class Engine:
     # ---- networks ------------------------------------------------------------------------------
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """Put a network on the device, in the form in which its gradients are joined."""
+        """Put a network on the device, wrapped (DDP, FSDP2) so that its gradients are reduced."""
         module.to(self.device)
         prepare_blocks(module, checkpointing=self.config.checkpoint_activations, compiling=self.config.compile)
         if self.kind == "ddp":
@@ -104,7 +104,7 @@ class Engine:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
     def joining(self, network: nn.Module, last: bool) -> AbstractContextManager[object]:
-        """Around forward and backward of one micro-batch: gradients meet at the `last` one of a step."""
+        """Context of one micro-batch's forward and backward pass: gradients are reduced at the `last` one of a step."""
         if isinstance(network, DistributedDataParallel) and not last:
             return network.no_sync()
         if isinstance(network, FSDPModule):

@@ -59,7 +59,7 @@ class Monitor:
         _append(self._run / METRICS, [line])
 
     def say(self, text: str) -> None:
-        """A line for the person who watches."""
+        """Print a line for the person who watches."""
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def progress(self, step: int, values: Mapping[str, float]) -> None:
@@ -96,7 +96,7 @@ class Monitor:
         self.say(f"step {step}, validation: " + ", ".join(f"{key} {value:.4g}" for key, value in values.items()))
 
     def listen(self, step: int, name: str, original: Tensor, decoded: Tensor, sample_rate: int) -> None:
-        """One clip (T,) before and after, to be heard and seen."""
+        """Write one clip (T,) before and after the codec, as audio and spectrograms."""
         from xycodec.io.pictures import draw_pair
 
         # The original does not change, but a board that starts in the middle needs it too.
@@ -128,7 +128,7 @@ def _append(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 
 
 def forget_from(metrics: Path, step: int) -> None:
-    """Drop lines, as of `metrics.jsonl`, that a run resuming at `step` will write again, and one that was cut off."""
+    """Drop lines, as of `metrics.jsonl`, from `step` on, which a resumed run writes again, and a last one cut short."""
     if not metrics.exists():
         return
     lines = metrics.read_text(encoding="utf-8").splitlines()

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from xycodec.data.batch import Batch, Position
-from xycodec.data.clip import INPUT_RATE
 from xycodec.data.stream import BatchStream
+from xycodec.io.rate import SPEECH_RATE
 from xycodec.train.config import RunConfig
 from xycodec.train.engine import Engine, prepare_blocks
 from xycodec.train.run import open_cuts, remarks
@@ -141,9 +141,9 @@ def _clips(recipe: RunConfig) -> int:
 
 
 def _longest_batch(recipe: RunConfig, output_sample_rate: int) -> Batch:
-    clips, samples = _clips(recipe), int(recipe.data.clip_seconds * INPUT_RATE)
+    clips, samples = _clips(recipe), int(recipe.data.clip_seconds * SPEECH_RATE)
     audio = torch.zeros(clips, samples)
-    target = torch.zeros(clips, samples * output_sample_rate // INPUT_RATE)
+    target = torch.zeros(clips, samples * output_sample_rate // SPEECH_RATE)
     return Batch(
         ids=("",) * clips,
         audio=audio,

@@ -1,4 +1,4 @@
-"""What a run that goes on does otherwise than before its checkpoint, a line for each thing."""
+"""Differences between a resumed run and its checkpoint, one line each."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +14,7 @@ _MEASURED_BY = ("loss", "seed", "data.valid", "data.clip_seconds", "data.min_sec
 
 
 def changes(state: RunState, recipe: RunConfig) -> dict[str, tuple[Any, Any]]:
-    """Settings of the recipe that are others than the checkpoint's: (before, now) by their dotted names."""
+    """Settings that differ between checkpoint and recipe: (before, now) by dotted name."""
     try:
         before = parse_recipe(state.recipe, "the checkpoint").model_dump(mode="json")
     except ConfigError:  # of another version, whose settings can still be compared as they are
@@ -36,7 +36,7 @@ def comparable(state: RunState, changed: dict[str, tuple[Any, Any]], whole: bool
 def told(
     state: RunState, changed: dict[str, tuple[Any, Any]], processes: int, start: Position, best: float | None
 ) -> Iterator[str]:
-    """Yield a line for each difference that a run has from its checkpoint; it starts with `start` and `best`."""
+    """Yield one line for each difference between a run, which starts with `start` and `best`, and its checkpoint."""
     for name, (before, now) in changed.items():
         yield f"resumed: {name} is {now!r}, was {before!r}"
     if state.processes not in (None, processes):

@@ -110,7 +110,7 @@ def _train(recipe: RunConfig, run: Path, resume: bool, quiet: bool) -> Ended:
 
 
 def measure(recipe: RunConfig, *, resume: bool = False) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """What validation says of a recipe's start or, with `resume`, of its run's newest checkpoint; and those weights.
+    """Validate a recipe's initial weights or, with `resume`, those of its run's newest checkpoint: values, weights.
 
     The weights are the whole model's, on the CPU, averages where the run keeps some. Raises as `train` does, and
     ConfigError if `data.valid` gives no clip.
@@ -151,7 +151,7 @@ def _open_run(recipe: RunConfig, run: Path, step: int, quiet: bool) -> Monitor:
 
 
 def _restore(trainer: Trainer, state: RunState, run: Path, batches: "_Batches") -> list[str]:
-    """Let a trainer go on from a checkpoint; returns a line for each thing that is not as it was."""
+    """Restore a trainer from a checkpoint; returns one line for each difference from it."""
     try:
         trainer.restore(state)
     except CheckpointError as error:
@@ -199,14 +199,14 @@ def _state(recipe: RunConfig, run: Path, resume: bool) -> RunState | None:
 
 
 def _starting(recipe: RunConfig, run: Path, state: RunState | None) -> RunConfig:
-    """The recipe, but a run that goes on takes its weights from its own checkpoint and from nowhere else."""
+    """The recipe as it starts: a resumed run takes weights from its own checkpoint and from nowhere else."""
     if state is None:
         return recipe
     return recipe.model_copy(update=stage_of(recipe).resumed(recipe, checkpoints(run)[-1], state))
 
 
 class _Batches:
-    """The recipe's data as this process reads them."""
+    """This process's share of the recipe's data."""
 
     def __init__(
         self,

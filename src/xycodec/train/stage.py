@@ -110,7 +110,7 @@ class Stage(ABC, Generic[RecipeT]):
 
     @classmethod
     def rehearse(cls, networks: Networks, batch: Batch) -> None:
-        """Run the forward passes of a step once, whatever they give: a plan measures what they keep."""
+        """Run the forward passes of a step once, for a plan to measure the memory that they take."""
         networks.model.train()(batch)
 
     @classmethod

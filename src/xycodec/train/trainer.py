@@ -1,4 +1,4 @@
-"""The loop: batches in, steps, and what surrounds them - records, validation, checkpoints, an orderly end."""
+"""The training loop: steps, records, validation, checkpoints, and an orderly end."""
 
 import json
 import math
@@ -81,7 +81,7 @@ class Trainer:
         self.best: float | None = None
         """Lowest validation loss so far."""
         self.position = BEGINNING
-        """Where the stream of batches stands."""
+        """Position of the stream of batches."""
         self._pending: deque[_Pending] = deque()
         self._window = _Window()
         self._stop_wished = self._stopping = False
@@ -161,7 +161,7 @@ class Trainer:
         return self.step >= self.recipe.steps
 
     def _expect(self, share: float) -> None:
-        """Let schedules end where the run will, of whose time `share` is spent; earlier processes' steps took none."""
+        """Make schedules end where the run will, of whose time `share` is spent; earlier processes' steps took none."""
         last = self._from + round((self.step - self._from) / max(share, 1e-9))
         for updater in self.stage.updaters.values():
             updater.steps = min(self.recipe.steps, max(self.step, last))
@@ -228,7 +228,7 @@ class Trainer:
     # ---- reading what has been computed --------------------------------------------------------
 
     def _settle(self, leave: int) -> None:
-        """Read all steps but the last `leave`. What is not finite ends the run before it reaches a checkpoint."""
+        """Read losses of all steps but the last `leave`; one that is not finite ends the run before a checkpoint."""
         while len(self._pending) > leave:
             pending = self._pending.popleft()
             if pending.ready is not None:
@@ -255,7 +255,7 @@ class Trainer:
         )
 
     def _require_whole(self, state: RunState) -> None:
-        """Losses are of the weights before the step: what it made of them has to be looked at."""
+        """Raise TrainingError unless the weights are finite: losses are computed before the step that changed them."""
         for name, tensors in state.networks.items():
             for key, value in tensors.items():
                 if value.is_floating_point() and not value.isfinite().all():
@@ -356,7 +356,7 @@ class _Window:
 
 
 def seed_step(seed: int, step: int) -> None:
-    """Random numbers of a step follow from the run's seed, the step and the process: nothing is to be saved."""
+    """Seed the random numbers of a step from the run's seed, the step and the process, so that none need be saved."""
     state = np.random.SeedSequence([seed, step, rank()]).generate_state(1, np.uint64)
     torch.manual_seed(int(state[0]))
 

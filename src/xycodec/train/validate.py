@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from xycodec.data.batch import Batch, Position, collate
-from xycodec.data.clip import INPUT_RATE
 from xycodec.distributed import all_reduce_
 from xycodec.eval.judges.base import Pair
 from xycodec.eval.metrics.wer import WordErrors
 from xycodec.eval.results import Scores
+from xycodec.io.rate import SPEECH_RATE
 from xycodec.nn.mean import Mean
 from xycodec.nn.quantize import codebook_perplexity, codebook_usage
 from xycodec.train.config import ValidationConfig
@@ -108,15 +108,15 @@ def _decoded(batch: Batch, audio: Tensor, most: int, sample_rate: int) -> list[t
     pairs = []
     for index in range(min(most, sum(n > 0 for n in batch.lengths))):
         samples = audio[index, : batch.target_lengths[index]].float().cpu().numpy()
-        if sample_rate != INPUT_RATE:
-            samples = soxr.resample(samples, sample_rate, INPUT_RATE)
+        if sample_rate != SPEECH_RATE:
+            samples = soxr.resample(samples, sample_rate, SPEECH_RATE)
         original = batch.audio[index, : batch.lengths[index]].numpy()
         pairs.append((batch.ids[index], Pair(samples, original, batch.texts[index], batch.languages[index])))
     return pairs
 
 
 def _word_errors(scores: Sequence[Scores], engine: Engine) -> dict[str, float]:
-    """Over all processes: rates, clips that were compared, those of them without text, those with a loop."""
+    """Word error rates over all processes, and counts of clips: compared, without a text, with a loop."""
     compared = [one for one in scores if "wer" in one.values]
     # Counts of words are whole, and their sums the same in every order.
     mine = (

@@ -15,7 +15,7 @@ from xycodec.io.journal import Journal
 
 
 class WordJudge:
-    """Hears decoded clips, and compares them with their texts or with what it hears in the originals.
+    """Recogniser of decoded clips; compares its transcripts with the texts, or with its transcripts of the originals.
 
     An original is heard once in a run: the transcripts lie in `references*.jsonl` of the run's folder, a file for each
     process, which all read when they start. Raises CheckpointError if `recogniser`, a hub id or folder, cannot be had.

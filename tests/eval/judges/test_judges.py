@@ -16,7 +16,7 @@ class Peak(Judge):
 
     names = ("peak", "length")
     shortest = 4
-    rows = 3
+    batch_size = 3
 
     def __init__(self):
         self.groups = []

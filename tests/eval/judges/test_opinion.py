@@ -7,10 +7,11 @@ import utmos_pytorch.utmos_torch as library
 from tests.judging import noisy, speech
 
 from xycodec.errors import CheckpointError
-from xycodec.eval.judges.base import RATE, Pair
+from xycodec.eval.judges.base import Pair
 from xycodec.eval.judges.choose import make_judges
 from xycodec.eval.judges.opinion import Dnsmos, Utmos
 from xycodec.eval.results import Scores
+from xycodec.io.rate import SPEECH_RATE
 
 WINDOW = 144_160
 
@@ -39,7 +40,7 @@ def features(audio):
     bank = np.zeros((120, 161))
     for band, (low, centre, high) in enumerate(zip(edges, edges[1:], edges[2:], strict=False)):
         for column in range(161):
-            place = column * RATE / 321
+            place = column * SPEECH_RATE / 321
             rise, fall = (place - low) / (centre - low), (high - place) / (high - centre)
             bank[band, column] = max(0, min(rise, fall)) * 2 / (high - low)
     decibels = 10 * np.log10(np.maximum(np.array(power) @ bank.T, 1e-10))
@@ -57,12 +58,12 @@ def test_values_of_the_package_itself(dnsmos):
     """`speechmos.dnsmos.run`, version 0.0.1.1 with librosa 0.11, on the same audio: its `p808_mos`."""
     assert opinion(dnsmos, speech()) == pytest.approx(3.50586, abs=1e-4)
     assert opinion(dnsmos, np.clip(noisy(speech()), -1, 1)) == pytest.approx(2.41479, abs=1e-4)
-    assert opinion(dnsmos, np.resize(speech(), 13 * RATE)) == pytest.approx(3.51924, abs=1e-4)
+    assert opinion(dnsmos, np.resize(speech(), 13 * SPEECH_RATE)) == pytest.approx(3.51924, abs=1e-4)
 
 
 def test_a_long_clip_has_the_mean_of_its_windows(dnsmos):
-    audio = np.concatenate([np.resize(speech(), WINDOW), noisy(np.resize(speech(), 2 * RATE), 0.1)])
-    windows = [audio[RATE * number :][:WINDOW] for number in range(2)]  # of three that there are
+    audio = np.concatenate([np.resize(speech(), WINDOW), noisy(np.resize(speech(), 2 * SPEECH_RATE), 0.1)])
+    windows = [audio[SPEECH_RATE * number :][:WINDOW] for number in range(2)]  # of three that there are
     assert opinion(dnsmos, audio) == pytest.approx(np.mean([opinion(dnsmos, part) for part in windows]), abs=1e-6)
 
 
@@ -83,7 +84,7 @@ def test_the_protocol_names_the_model(dnsmos):
 
 @pytest.fixture(scope="module")
 def weights():
-    """Of UTMOS' shapes, at random."""
+    """Random weights of UTMOS' shapes."""
     generator = torch.Generator().manual_seed(0)
     with pytest.warns(FutureWarning, match="weight_norm"), torch.device("meta"):
         shapes = {key: value.shape for key, value in library.UTMOSModel().state_dict().items()}

@@ -8,13 +8,14 @@ from transformers import AutoTokenizer, WhisperForConditionalGeneration
 
 from xycodec.errors import CheckpointError, XycodecError
 from xycodec.eval.judges import recognition
-from xycodec.eval.judges.base import PIECE_S, RATE, Pair
+from xycodec.eval.judges.base import PIECE_S, Pair
 from xycodec.eval.judges.choose import make_judges
 from xycodec.eval.judges.recognition import Recognition, Transcript, Whisper, language_code, loops
 from xycodec.eval.judges.sources import locate
 from xycodec.eval.results import ClipResult, Scores, pooled
+from xycodec.io.rate import SPEECH_RATE
 
-WINDOW = 2 * RATE
+WINDOW = 2 * SPEECH_RATE
 TEXT = "A tin tea, an ant!"
 
 
@@ -64,7 +65,7 @@ def test_ctc_hears_the_same_alone_and_together(ctc):
 
 
 def test_ctc_on_a_long_clip_joins_its_pieces(ctc):
-    long = np.resize(noisy(speech()), round(PIECE_S * RATE) + 1)
+    long = np.resize(noisy(speech()), round(PIECE_S * SPEECH_RATE) + 1)
     parts = transcripts(ctc, np.array_split(long, 2))
     assert transcripts(ctc, [long]) == [" ".join(parts)]
 
@@ -100,7 +101,7 @@ def written(folder, audio, language="<|en|>", most=99):
     model = transformers.WhisperForConditionalGeneration.from_pretrained(folder).eval()
     tokenizer = transformers.WhisperTokenizer.from_pretrained(folder)
     features = transformers.WhisperFeatureExtractor.from_pretrained(folder)(
-        audio, sampling_rate=RATE, return_tensors="pt"
+        audio, sampling_rate=SPEECH_RATE, return_tensors="pt"
     ).input_features
     prompt = ["<|startoftranscript|>", "<|notimestamps|>"]
     if model.generation_config.is_multilingual:
@@ -128,11 +129,11 @@ def test_whisper_writes_its_likeliest_tokens(whisper, whisper_folder, monkeypatc
 
 def test_whisper_hears_the_same_alone_and_together(whisper_folder):
     source = locate(str(whisper_folder))
-    together = Whisper(source, "cpu", rows=4)
+    together = Whisper(source, "cpu", batch_size=4)
     audios = [noisy(speech()[:length], 0.1, seed=length) for length in (10, 8000, 50_000, 24_321, 12_345, WINDOW)]
     heard = transcripts(Recognition(together), audios)
     assert heard == [one.text for audio in audios for one in together([audio], ["en"])]
-    assert heard == transcripts(Recognition(Whisper(source, "cpu", rows=1)), audios)
+    assert heard == transcripts(Recognition(Whisper(source, "cpu", batch_size=1)), audios)
     assert len(set(heard)) > 2
 
 
@@ -148,7 +149,7 @@ def test_whisper_hears_beyond_its_window(whisper):
 def test_each_clip_is_heard_in_its_own_language(tmp_path):
     torch.manual_seed(0)
     source = locate(str(save_whisper(tmp_path)))
-    judge = Recognition(Whisper(source, "cpu", rows=4), language="German")
+    judge = Recognition(Whisper(source, "cpu", batch_size=4), language="German")
     audio = speech()[:WINDOW]
     languages = ["en", None, "de-AT", "English"]
     scores = judge([Pair(audio, audio, TEXT, language) for language in languages])
@@ -182,7 +183,7 @@ def test_what_is_written_is_limited_by_the_clips_length(tmp_path, monkeypatch):
     audios = [speech()[:8000], speech()[:WINDOW]]
     expected = [written(tmp_path, audio, most=most) for audio, most in zip(audios, (5, 9), strict=True)]
     assert expected != [written(tmp_path, audio) for audio in audios]
-    alone, together = (Whisper(source, "cpu", rows=rows) for rows in (1, 2))
+    alone, together = (Whisper(source, "cpu", batch_size=size) for size in (1, 2))
     assert [one.text for one in together(audios, ["en", "en"])] == expected
     assert [alone([audio], ["en"])[0].text for audio in audios] == expected
 
@@ -220,7 +221,10 @@ def test_a_loop_is_heard_again_without_repetitions(tmp_path):
     model.model.decoder.embed_positions.weight = torch.nn.Parameter(torch.zeros(64, 16))
     model.generation_config.max_length = 60
     model.save_pretrained(tmp_path)
-    once, again = Whisper(locate(str(tmp_path)), "cpu", rows=1), Whisper(locate(str(tmp_path)), "cpu", rows=2)
+    once, again = (
+        Whisper(locate(str(tmp_path)), "cpu", batch_size=1),
+        Whisper(locate(str(tmp_path)), "cpu", batch_size=2),
+    )
     (heard,) = once([speech()[:WINDOW]], ["en"])
     assert heard.looped
     text = heard.text
@@ -237,7 +241,7 @@ def test_a_loop_is_heard_again_without_repetitions(tmp_path):
 class Typist:
     """Writes one text after the other, whatever it hears."""
 
-    about, shortest, rows, normaliser, spellings = "a typist", 1, 2, "plain", {"grey": "gray"}
+    about, shortest, batch_size, normaliser, spellings = "a typist", 1, 2, "plain", {"grey": "gray"}
     languages = None
 
     def __init__(self, *texts):

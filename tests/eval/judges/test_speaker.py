@@ -3,9 +3,10 @@ import pytest
 import torch
 from tests.judging import EXTRACTORS, noisy, save_x_vector, speech
 
-from xycodec.eval.judges.base import PIECE_S, RATE, Pair
+from xycodec.eval.judges.base import PIECE_S, Pair
 from xycodec.eval.judges.choose import make_judges
 from xycodec.eval.results import Scores
+from xycodec.io.rate import SPEECH_RATE
 
 
 @pytest.fixture(scope="module", params=EXTRACTORS)
@@ -25,7 +26,7 @@ def similarity(judge, decoded, original):
 
 @torch.no_grad()
 def embedding(folder, audio):
-    """By Transformers' model alone, on audio of zero mean and unit variance, scaled to unit length."""
+    """The embedding by Transformers' model alone, on audio of zero mean and unit variance, scaled to unit length."""
     from transformers import WavLMForXVector
 
     model = WavLMForXVector.from_pretrained(folder).eval()
@@ -63,9 +64,9 @@ def test_the_level_does_not_matter(judge):
 
 
 def test_a_long_clip_has_the_mean_of_its_pieces_embeddings(judge, folder):
-    clip = np.resize(noisy(speech()), round(PIECE_S * RATE) + 20_001)
+    clip = np.resize(noisy(speech()), round(PIECE_S * SPEECH_RATE) + 20_001)
     half = len(clip) // 2 + 1
-    assert half <= PIECE_S * RATE
+    assert half <= PIECE_S * SPEECH_RATE
     parts = embedding(folder, clip[:half]) + embedding(folder, clip[half:])
     expected = (parts * embedding(folder, speech())).sum() / np.sqrt((parts**2).sum())
     assert similarity(judge, clip, speech()) == pytest.approx(expected, abs=1e-5)

@@ -146,7 +146,7 @@ def embed(states, state):
 
 @torch.no_grad()
 def hidden_states(wavlm, audio):
-    """What goes into each layer, and the final output, seen from outside."""
+    """Inputs of each layer and the final output, caught by hooks."""
     seen = []
     hooks = [
         layer.register_forward_pre_hook(

@@ -11,11 +11,12 @@ import xycodec
 from xycodec.errors import AudioError, XycodecError
 from xycodec.eval.metrics.distances import mel_distance
 from xycodec.eval.metrics.pitch import compare_pitch, pitch_track
-from xycodec.eval.metrics.quality import METERS, PIECE_S, PROTOCOL, RATE, measure_quality, plain
+from xycodec.eval.metrics.quality import METERS, PIECE_S, PROTOCOL, measure_quality, plain
 from xycodec.eval.results import METRICS, ROUNDTRIP, ClipResult, Scores, pooled
 from xycodec.io.audio import read_audio
+from xycodec.io.rate import SPEECH_RATE
 
-PIECE = round(PIECE_S * RATE)
+PIECE = round(PIECE_S * SPEECH_RATE)
 DAC = ("dac_mel_distance", "stft_distance", "normalised_stft_distance")
 HEARD = ("stoi", "pesq_wb", "pesq_nb")
 
@@ -90,7 +91,7 @@ def test_a_silent_piece_counts_only_where_silence_can_be_measured(speech):
 
 def test_more_stretches_of_speech_than_pesq_has_room_for():
     """60 bursts in 30 s, with pauses between them, kill the process if PESQ sees them together."""
-    time = np.arange(30 * RATE) / RATE
+    time = np.arange(30 * SPEECH_RATE) / SPEECH_RATE
     bursts = noisy(np.zeros(len(time), np.float32), 0.2) * (time % 0.5 < 0.25)
     assert measure_quality([noisy(bursts, 0.001)], [bursts]).values["pesq_wb"] > 1.5
 
@@ -181,13 +182,13 @@ def test_si_sdr_is_a_ratio_of_the_whole_clips_energies(speech):
 
 
 def test_pitch_counts_frames_over_pieces_and_over_clips():
-    time, errors = np.arange(PIECE + 80_000) / RATE, ("f0_error", "voicing_error")
+    time, errors = np.arange(PIECE + 80_000) / SPEECH_RATE, ("f0_error", "voicing_error")
     original = np.sin(2 * np.pi * 200 * time).astype(np.float32)
     decoded = np.sin(2 * np.pi * np.where(time < PIECE_S, 200, 212) * time).astype(np.float32)
     decoded[-40_000:] = 0
     whole = measure_quality([decoded], [original], errors)
     parts = [slice(PIECE), slice(PIECE, None)]
-    tracks = [[pitch_track(audio[part], RATE) for audio in (decoded, original)] for part in parts]
+    tracks = [[pitch_track(audio[part], SPEECH_RATE) for audio in (decoded, original)] for part in parts]
     one, two = (compare_pitch(*pair) for pair in tracks)
     both = one + two
     assert whole.weights == {"f0_error": one.voiced + two.voiced, "voicing_error": one.frames + two.frames}

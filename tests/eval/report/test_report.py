@@ -364,7 +364,7 @@ onmessage = (event) => { document.querySelector("pre").textContent = event.data;
 
 
 def seen_in_a_browser(path, width):
-    """What the page shows in a frame of `width` pixels, and the complaints of Chromium; None where it is absent."""
+    """The page in a frame of `width` pixels, and the complaints of Chromium; None where it is absent."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
         return None

@@ -88,7 +88,7 @@ def test_the_interval_of_a_mean_is_students():
 
 
 def test_an_interval_from_five_speakers_holds_the_truth_as_often_as_it_says():
-    """In 95 % of 1,000 evaluations, with three standard errors of that count (2.1 %) and a little to spare.
+    """Intervals hold the truth in 95 % of 1,000 evaluations, within three standard errors (2.1 %) and a little.
 
     Clips have different numbers of words, so that word errors are a ratio of two random sums.
     """

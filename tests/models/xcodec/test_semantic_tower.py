@@ -39,7 +39,7 @@ def test_features_are_the_mean_of_all_normed_states(tower, samples):
     rows = (samples + 240) // 320
     assert features.shape == (1, rows, 20)
     # Silence up to the end of the window changes nothing: what lies past a row's own frames is not seen.
-    mel = LogMel(80)(F.pad(audio, (0, 50 * 320 - samples)))[..., : 2 * rows + 2]
+    mel = LogMel(80, 16_000)(F.pad(audio, (0, 50 * 320 - samples)))[..., : 2 * rows + 2]
     encoder = tower.tower
     x = F.gelu(encoder.conv2(F.gelu(encoder.conv1(mel)))).transpose(1, 2)[:, :rows]
     states = [x + encoder.positional_embedding[:rows]]

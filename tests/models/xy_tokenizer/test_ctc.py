@@ -17,7 +17,7 @@ from tests.reference import (
 from tests.training import clip
 
 from xycodec.models.xy_tokenizer.config import RecogniserConfig
-from xycodec.models.xy_tokenizer.ctc import Recogniser, rows_needed, rows_of
+from xycodec.models.xy_tokenizer.ctc import Recogniser, frames_needed, tower_frames
 from xycodec.models.xy_tokenizer.model import XYTokenizer
 
 
@@ -109,7 +109,7 @@ def test_rows_past_the_end_are_not_read():
     model, columns = recogniser(), [1, 2, 3, 1, 2]
     rows = {0: "a", 1: "a", 320: "a", 321: "ab", 1281: "abcab"}
     assert model.read(certain([columns] * len(rows)), list(rows)) == list(rows.values())
-    assert rows_of(list(rows)) == [1, 1, 1, 2, 5]
+    assert tower_frames(list(rows)) == [1, 1, 1, 2, 5]
 
 
 def test_spelling_and_reading_are_inverse():
@@ -122,11 +122,11 @@ def test_spelling_and_reading_are_inverse():
 
 @pytest.mark.parametrize("length", range(5))
 def test_fewest_rows(length):
-    """By trying all outputs of every number of rows."""
+    """The fewest frames equal those found by trying all outputs of every number of frames."""
 
     def collapsed(path):
         return tuple(column for column, _ in itertools.groupby(path) if column)
 
     for columns in itertools.product((1, 2), repeat=length):
         fewest = next(n for n in range(9) if columns in {collapsed(p) for p in itertools.product((0, 1, 2), repeat=n)})
-        assert rows_needed(columns) == fewest
+        assert frames_needed(columns) == fewest

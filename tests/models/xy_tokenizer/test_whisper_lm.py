@@ -54,7 +54,7 @@ def whole(model):
 
 
 def states(model, features):
-    """What one clip's decoder attends to, (1, STATES_PER_FRAME x L, width)."""
+    """The states that one clip's decoder attends to, (1, STATES_PER_FRAME x L, width)."""
     return model.adapter(features[None]).view(1, STATES_PER_FRAME * len(features), -1)
 
 
@@ -180,7 +180,7 @@ def test_it_writes_its_own_language_alone(folders):
 
 
 def test_long_texts_are_cut_at_the_setting_or_at_the_decoders_last_position(folders):
-    """Of 32 positions two hold the prompt, and the last token is foretold but not read."""
+    """Two of 32 positions hold the prompt, and the last token is predicted but not read."""
     for most, kept in ((448, 31), (9, 9)):
         model = load(folders["english"], max_tokens=most)
         tokens = model.tokenize(["x" * 100, "x" * (kept - 2), "x" * (kept - 1)])

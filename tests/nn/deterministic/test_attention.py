@@ -11,7 +11,7 @@ LENGTHS = (33, 50, 1, 0)
 
 @pytest.fixture(params=["here", "onednn"])
 def library(request, monkeypatch):
-    """What attends on this processor, and on those where oneDNN does."""
+    """The library of attention on this processor, and oneDNN, as on others."""
     if request.param == "onednn" and not has_onednn():
         pytest.skip("this torch has no oneDNN product")
     monkeypatch.setattr(attention, "uses_onednn", lambda part: request.param == "onednn" or uses_onednn(part))

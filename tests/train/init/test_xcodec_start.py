@@ -1,4 +1,4 @@
-"""Where an X-Codec starts: its tower from a recogniser, a codec or a Whisper, or all of it from another X-Codec."""
+"""Initial weights of an X-Codec: its tower from a recogniser, a codec or a Whisper, or all of another X-Codec."""
 
 import pytest
 import torch

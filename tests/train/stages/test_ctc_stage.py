@@ -19,7 +19,7 @@ from xycodec.data.manifest import import_manifest
 from xycodec.data.sources import open_once
 from xycodec.errors import CheckpointError, ConfigError
 from xycodec.models.config import TowerConfig
-from xycodec.models.xy_tokenizer.ctc import rows_needed, rows_of
+from xycodec.models.xy_tokenizer.ctc import frames_needed, tower_frames
 from xycodec.train.checkpoint import checkpoints, network_state
 from xycodec.train.config import ValidationConfig
 from xycodec.train.engine import Engine
@@ -119,7 +119,7 @@ def test_the_loss_is_that_of_a_slow_reference():
     lengths = [1600, 1281, 640, 1600]
     targets = Targets(torch.tensor([[*s, *[0] * (5 - len(s))] for s in spelt]), tuple(map(len, spelt)))
     mean = ctc(log_probs, lengths, targets)
-    rows = rows_of(lengths)
+    rows = tower_frames(lengths)
     assert rows == [5, 5, 2, 5]
     for reference in (forward_algorithm, all_paths):
         expected = [reference(log_probs[i, : rows[i]], spelt[i]) for i in range(4)]
@@ -150,7 +150,7 @@ def test_what_cannot_be_learned_counts_nowhere(text):
 def test_texts_at_the_limit_of_their_rows():
     stage = stage_of()
     for text in ("ab" * 12 + "a", "a" * 13):
-        assert rows_needed(stage.recogniser.alphabet.spell(text)) == 25
+        assert frames_needed(stage.recogniser.alphabet.spell(text)) == 25
         mean = stage.measure(batch(clip(0, 0.5, text=text)), transcribe=False).means["loss"]
         assert float(mean.count) == len(text)
         assert torch.isfinite(mean.total)

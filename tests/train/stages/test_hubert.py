@@ -183,7 +183,7 @@ def test_the_head_compares_by_cosine():
 
 
 def test_hidden_states_are_those_of_transformers():
-    """Its own forward pass, which hides and attends for itself."""
+    """The model's own forward pass, which hides and attends for itself."""
     stage = stage_of()
     hubert = stage.plain.hubert.eval()
     given = batch(*CLIPS)

@@ -36,7 +36,7 @@ def run(stage, steps=2, clips=CLIPS):
 
 
 def gradients(stage, *batches):
-    """Of the mean of the batches' losses, without a step."""
+    """Gradients of the mean of the batches' losses, without a step."""
     stage.model.train()
     seeded(0)
     for one in batches:

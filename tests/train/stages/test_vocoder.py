@@ -42,7 +42,7 @@ def test_the_distance_is_of_each_clip_from_its_own_log_mel():
     measured = stage.measure(both, transcribe=False)
     # By hand: silence after the clip, Whisper's log-mel of whole code frames, raised.
     audio = torch.nn.functional.pad(one.audio, (0, 13 * 1280 - len(one.audio) + 320))[None]
-    features = (LogMel(stage.codec.config.n_mels)(audio)[..., : 13 * 8] + RAISE).clamp_min(0)
+    features = (LogMel(stage.codec.config.n_mels, 16_000)(audio)[..., : 13 * 8] + RAISE).clamp_min(0)
     with torch.no_grad():
         decoded = stage.codec.vocos(features)
     torch.testing.assert_close(measured.audio[0, : 13 * 1280], decoded[0], atol=1e-5, rtol=0)

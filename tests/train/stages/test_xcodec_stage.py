@@ -109,7 +109,7 @@ def test_the_loss_is_the_weighted_sum():
 
 @pytest.mark.parametrize("left", ["commitment", "semantic", "stft"])
 def test_a_loss_alone_reaches_what_it_should(left):
-    """Of the generator's parameters; STFT losses reach the decoder and, straight through, what made the latents."""
+    """Gradients of the generator's parameters; STFT losses reach the decoder and, straight through, the encoder."""
     weights = dict.fromkeys(XCodecLoss.model_fields, 0)
     stage = stage_of(n_q=[3])
     stage.weights = weights | {left: 1.0, "mel": 0, "waveform": 0}
@@ -160,7 +160,7 @@ def test_codebooks_move_once_a_step_by_the_whole_batch():
 
 @pytest.mark.long
 def test_micro_batches_move_the_codebooks_as_one_batch():
-    """From the step that they start at, by k-means of all micro-batches."""
+    """Codebooks are initialised at the step that they start at, by k-means of all micro-batches."""
     slow = {"lr": 1e-12, "warmup_steps": 0}
     whole, parts = (
         stage_of(n_q=[2, 8], quantize_from=1, optimizer=slow, discriminator_optimizer=slow) for _ in range(2)
@@ -253,7 +253,7 @@ def test_a_clip_gives_the_same_in_any_batch():
 
 
 def test_what_is_measured_is_what_the_codec_gives():
-    """Of a whole clip: through the codec's own interface, compared by the losses' own classes."""
+    """Losses of a whole clip: through the codec's own interface, compared by the losses' own classes."""
     stage = stage_of()
     run(stage, 2)
     measured = stage.measure(batch(CLIPS[0]), transcribe=False)
@@ -473,7 +473,7 @@ def test_a_scaled_start_keeps_the_size_of_speech(semantic):
 
 @torch.no_grad()
 def test_a_scaled_start_keeps_the_halves_apart():
-    """What either decoder reads is its own half, as it went in."""
+    """Either decoder reads its own half, as it went in."""
     codec = build(recipe_of(model=model(), start="scaled"))[0].codec
     acoustic, semantic = torch.randn(2, 30, codec.config.acoustic_dim), torch.randn(2, 30, 20)
     latents = codec.fusion(torch.cat([acoustic, semantic], dim=-1))

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import tempfile
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -21,8 +21,9 @@ from xycodec.data.synthetic.utterances import Utterance, draw_utterance
 from xycodec.errors import AudioError, ConfigError
 from xycodec.io.audio import Samples, audio_info, ignore, read_audio, write_audio
 from xycodec.io.files import atomic_path
+from xycodec.io.progress import Advance, unwatched
+from xycodec.io.rate import SPEECH_RATE
 
-RATE = 16_000  # Hz
 CUTS = "cuts.jsonl.gz"
 _CLIPS = "clips.jsonl"
 _PROGRAMS = ("flite", "espeak-ng")  # Debian's packages have the same names
@@ -58,7 +59,7 @@ def synthesise(
     hours: float,
     seed: int = 0,
     jobs: int = 2,
-    advance: Callable[[float], None] = lambda seconds: None,
+    advance: Advance = unwatched,
 ) -> SynthesisReport:
     """Make a corpus of `hours` of speech: `folder`/audio/*.flac (16 kHz, mono, 16 bit) and `folder`/cuts.jsonl.gz.
 
@@ -143,8 +144,8 @@ def _clip(folder: Path, utterance: Utterance) -> _Made | AudioError:
             samples = _speak(utterance)
         except AudioError as error:
             return error
-        write_audio(folder / name, samples, RATE)
-        seconds = len(samples) / RATE
+        write_audio(folder / name, samples, SPEECH_RATE)
+        seconds = len(samples) / SPEECH_RATE
     words = {"text": utterance.transcript, "speaker": utterance.voice.name, "language": utterance.voice.language}
     return _Made({"audio": name, "duration": seconds, **words, "source": utterance.voice.program}, new)
 
@@ -163,10 +164,10 @@ def _speak(utterance: Utterance) -> Samples:
         wav = Path(folder) / "speech.wav"
         _run(_command(utterance, wav), utterance)
         # Where flite has not got a voice, it takes another one, of telephone quality.
-        if wav.exists() and audio_info(wav).sample_rate < RATE:
+        if wav.exists() and audio_info(wav).sample_rate < SPEECH_RATE:
             program, voice = utterance.voice.program, utterance.voice.name
-            raise ConfigError(f"{program} has no voice {voice} of {RATE} Hz here: install Debian's {program}")
-        samples = read_audio(wav, RATE, tell=ignore)
+            raise ConfigError(f"{program} has no voice {voice} of {SPEECH_RATE} Hz here: install Debian's {program}")
+        samples = read_audio(wav, SPEECH_RATE, tell=ignore)
     if np.abs(samples).max() < _SILENCE:
         raise AudioError(f"{utterance.voice.program} was silent at {utterance.text!r}")
     return samples

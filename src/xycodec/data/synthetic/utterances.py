@@ -67,7 +67,7 @@ class Utterance:
 
     @property
     def id(self) -> str:
-        """Its number and a digest of all the rest: another seed or grammar gives other ids."""
+        """Id: the utterance's number and a digest of the rest, so that another seed or grammar gives other ids."""
         spoken = f"{self.voice.program} {self.voice.name} {self.rate} {self.pitch} {self.text}"
         return f"{self.index:07}-{hashlib.blake2b(spoken.encode(), digest_size=4).hexdigest()}"
 

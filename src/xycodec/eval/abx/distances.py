@@ -96,7 +96,7 @@ def _together(features: Features, blocks: Sequence[Block]) -> Iterator[tuple[Blo
 
 @dataclass(frozen=True)
 class _Frames:
-    """Frames of several items: the distinct ones, and of each item where they are among these."""
+    """Frames of several items without repetition, and the places of each item's frames among them."""
 
     distinct: NDArray[np.int64]
     places: NDArray[np.int64]
@@ -125,7 +125,7 @@ def _pairs(rows: _Frames, columns: _Frames, start: int) -> NDArray[np.int64]:
 
 
 def _aligned(table: Tensor, places: Tensor, pairs: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Distances of all pairs, those of like sizes together, in bounded memory."""
+    """DTW distances of all pairs, in batches of similar sizes, so that memory is bounded."""
     distances = np.empty(len(pairs))
     shorter, longer = pairs[:, 2:].min(axis=1), pairs[:, 2:].max(axis=1)
     order = np.lexsort((-shorter, -longer))
@@ -140,6 +140,6 @@ def _aligned(table: Tensor, places: Tensor, pairs: NDArray[np.int64]) -> NDArray
 
 
 def _spread(starts: Tensor, sizes: Tensor) -> Tensor:
-    """(P, longest): start, start + 1, ... of each, which stays at its end."""
+    """Indices (P, longest) start, start + 1, ... of each sequence, its last one repeated."""
     steps = torch.arange(int(sizes.max()))
     return starts[:, None] + torch.minimum(steps, sizes[:, None] - 1)

@@ -1,7 +1,7 @@
-"""The frames that items of ABX have a part in: recordings encoded once, and looked up from then on."""
+"""Frames of ABX items: every recording is encoded once, and its items' frames are looked up."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from xycodec.eval.abx.distances import item_frames
 from xycodec.eval.abx.items import Omissions, PhoneItem
 from xycodec.io.digests import digest_of, file_digest
+from xycodec.io.progress import Advance
 from xycodec.io.tokens.layout import Codes
 from xycodec.models.base import Codec
 from xycodec.models.longform import embed_long
@@ -32,7 +33,7 @@ def encode_recordings(
     items: Sequence[PhoneItem],
     cache: Path,
     omissions: Omissions,
-    advance: Callable[[float], None],
+    advance: Advance,
 ) -> dict[str, Encoded]:
     """All codes of each recording, by its name; from `cache` where they are there, of this very file.
 
@@ -58,7 +59,7 @@ def encode_recordings(
 
 
 class ItemFrames:
-    """The frames that items have a part in, recording by recording, each once."""
+    """The frames of all items, recording by recording, each frame once."""
 
     def __init__(self, items: Sequence[PhoneItem], recordings: Mapping[str, Encoded], rate: float, repeat: int) -> None:
         self.of_items: list[NDArray[np.int64]] = [np.empty(0, np.int64)] * len(items)

@@ -25,6 +25,7 @@ from xycodec.eval.abx.distances import Features, block_distances
 from xycodec.eval.abx.frames import ItemFrames, encode_recordings
 from xycodec.eval.abx.items import LeftOut, Omissions, PhoneItem, find_audio, read_items, within_audio
 from xycodec.eval.abx.triples import Block, Mode, error_rate, plan_triples
+from xycodec.io.progress import Advance, unwatched
 from xycodec.models.base import Codec
 
 Kind = Literal["embeddings", "codes"]
@@ -34,7 +35,7 @@ LEAST_RATE = 50.0
 
 @dataclass(frozen=True)
 class AbxScore:
-    """One error."""
+    """An ABX error: of which frames, with how many codebooks, in which mode."""
 
     kind: Kind
     n_q: int
@@ -116,7 +117,7 @@ def run_abx(
     branch: str | None = None,
     cache: Path | None = None,
     device: str = "auto",
-    advance: Callable[[float], None] = lambda seconds: None,
+    advance: Advance = unwatched,
     found: Callable[[AbxScore], None] = lambda score: None,
 ) -> AbxResult:
     """Measure the ABX error of a codec; what cannot be used is left out and reported.

@@ -1,6 +1,6 @@
 """Codes of clips, computed once and kept on disk: what a probe learns from."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +10,14 @@ from torch import Tensor
 from xycodec.errors import AudioError
 from xycodec.eval.corpus import Item
 from xycodec.eval.identity import audio_digest
+from xycodec.io.progress import Advance, unwatched
 from xycodec.models.base import Codec
 from xycodec.tokenize.cache import encode_once
 from xycodec.tokenize.inputs.item import Item as Source
 
 
 def cached_codes(
-    codec: Codec, items: Sequence[Item], cache: Path, *, advance: Callable[[float], None] = lambda seconds: None
+    codec: Codec, items: Sequence[Item], cache: Path, *, advance: Advance = unwatched
 ) -> list[Tensor | AudioError]:
     """Codes (n_q, L) int32 of whole clips, with all layers, or why a clip has none; in the order of `items`.
 

@@ -33,7 +33,7 @@ class Spoken:
 
 @dataclass(frozen=True)
 class Clips:
-    """The clips of a corpus that a probe can use, and what became of the others."""
+    """The clips of a corpus that a probe can use, and the others with the reason."""
 
     spoken: tuple[Spoken, ...]
     without_text: int
@@ -42,7 +42,7 @@ class Clips:
 
     @property
     def digest(self) -> str:
-        """Differs where clips, their texts or their codes do."""
+        """Digest of the clips, their texts and their codes."""
         digest = hashlib.blake2b(digest_size=8)
         for one in self.spoken:
             digest.update(f"{one.clip}\n{one.text}\n{tuple(one.codes.shape)}".encode())

@@ -12,7 +12,7 @@ from xycodec.models.xy_tokenizer.ctc import Alphabet
 TIME_MASKS, TIME_WIDTH = 2, 40
 """Stretches that are hidden, and the frames of each, which are fewer than this."""
 FEATURE_MASKS, FEATURE_WIDTH, FEATURES = 4, 50, 768
-"""The same of features, where there are 768 or more; of fewer, as large a share."""
+"""Number and width of the stretches of features that are hidden, of 768 or more; the same share of fewer."""
 WARP = 5  # frames that a point in time is moved, at most
 
 

@@ -1,4 +1,4 @@
-"""The loop of the ASR probe: steps, evaluations, and a state from which it goes on as if it had never stopped."""
+"""Training of the ASR probe: steps, evaluations, and a saved state from which a run resumes exactly."""
 
 import json
 import math
@@ -24,7 +24,7 @@ from xycodec.eval.asr_probe.model import Probe, alphabet_of, augmented
 from xycodec.eval.metrics.wer import character_errors, word_error_rate
 from xycodec.io.config import Config, Probability
 from xycodec.io.files import os_error_line, write_whole
-from xycodec.models.xy_tokenizer.ctc import BLANK, rows_needed
+from xycodec.models.xy_tokenizer.ctc import BLANK, frames_needed
 
 STATE, BEST, LOG = "state.pt", "best.safetensors", "log.jsonl"
 SAVE_S = 300.0  # at most so much is computed again after a kill
@@ -118,7 +118,7 @@ class ProbeTraining:
 
     def fits(self, one: Spoken) -> bool:
         """Whether CTC can spell a clip's text in its frames."""
-        return rows_needed(self.alphabet.spell(one.text)) <= self._features.frames(one)
+        return frames_needed(self.alphabet.spell(one.text)) <= self._features.frames(one)
 
     @property
     def curve(self) -> tuple[Point, ...]:
@@ -128,7 +128,7 @@ class ProbeTraining:
     # ---- the loop ------------------------------------------------------------------------------
 
     def train(self, settings: dict[str, Any], advance: Callable[[], None]) -> None:
-        """Go on to the last step; the state on disk names `settings`.
+        """Train up to the last step; `settings` are saved with the state.
 
         Raises XycodecError if the loss is not finite, or a file cannot be written.
         """
@@ -228,7 +228,7 @@ class ProbeTraining:
     # ---- files ---------------------------------------------------------------------------------
 
     def restore(self, settings: dict[str, Any]) -> None:
-        """Go on where the folder stands, if it holds a run. Raises XycodecError if that has other settings."""
+        """Restore the run that the folder holds, if any. Raises XycodecError if its settings differ."""
         if state := read_state(self.folder, settings):
             self.probe.load_state_dict(state["probe"])
             self._optimizer.load_state_dict(state["optimizer"])

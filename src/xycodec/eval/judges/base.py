@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from xycodec.errors import XycodecError, reason_of
-from xycodec.eval.metrics.quality import RATE
 from xycodec.eval.results import Scores
 from xycodec.io.audio import Samples
+from xycodec.io.rate import SPEECH_RATE
 
 PIECE_S = 40.0
 """A self-attention over more takes gigabytes; no clip of LibriSpeech is as long."""
@@ -29,7 +29,7 @@ class Pair:
 
 
 class Judge(ABC):
-    """A metric, or several, that a model computes; called with pairs, it gives the scores of each.
+    """One metric or several that a model computes: call it with pairs for the scores of each.
 
     What it says of a clip does not depend on the clips beside it. A clip that cannot be judged has the reason in
     `missing`.
@@ -39,7 +39,7 @@ class Judge(ABC):
     """Names of its metrics."""
     shortest: int
     """Samples of the shortest clip that it can judge."""
-    rows: int = 1
+    batch_size: int = 1
     """Clips that it judges at once."""
 
     @abstractmethod
@@ -48,14 +48,14 @@ class Judge(ABC):
 
     @abstractmethod
     def judge(self, pairs: Sequence[Pair]) -> list[Scores]:
-        """The scores of at most `rows` pairs, none of which it refuses."""
+        """The scores of at most `batch_size` pairs, none of which it refuses."""
 
     def refusal(self, pair: Pair) -> str | None:
-        """Why it cannot judge the pair, or None."""
+        """The reason why it cannot judge the pair, or None."""
         if not (np.isfinite(pair.decoded).all() and np.isfinite(pair.original).all()):
             return "has samples that are not finite"
         if min(len(pair.decoded), len(pair.original)) < self.shortest:
-            return f"under {self.shortest / RATE:.3g} s"
+            return f"under {self.shortest / SPEECH_RATE:.3g} s"
         return None
 
     def __call__(self, pairs: Sequence[Pair]) -> list[Scores]:
@@ -65,7 +65,7 @@ class Judge(ABC):
         return [next(judged) if why is None else self._missing(why) for why in refusals]
 
     def _in_groups(self, pairs: Sequence[Pair]) -> list[Scores]:
-        groups = [pairs[start : start + self.rows] for start in range(0, len(pairs), self.rows)]
+        groups = [pairs[start : start + self.batch_size] for start in range(0, len(pairs), self.batch_size)]
         return [scores for group in groups for scores in self._guarded(group)]
 
     def _guarded(self, pairs: Sequence[Pair]) -> list[Scores]:
@@ -86,4 +86,4 @@ class Judge(ABC):
 
 def pieces(audio: Samples, seconds: float = PIECE_S) -> list[Samples]:
     """(n,) at 16 kHz in the fewest equal pieces, to a sample, of at most so many seconds."""
-    return np.array_split(audio, max(1, int(np.ceil(len(audio) / (seconds * RATE)))))
+    return np.array_split(audio, max(1, int(np.ceil(len(audio) / (seconds * SPEECH_RATE)))))

@@ -15,17 +15,17 @@ from xycodec.checkpoints.load import resolve_device
 from xycodec.errors import CheckpointError, reason_of
 from xycodec.eval.judges.base import PIECE_S, Judge, Pair, pieces
 from xycodec.eval.judges.sources import need
-from xycodec.eval.metrics.quality import RATE
 from xycodec.eval.results import Scores
 from xycodec.io.audio import Samples
 from xycodec.io.hub import fetch
+from xycodec.io.rate import SPEECH_RATE
 from xycodec.nn.mel import mel_filterbank
 
 
 class Opinion(Judge):
     """One metric that hears the decoded audio only, a clip at a time."""
 
-    shortest = RATE // 4
+    shortest = SPEECH_RATE // 4
 
     def refusal(self, pair: Pair) -> str | None:
         """Tell why a pair cannot be judged; silence gets no opinion."""
@@ -56,7 +56,7 @@ class Dnsmos(Opinion):
         options.intra_op_num_threads = torch.get_num_threads()
         self._session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         self._window = torch.hann_window(self._N_FFT)
-        self._filters = mel_filterbank(self._N_FFT, self._N_MELS, RATE)
+        self._filters = mel_filterbank(self._N_FFT, self._N_MELS, SPEECH_RATE)
 
     def describe(self) -> str:
         """Model, and what becomes of short and long clips."""
@@ -70,7 +70,7 @@ class Dnsmos(Opinion):
         while len(audio) < self._WINDOW:
             audio = np.concatenate([audio, audio])
         # Their count of windows, which leaves the last one out where it would fit by less than a second.
-        starts = range(0, RATE * max(1, len(audio) // RATE - 9), RATE)
+        starts = range(0, SPEECH_RATE * max(1, len(audio) // SPEECH_RATE - 9), SPEECH_RATE)
         return float(np.mean([self._rate_window(audio[start:][: self._WINDOW]) for start in starts]))
 
     def _rate_window(self, audio: Samples) -> float:

@@ -1,4 +1,4 @@
-"""Whether the words survive: errors of a speech recogniser on decoded audio."""
+"""Word and character error rates of a speech recogniser on decoded audio."""
 
 import json
 import re
@@ -14,10 +14,10 @@ import torch
 from xycodec.errors import CheckpointError, XycodecError, reason_of
 from xycodec.eval.judges.base import PIECE_S, Judge, Pair, pieces
 from xycodec.eval.judges.sources import Source, load_model, load_part, locate, need, samples_for
-from xycodec.eval.metrics.quality import RATE
 from xycodec.eval.metrics.wer import Normaliser, character_errors, normalise, whisper_normaliser, word_error_rate
 from xycodec.eval.results import Scores
 from xycodec.io.audio import Samples
+from xycodec.io.rate import SPEECH_RATE
 
 NORMALISERS = {
     "plain": "lower case, without punctuation, apostrophes left out",
@@ -40,13 +40,13 @@ class Transcript:
 
 
 class Transcriber(Protocol):
-    """A model that writes what it hears."""
+    """Interface of a speech recogniser."""
 
     about: str
     """Model, revision and settings, for the protocol."""
     shortest: int
     """Samples that it needs."""
-    rows: int
+    batch_size: int
     """Clips that it takes at once."""
     normaliser: str
     """The one of `NORMALISERS` that its spelling goes with."""
@@ -56,7 +56,7 @@ class Transcriber(Protocol):
     """Codes of the languages that it writes; None: nobody knows, and it is not told which one to write."""
 
     def __call__(self, clips: Sequence[Samples], languages: Sequence[str]) -> list[Transcript]:
-        """Transcribe at most `rows` clips (n,) at 16 kHz, of any length, in the language whose code each has.
+        """Transcribe at most `batch_size` clips (n,) at 16 kHz, of any length, in the language whose code each has.
 
         No transcript depends on the other clips.
         """
@@ -85,7 +85,7 @@ class Recognition(Judge):
         if not self._knows(self._language):
             raise XycodecError(f"the recogniser knows no language {language!r}: give a code such as en, or its name")
         self.shortest = transcriber.shortest
-        self.rows = transcriber.rows
+        self.batch_size = transcriber.batch_size
 
     def describe(self) -> str:
         """Model, revision, how it listens, and how texts are compared."""
@@ -175,7 +175,7 @@ class Ctc:
     spellings: Mapping[str, str] = {}
     languages: frozenset[str] | None = None
     # Padding changes what models with group norm hear, and takes time of those that can mask it.
-    rows = 1
+    batch_size = 1
 
     def __init__(self, source: Source, device: str) -> None:
         self._model = load_model(source, "AutoModelForCTC", "CTC recogniser", device)
@@ -193,7 +193,7 @@ class Ctc:
 
     @torch.inference_mode()
     def _spell(self, audio: Samples) -> str:
-        values = self._features(audio, sampling_rate=RATE, return_tensors="pt").input_values
+        values = self._features(audio, sampling_rate=SPEECH_RATE, return_tensors="pt").input_values
         best = self._model(values.to(self._model.device)).logits[0].argmax(dim=-1)
         # It would drop blanks before it joins repetitions if it were told to skip special tokens.
         text: str = self._tokenizer.decode(best.tolist())
@@ -213,12 +213,12 @@ class Whisper:
     normaliser = "whisper"
     shortest = 1
 
-    def __init__(self, source: Source, device: str, rows: int | None = None) -> None:
+    def __init__(self, source: Source, device: str, batch_size: int | None = None) -> None:
         self._model = load_model(source, "AutoModelForSpeechSeq2Seq", "Whisper", device)
         self._features = _feature_extractor(source)
         self._tokenizer = load_part(source, "AutoTokenizer", "tokenizer")
         self.spellings = _spellings(source)
-        self.rows = rows or (1 if self._model.device.type == "cpu" else 8)
+        self.batch_size = batch_size or (1 if self._model.device.type == "cpu" else 8)
         spoken = getattr(self._model.generation_config, "lang_to_id", {})  # models of English alone have none
         self._told = bool(spoken)
         self.languages: frozenset[str] | None = frozenset(name.strip("<|>") for name in spoken) or frozenset({"en"})
@@ -226,8 +226,8 @@ class Whisper:
         self.about = (
             f"{source} ({type(self._model).__name__}), greedy, no timestamps, at most {MOST_TOKENS} tokens and as "
             f"many more for each second; a text that zlib compresses more than {MOST_COMPRESSION:g} times is a "
-            f"loop, heard again without repetitions of {REPEATED_TOKENS} tokens; clips over {self._window / RATE:g} s "
-            "by long-form generation"
+            f"loop, heard again without repetitions of {REPEATED_TOKENS} tokens; clips over "
+            f"{self._window / SPEECH_RATE:g} s by long-form generation"
         )
 
     def __call__(self, clips: Sequence[Samples], languages: Sequence[str]) -> list[Transcript]:
@@ -247,12 +247,12 @@ class Whisper:
         return [next(heard) if len(one[0]) <= self._window else self._hear_long(one, **settings) for one in told]
 
     def _hear_short(self, told: Sequence[tuple[Samples, str]], **settings: Any) -> list[str]:
-        filled = [*told, *[told[-1]] * (self.rows - len(told))]
+        filled = [*told, *[told[-1]] * (self.batch_size - len(told))]
         own = self._model.generation_config.max_length
-        most = [min(own, MOST_TOKENS + ceil(MOST_TOKENS * len(clip) / RATE)) for clip, _ in told]
+        most = [min(own, MOST_TOKENS + ceil(MOST_TOKENS * len(clip) / SPEECH_RATE)) for clip, _ in told]
         # Whisper's `max_length` counts without the prompt.
-        rows = self._generate(filled, return_timestamps=False, max_length=max(most), **settings)
-        return [self._spell(row[:limit]) for row, limit in zip(rows, most, strict=False)]
+        generated = self._generate(filled, return_timestamps=False, max_length=max(most), **settings)
+        return [self._spell(row[:limit]) for row, limit in zip(generated, most, strict=False)]
 
     def _hear_long(self, one: tuple[Samples, str], **settings: Any) -> str:
         # Transformers goes from one end of a sentence to the next by its timestamps, which the text leaves out.
@@ -269,7 +269,7 @@ class Whisper:
     ) -> list[Any]:
         """The tokens of each clip, without those of the prompt; shorter ones end in padding."""
         made = self._features(
-            [clip for clip, _ in told], sampling_rate=RATE, return_attention_mask=True, return_tensors="pt",
+            [clip for clip, _ in told], sampling_rate=SPEECH_RATE, return_attention_mask=True, return_tensors="pt",
             **(lengths or {}),
         ).to(self._model.device)  # fmt: skip
         if self._told:
@@ -278,7 +278,7 @@ class Whisper:
 
 
 def loops(text: str, windows: float = 1.0) -> bool:
-    """Whether a text of so many windows of 30 s repeats itself as no speech does: one of its parts compresses too well.
+    """Whether a transcript of so many windows of 30 s is a loop of the recogniser: a part of it compresses too well.
 
     Source: Whisper's paper (Radford et al. 2022), section 4.5, which looks at windows too: long texts compress better.
     """
@@ -300,6 +300,6 @@ def _spellings(source: Source) -> Mapping[str, str]:
 
 def _feature_extractor(source: Source) -> Any:
     features = load_part(source, "AutoFeatureExtractor", "feature extractor")
-    if features.sampling_rate != RATE:
-        raise CheckpointError(f"{source.name}: hears {features.sampling_rate} Hz, choose a model for {RATE} Hz")
+    if features.sampling_rate != SPEECH_RATE:
+        raise CheckpointError(f"{source.name}: hears {features.sampling_rate} Hz, choose a model for {SPEECH_RATE} Hz")
     return features

@@ -1,4 +1,4 @@
-"""Models and packages that an evaluation may ask for: found, loaded whole, or missed in one line."""
+"""Finding and loading the models and packages of an evaluation; what is missing is one line of error."""
 
 from dataclasses import dataclass
 from importlib import import_module
@@ -69,7 +69,7 @@ def load_model(source: Source, loader: str, what: str, device: str) -> Any:
 
 
 def need(module: str, install: str = "'xycodec[eval]'") -> Any:
-    """The module. Raises XycodecError, which says what to `install`, if it cannot be imported."""
+    """Import a module. Raises XycodecError, which says what to `install`, if that fails."""
     try:
         return import_module(module)
     except ImportError as error:

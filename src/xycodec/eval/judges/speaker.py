@@ -1,4 +1,4 @@
-"""Whether the decoded voice is the original's: the cosine of speaker embeddings."""
+"""Speaker similarity: the cosine between the embeddings of the decoded and of the original voice."""
 
 import hashlib
 import warnings
@@ -15,17 +15,17 @@ from xycodec.errors import AudioError, CheckpointError
 from xycodec.eval.judges.base import PIECE_S, Judge, Pair, pieces
 from xycodec.eval.judges.sources import load_model, load_part, locate, need, samples_for
 from xycodec.eval.judges.wavlm_ecapa import WavlmEcapa
-from xycodec.eval.metrics.quality import RATE
 from xycodec.eval.results import Scores
 from xycodec.io.audio import Samples
 from xycodec.io.hub import is_path
+from xycodec.io.rate import SPEECH_RATE
 
 Embedding = NDArray[np.floating[Any]]
 RESEMBLYZER = "resemblyzer"
 
 
 class Voice(Protocol):
-    """A model of who speaks."""
+    """Interface of a speaker embedding model."""
 
     about: str
     """Model and revision, for the protocol."""
@@ -100,8 +100,10 @@ class XVector:
         source = locate(name)
         self._model = load_model(source, "AutoModelForAudioXVector", "speaker model", device)
         self._features = load_part(source, "AutoFeatureExtractor", "feature extractor")
-        if self._features.sampling_rate != RATE:
-            raise CheckpointError(f"{name}: hears {self._features.sampling_rate} Hz, choose a model for {RATE} Hz")
+        if self._features.sampling_rate != SPEECH_RATE:
+            raise CheckpointError(
+                f"{name}: hears {self._features.sampling_rate} Hz, choose a model for {SPEECH_RATE} Hz"
+            )
         config = self._model.config
         # The time-delay layers pad nothing, and a deviation takes two frames.
         frames = 2 + sum((k - 1) * d for k, d in zip(config.tdnn_kernel, config.tdnn_dilation, strict=True))
@@ -111,7 +113,7 @@ class XVector:
     @torch.inference_mode()
     def __call__(self, audio: Samples) -> Embedding:
         """(n,) at 16 kHz -> (D,)."""
-        values = self._features(audio, sampling_rate=RATE, return_tensors="pt").input_values
+        values = self._features(audio, sampling_rate=SPEECH_RATE, return_tensors="pt").input_values
         # Transformers' mask of a padded batch leaves out the dilation of the time-delay layers: never pad.
         embedding: Embedding = self._model(values.to(self._model.device)).embeddings[0].cpu().numpy()
         return embedding
@@ -120,7 +122,7 @@ class XVector:
 class Resemblyzer:
     """The package resemblyzer (generalised end-to-end, Wan et al. 2018), which brings its weights along."""
 
-    shortest = RATE // 10
+    shortest = SPEECH_RATE // 10
 
     def __init__(self, device: str) -> None:
         with warnings.catch_warnings():

@@ -66,7 +66,7 @@ def dac_mel_distance(decoded: Samples, original: Samples, sample_rate: int) -> f
 
 @torch.no_grad()
 def stft_distance(decoded: Samples, original: Samples) -> float:
-    """The same as `dac_mel_distance` of the magnitudes themselves, without mel filters."""
+    """`dac_mel_distance` of the STFT magnitudes themselves, without mel filters."""
     return sum(_dac_distance(*_spectra(decoded, original, window)) for window, _ in _DAC_SCALES)
 
 
@@ -154,7 +154,7 @@ def paired(decoded: Iterable[Samples], original: Iterable[Samples], size: int) -
 
 
 def _regroup(blocks: Iterable[Samples], size: int) -> Iterator[Samples]:
-    """The same samples in blocks of `size`, the last one shorter."""
+    """Cut consecutive blocks anew into blocks of `size` samples, the last one shorter."""
     held: list[Samples] = []
     count = 0
     for block in blocks:

@@ -25,8 +25,8 @@ from xycodec.eval.metrics.distances import (
 from xycodec.eval.metrics.pitch import CEILING_HZ, FLOOR_HZ, SHORTEST_S, STEP_S, PitchErrors, compare_pitch, pitch_track
 from xycodec.eval.results import ROUNDTRIP, Scores
 from xycodec.io.audio import Samples
+from xycodec.io.rate import SPEECH_RATE
 
-RATE = 16_000
 # PESQ's code has room for 50 stretches of speech, does not check it, and kills the process beyond. A stretch and the
 # pause after it last 0.2 s each at least.
 PIECE_S = 20.0
@@ -34,7 +34,8 @@ _SHORTEST_STOI_S = 0.41
 _SHORTEST_PESQ_S = 0.25
 
 PROTOCOL = {
-    "sample rate": f"Both are compared as mono at {RATE} Hz, resampled by soxr's HQ; narrow-band PESQ at 8000 Hz.",
+    "sample rate": f"Both are compared as mono at {SPEECH_RATE} Hz, resampled by soxr's HQ; "
+    "narrow-band PESQ at 8000 Hz.",
     "alignment": "No delay is searched for or taken out; PESQ aligns within itself.",
     "cropping": "Both are compared up to the end of the shorter one.",
     "level": "Levels stay as they are; SI-SDR alone ignores a gain, and PESQ sets its own level.",
@@ -68,7 +69,7 @@ def measure_quality(
         AudioError: a stream is empty, or holds a NaN or an infinity.
     """
     meters = {name: _meter(name) for name in metrics}
-    for left, right in paired(decoded, original, round(PIECE_S * RATE)):
+    for left, right in paired(decoded, original, round(PIECE_S * SPEECH_RATE)):
         piece = _Piece(left, right)
         for meter in meters.values():
             meter.add(piece)
@@ -111,10 +112,10 @@ class _Piece:
 
     @cached_property
     def pitch(self) -> PitchErrors | str:
-        if len(self.original) < SHORTEST_S * RATE:
+        if len(self.original) < SHORTEST_S * SPEECH_RATE:
             return f"under {SHORTEST_S:g} s"
         try:
-            return compare_pitch(pitch_track(self.decoded, RATE), pitch_track(self.original, RATE))
+            return compare_pitch(pitch_track(self.decoded, SPEECH_RATE), pitch_track(self.original, SPEECH_RATE))
         except ImportError:
             return _NOT_INSTALLED
 
@@ -198,12 +199,12 @@ def _stoi(decoded: Samples, original: Samples) -> float | str:
     if not original.any():
         return _SILENT
     too_short = f"under {_SHORTEST_STOI_S} s of speech"
-    if len(original) < _SHORTEST_STOI_S * RATE:
+    if len(original) < _SHORTEST_STOI_S * SPEECH_RATE:
         return too_short
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "Not enough STFT frames", RuntimeWarning)
         try:
-            return float(stoi(original, decoded, RATE))
+            return float(stoi(original, decoded, SPEECH_RATE))
         except RuntimeWarning:  # too little is left without the pauses
             return too_short
 
@@ -217,12 +218,12 @@ def _pesq(decoded: Samples, original: Samples, band: Literal["wb", "nb"]) -> flo
         return _SILENT
     if not decoded.any():
         return _DECODED_TO_SILENCE
-    if len(original) < _SHORTEST_PESQ_S * RATE:
+    if len(original) < _SHORTEST_PESQ_S * SPEECH_RATE:
         return f"under {_SHORTEST_PESQ_S} s"
-    rate = RATE
+    rate = SPEECH_RATE
     if band == "nb":
         rate = 8000
-        decoded, original = (soxr.resample(audio, RATE, rate) for audio in (decoded, original))
+        decoded, original = (soxr.resample(audio, SPEECH_RATE, rate) for audio in (decoded, original))
     try:
         return float(pesq.pesq(rate, original, decoded, band))
     except pesq.NoUtterancesError:
@@ -232,11 +233,11 @@ def _pesq(decoded: Samples, original: Samples, band: Literal["wb", "nb"]) -> flo
 
 
 def _mel_distance(decoded: Samples, original: Samples) -> float:
-    return mel_distance([decoded], [original], RATE)
+    return mel_distance([decoded], [original], SPEECH_RATE)
 
 
 def _dac_mel_distance(decoded: Samples, original: Samples) -> float | str:
-    return _DAC_TOO_SHORT if len(original) < SHORTEST_DAC else dac_mel_distance(decoded, original, RATE)
+    return _DAC_TOO_SHORT if len(original) < SHORTEST_DAC else dac_mel_distance(decoded, original, SPEECH_RATE)
 
 
 def _stft_distance(decoded: Samples, original: Samples) -> float | str:

@@ -23,7 +23,7 @@ class WordErrors:
 
     @property
     def capped(self) -> "WordErrors":
-        """The same with at most as many errors as there are words."""
+        """These counts with at most as many errors as the references have words."""
         return WordErrors(min(self.errors, self.words), self.words)
 
     @property
@@ -88,7 +88,7 @@ def normalise(text: str, *, apostrophe: str = "") -> str:
 
 
 def whisper_normaliser(spellings: Mapping[str, str]) -> Normaliser:
-    """Whisper's for English (Radford et al. 2022, appendix C), as Transformers has it.
+    """Whisper's text normaliser for English (Radford et al. 2022, appendix C), from Transformers.
 
     It writes contractions and titles out and numbers in digits, and leaves out hesitations and what stands in
     brackets. `spellings`: British to American, which Whisper's tokenizers bring along.

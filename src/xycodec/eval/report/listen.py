@@ -10,9 +10,9 @@ import soundfile as sf
 from numpy.typing import NDArray
 
 from xycodec.errors import AudioError
-from xycodec.eval.metrics.quality import RATE
 from xycodec.eval.results import METRICS, ORIGINAL, ClipResult, CodecResult, Evaluation
 from xycodec.io.audio import ignore, stream_audio
+from xycodec.io.rate import SPEECH_RATE
 
 SHOWN_S = 10.0
 _RANGE_DB = 80
@@ -30,7 +30,7 @@ class Player:
     heard: str | None
     """Text that the recogniser heard."""
     error: str | None
-    """Why there is none: of the codec, or of its file."""
+    """Reason why there is no audio: the codec's error, or its file's."""
     audio: str | None
     """FLAC as a data URI, up to 10 s; lossless, since a second codec would be heard too, and every browser has it."""
     picture: str | None
@@ -108,7 +108,9 @@ def _listen_clip(
 def _players(results: dict[str, ClipResult], sounds: dict[str, Samples | str | None]) -> tuple[Player, ...]:
     from xycodec.io.pictures import mel_decibels
 
-    pictures = {name: mel_decibels(sound, RATE) for name, sound in sounds.items() if isinstance(sound, np.ndarray)}
+    pictures = {
+        name: mel_decibels(sound, SPEECH_RATE) for name, sound in sounds.items() if isinstance(sound, np.ndarray)
+    }
     top = max((float(picture.max()) for picture in pictures.values()), default=0.0)
     players = []
     for name, one in results.items():
@@ -134,14 +136,14 @@ def _read(folder: Path | None, codec: str, clip: str) -> Samples | str | None:
     if not path.is_file():
         return None
     try:
-        return next(stream_audio(path, RATE, SHOWN_S, tell=ignore))
+        return next(stream_audio(path, SPEECH_RATE, SHOWN_S, tell=ignore))
     except AudioError as error:
         return str(error)
 
 
 def _flac(audio: Samples) -> str:
     file = io.BytesIO()
-    sf.write(file, audio.clip(-1, 1), RATE, format="FLAC", subtype="PCM_16")
+    sf.write(file, audio.clip(-1, 1), SPEECH_RATE, format="FLAC", subtype="PCM_16")
     return _data_uri("audio/flac", file)
 
 

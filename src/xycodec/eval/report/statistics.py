@@ -114,7 +114,7 @@ class Intervals:
 
 @dataclass(frozen=True)
 class _Ratio:
-    """A pooled metric as sums over units: totals by weights, less those of other clips."""
+    """A pooled metric, or the difference of two, as sums of totals and weights over units."""
 
     clips: Clips
     metric: str

@@ -100,7 +100,7 @@ class Tables:
     speakers: tuple[Group, ...]
     speaker_count: int
     differences: dict[str, dict[str, Difference]]
-    """To the baseline, by codec and metric."""
+    """Differences to the baseline, by codec and metric."""
     gaps: tuple[Gap, ...]
     words: tuple[Words, ...]
     """Empty where no recogniser heard the clips."""

@@ -1,4 +1,4 @@
-"""Whether the files of a store are those that were written: checksums of files, and of clips where a file differs."""
+"""Integrity of a store: checksums of its files, and of single clips where a file differs."""
 
 import hashlib
 import zlib

@@ -1,4 +1,4 @@
-"""How a store of tokens lies on disk: its files, their rows, and the description of its codes."""
+"""Layout of a store of tokens on disk: its files, their rows, and the description of its codes."""
 
 import hashlib
 import json
@@ -40,7 +40,7 @@ _TELL_APART = (
 
 @dataclass(frozen=True)
 class Windowing:
-    """How clips of over `frames` were cut: windows share `overlap` of them; each keeps its `middle` or `beginning`."""
+    """Windows of clips of over `frames` frames: they share `overlap`, and each keeps its `middle` or `beginning`."""
 
     frames: int
     overlap: int
@@ -88,7 +88,7 @@ class Description:
         return self.sample_rate / self.hop_length
 
     def difference(self, other: "Description") -> str | None:
-        """What tells the codes of two descriptions apart, in words; None if they are codes of one codec."""
+        """The difference between the codes of two descriptions, in words; None if they are codes of one codec."""
         mine, others = asdict(self), asdict(other)
         found = [f"{key} {mine[key]} and {others[key]}" for key in _TELL_APART if mine[key] != others[key]]
         return ", ".join(found) or None

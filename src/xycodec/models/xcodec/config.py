@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, PositiveInt, Tag, model_validator
 
 from xycodec.io.config import Config
+from xycodec.io.rate import SPEECH_RATE
 from xycodec.models.config import CodebooksConfig, TowerConfig
 
 SEMANTIC_HOP = 320  # samples of a frame of HuBERT and WavLM
@@ -87,7 +88,7 @@ class XCodecConfig(Config):
     @property
     def input_sample_rate(self) -> int:
         """Always 16 kHz: the self-supervised models'."""
-        return 16_000
+        return SPEECH_RATE
 
     @property
     def output_sample_rate(self) -> int:

@@ -34,6 +34,8 @@ class XCodec(Codec):
     its first norm takes the mean over it.
     """
 
+    can_search = True
+
     def __init__(self, config: XCodecConfig) -> None:
         super().__init__(
             model_id=config.model_id,
@@ -118,20 +120,17 @@ class XCodec(Codec):
             return self.acoustic_encoder.num_frames(num_samples)
         return frames_of(num_samples)
 
-    def _encode(self, clips: Sequence[Tensor], n_q: int) -> list[Tensor]:
-        return self._search(clips, n_q, 1)
+    def _encode(self, clips: Sequence[Tensor], n_q: int, search: int) -> list[Tensor]:
+        return [self._encode_one(clip, n_q, search) for clip in clips]
 
-    def _search(self, clips: Sequence[Tensor], n_q: int, width: int) -> list[Tensor]:
-        return [self._encode_one(clip, n_q, width) for clip in clips]
-
-    def _encode_one(self, clip: Tensor, n_q: int, width: int) -> Tensor:
+    def _encode_one(self, clip: Tensor, n_q: int, search: int) -> Tensor:
         samples = clip.shape[0]
         frames = self.reference_frames(samples) if self.reference else self.num_frames(samples)
         if frames == 0:
             return torch.zeros(n_q, 0, dtype=torch.int64, device=self.device)
         if not self.reference:
             clip = F.pad(clip, (0, frames * self.hop_length - samples))
-        return self.quantizer.encode(self.encode_latents(clip[None].float()), n_q, width)[0]
+        return self.quantizer.encode(self.encode_latents(clip[None].float()), n_q, search)[0]
 
     def _decode(self, codes: Sequence[Tensor]) -> list[Tensor]:
         return [

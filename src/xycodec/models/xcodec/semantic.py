@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xycodec.io.libraries import transformers_library
+from xycodec.io.rate import SPEECH_RATE
 from xycodec.nn.deterministic.attention import attend
 from xycodec.nn.deterministic.linear import Linear, gelu
 from xycodec.nn.deterministic.rows import plain_inference
@@ -28,7 +29,7 @@ MARGIN = HOP // 2  # of silence on both sides, so that whole frames of audio giv
 
 
 def frames_of(samples: int) -> int:
-    """Frames of `samples` samples: the nearest number, but that one begins with 80 of them."""
+    """Frames of `samples` samples at 50 Hz: whole ones of 320 samples, and one more for a rest of 80 or more."""
     return max(0, (samples + 2 * MARGIN - FIELD) // HOP + 1)
 
 
@@ -81,10 +82,10 @@ class FrozenModel(nn.Module):
 
 
 class Gelu(nn.Module):
-    """In place: nothing else reads what a HuBERT or a WavLM activates."""
+    """GELU in place: nothing else in a HuBERT or a WavLM reads its input."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape."""
+        """Any shape -> the same shape."""
         return gelu(x)
 
 
@@ -112,7 +113,7 @@ def attend_within(attention: Any, x: Tensor, bias: Tensor | None = None) -> Tens
 
 
 def _attend_as_wavlm(attention: Any, x: Tensor, mask: None, bias: Tensor) -> tuple[Tensor, None]:
-    """What a WavLM asks for in one call, of clips that are whole."""
+    """`attend_within` by the signature of WavLM's own attention function; clips are whole, so there is no mask."""
     return attend_within(attention, x, bias), None
 
 
@@ -224,21 +225,22 @@ class SemanticTower(FrozenModel):
         positions: int,
     ) -> None:
         super().__init__()
-        self.mel = LogMel(n_mels)
+        self.mel = LogMel(n_mels, SPEECH_RATE)
         self.tower = WhisperEncoder(
             n_mels=n_mels, d_model=d_model, layers=layers, heads=heads, ffn_dim=ffn_dim, max_positions=positions
         )
         self.requires_grad_(False).eval()
 
     def fold_weight_norm(self) -> None:
-        """There is none."""
+        """Do nothing: a tower has no weight norm."""
 
     @torch.no_grad()
     def forward(self, audio: Tensor) -> Tensor:
         """Audio (B, T) at 16 kHz -> (B, frames_of(T), d_model), no more than the tower has positions."""
-        rows = frames_of(audio.shape[1])
-        # As an XY-Tokenizer does it: two more log-mel frames than rows need, where the window has room for them.
-        padded = (2 * rows if rows == len(self.tower.positional_embedding) else 2 * (rows + 1)) * self.mel.hop_length
+        frames = frames_of(audio.shape[1])
+        # As an XY-Tokenizer does it: two more log-mel frames than the tower's need, where the window has room for them.
+        margin = 0 if frames == len(self.tower.positional_embedding) else 2
+        padded = (2 * frames + margin) * self.mel.hop_length
         mel = self.mel(F.pad(audio, (0, padded - audio.shape[1])))
-        states = self.tower.states(self.tower.stem(mel, rows))
+        states = self.tower.states(self.tower.stem(mel, frames))
         return torch.stack([F.layer_norm(state, state.shape[-1:]) for state in states]).mean(dim=0)

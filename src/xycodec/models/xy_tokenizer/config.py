@@ -6,10 +6,11 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from xycodec.io.config import Config
+from xycodec.io.rate import SPEECH_RATE
 from xycodec.models.config import CodebooksConfig, TowerConfig
 
 MEL_RATE = 100  # log-mel frames a second: 16 kHz at a hop of 160
-TOWER_RATE = 50  # transformer rows a second, after the stride 2 of the convolution stem
+TOWER_RATE = 50  # transformer frames a second, after the stride 2 of the convolution stem
 
 
 class QuantizerConfig(CodebooksConfig):
@@ -58,7 +59,7 @@ class XYTokenizerConfig(Config):
     @property
     def input_sample_rate(self) -> int:
         """Always 16 kHz: the front-end is Whisper's."""
-        return 16_000
+        return SPEECH_RATE
 
     @property
     def frame_rate(self) -> float:
@@ -82,7 +83,7 @@ class XYTokenizerConfig(Config):
 
     @property
     def tower_positions(self) -> int:
-        """Rows of one window at 50 Hz (1500)."""
+        """Frames of one window in the towers, at 50 Hz (1500)."""
         return self.window_frames * self.downsample_factor
 
     @property
@@ -103,7 +104,7 @@ class RecogniserConfig(Config):
 
     @property
     def tower_positions(self) -> int:
-        """Rows of one window at 50 Hz (1500)."""
+        """Frames of one window in the towers, at 50 Hz (1500)."""
         return 4 * self.window_frames
 
 

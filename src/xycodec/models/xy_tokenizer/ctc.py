@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from xycodec.io.rate import SPEECH_RATE
 from xycodec.models.xy_tokenizer.config import TOWER_RATE, RecogniserConfig
 from xycodec.models.xy_tokenizer.model import MARGIN
 from xycodec.nn.deterministic.linear import Linear
@@ -15,8 +16,7 @@ from xycodec.nn.mel import LogMel
 from xycodec.nn.transformer import frame_mask
 from xycodec.nn.whisper import WhisperEncoder
 
-SAMPLE_RATE = 16_000
-HOP = SAMPLE_RATE // TOWER_RATE  # samples of a row
+HOP = SPEECH_RATE // TOWER_RATE  # samples of a frame
 BLANK = 0  # column of the output; characters follow it
 
 
@@ -43,7 +43,7 @@ class Recogniser(nn.Module):
     def __init__(self, config: RecogniserConfig) -> None:
         super().__init__()
         self.config = config
-        self.mel = LogMel(config.n_mels, SAMPLE_RATE)
+        self.mel = LogMel(config.n_mels, SPEECH_RATE)
         self.tower = WhisperEncoder(
             n_mels=config.n_mels, max_positions=config.tower_positions, **config.tower.model_dump()
         )
@@ -57,35 +57,35 @@ class Recogniser(nn.Module):
 
     def log_mel(self, audio: Tensor, lengths: Sequence[int]) -> Tensor:
         """(B, T) at 16 kHz, silent past each item's `lengths` samples -> (B, n_mels, L) at 100 Hz."""
-        padded = min(2 * max(rows_of(lengths)) + MARGIN, 2 * self.config.tower_positions) * self.mel.hop_length
+        padded = min(2 * max(tower_frames(lengths)) + MARGIN, 2 * self.config.tower_positions) * self.mel.hop_length
         mel: Tensor = self.mel(F.pad(audio, (0, padded - audio.shape[1])))
         return mel
 
     def forward(self, mel: Tensor, lengths: Sequence[int]) -> Tensor:
-        """Log-mel of clips of `lengths` samples -> log-probabilities (B, rows, 1 + characters) at 50 Hz, float32.
+        """Log-mel of clips of `lengths` samples -> log-probabilities (B, frames, 1 + characters) at 50 Hz, float32.
 
-        Rows past an item's end mean nothing.
+        Frames past an item's end mean nothing.
         """
-        rows = rows_of(lengths)
-        mask = frame_mask(rows, max(rows))
+        frames = tower_frames(lengths)
+        mask = frame_mask(frames, max(frames))
         mask = None if mask is None else mask.to(mel.device, non_blocking=True)
-        logits: Tensor = self.head(self.tower(mel, max(rows), mask))
+        logits: Tensor = self.head(self.tower(mel, max(frames), mask))
         with torch.autocast(mel.device.type, enabled=False):
             return logits.float().log_softmax(dim=-1)
 
     # ---- characters ----------------------------------------------------------------------------
 
     def read(self, log_probs: Tensor, lengths: Sequence[int]) -> list[str]:
-        """Greedy CTC decoding: the text of the most likely column of every row."""
+        """Greedy CTC decoding: the text of the most likely column of every frame."""
         best = log_probs.argmax(dim=-1).tolist()
-        return [self.alphabet.read(columns[:count]) for columns, count in zip(best, rows_of(lengths), strict=True)]
+        return [self.alphabet.read(columns[:count]) for columns, count in zip(best, tower_frames(lengths), strict=True)]
 
 
-def rows_of(lengths: Sequence[int]) -> list[int]:
-    """50 Hz rows of clips of so many samples, the last one begun; nothing has one row."""
+def tower_frames(lengths: Sequence[int]) -> list[int]:
+    """Frames at 50 Hz of clips of `lengths` samples: the last partial one counts, and an empty clip has one."""
     return [max(1, ceil(count / HOP)) for count in lengths]
 
 
-def rows_needed(columns: Sequence[int]) -> int:
-    """Fewest rows that spell so many columns: between equal ones a blank has to stand."""
+def frames_needed(columns: Sequence[int]) -> int:
+    """The fewest frames in which CTC can output these columns: equal neighbours need a blank between them."""
     return len(columns) + sum(left == right for left, right in pairwise(columns))

@@ -1,6 +1,6 @@
 """XY-Tokenizer: two Whisper-style towers, one residual quantizer, an acoustic decoder and Vocos.
 
-Read top-down: audio -> log-mel -> semantic and acoustic rows (50 Hz) -> latents (12.5 Hz) -> codes, and back.
+Read top-down: audio -> log-mel -> semantic and acoustic tower frames (50 Hz) -> latents (12.5 Hz) -> codes, and back.
 """
 
 from collections.abc import Sequence
@@ -38,11 +38,13 @@ class Encoded(NamedTuple):
     """(B, L) bool on the CPU, so that the quantizer picks valid frames without waiting for the device; None where
     every item fills all L frames."""
     semantic: Tensor | None
-    """(B, factor * L, D) output of the semantic tower, zero on padded rows; None without that tower."""
+    """(B, factor * L, D) output of the semantic tower, zero on padded frames; None without that tower."""
 
 
 class XYTokenizer(Codec):
     """The whole model. Parts carry the names of the published checkpoint (docs/models/xy_tokenizer.md, Overview)."""
+
+    can_search = True
 
     def __init__(self, config: XYTokenizerConfig) -> None:
         super().__init__(
@@ -55,7 +57,7 @@ class XYTokenizer(Codec):
             window_frames=config.window_frames,
         )
         self.config = config
-        rows, frames, latent = config.tower_positions, config.window_frames, config.latent_dim
+        positions, frames, latent = config.tower_positions, config.window_frames, config.latent_dim
         acoustic = config.acoustic_encoder
         joint_dim = acoustic.d_model + (config.semantic_encoder.d_model if config.semantic_encoder else 0)
 
@@ -64,10 +66,10 @@ class XYTokenizer(Codec):
         self.semantic_encoder_adapter: Adapter | None = None
         if config.semantic_encoder and config.semantic_encoder_adapter:
             dim = config.semantic_encoder.d_model
-            self.semantic_encoder = _encoder(config.semantic_encoder, config.n_mels, rows)
-            self.semantic_encoder_adapter = _adapter(config.semantic_encoder_adapter, dim, dim, rows)
-        self.acoustic_encoder = _encoder(acoustic, config.n_mels, rows)
-        self.pre_rvq_adapter = _adapter(config.pre_rvq_adapter, joint_dim, config.pre_rvq_adapter.d_model, rows)
+            self.semantic_encoder = _encoder(config.semantic_encoder, config.n_mels, positions)
+            self.semantic_encoder_adapter = _adapter(config.semantic_encoder_adapter, dim, dim, positions)
+        self.acoustic_encoder = _encoder(acoustic, config.n_mels, positions)
+        self.pre_rvq_adapter = _adapter(config.pre_rvq_adapter, joint_dim, config.pre_rvq_adapter.d_model, positions)
         self.downsample = GatedDownsample(d_model=config.pre_rvq_adapter.d_model, factor=config.downsample_factor)
         self.quantizer = ResidualVectorQuantizer(input_dim=latent, **config.quantizer.model_dump())
         self.post_rvq_adapter = _adapter(config.post_rvq_adapter, latent, latent, frames)
@@ -75,7 +77,7 @@ class XYTokenizer(Codec):
             input_dim=latent, output_dim=config.acoustic_decoder.d_model, factor=config.downsample_factor
         )
         self.acoustic_decoder = AcousticDecoder(
-            n_mels=config.n_mels, max_positions=rows, **config.acoustic_decoder.model_dump()
+            n_mels=config.n_mels, max_positions=positions, **config.acoustic_decoder.model_dump()
         )
         self.vocos = Vocos(
             input_dim=config.n_mels,
@@ -86,16 +88,16 @@ class XYTokenizer(Codec):
     # ---- audio -> latents ----------------------------------------------------------------------
 
     def encode_latents(self, audio: Tensor, lengths: Sequence[int], first_frame: int = 0) -> Encoded:
-        """Audio (B, T) -> latents (B, L, latent_dim) before the quantizer, their mask, and the semantic rows.
+        """Audio (B, T) -> latents (B, L, latent_dim) before the quantizer, their mask, and the semantic tower's states.
 
         `lengths` counts each item's valid samples. Code frame 0 has position `first_frame` of the window: training
         draws it, so that clips shorter than the window teach every position.
         """
         first = first_frame * self.downsample.factor
-        rows = [self._rows(n) for n in lengths]
-        longest = max(rows)
+        frames = [self._tower_frames(n) for n in lengths]
+        longest = max(frames)
         mel = self.mel(self._with_margin(audio, lengths))
-        mask = frame_mask(rows, longest)
+        mask = frame_mask(frames, longest)
         device_mask = None if mask is None else mask.to(audio.device, non_blocking=True)
         joint = self.acoustic_encoder(mel, longest, device_mask, first)
         semantic = None
@@ -103,10 +105,11 @@ class XYTokenizer(Codec):
             semantic = self.semantic_encoder(mel, longest, device_mask, first)
             joint = torch.cat([self.semantic_encoder_adapter(semantic, device_mask, first), joint], dim=-1)
         latents = self.downsample(self.pre_rvq_adapter(joint, device_mask, first))
-        return Encoded(latents, frame_mask([row // self.downsample.factor for row in rows], latents.shape[1]), semantic)
+        code_frames = [count // self.downsample.factor for count in frames]
+        return Encoded(latents, frame_mask(code_frames, latents.shape[1]), semantic)
 
-    def _rows(self, num_samples: int) -> int:
-        """50 Hz rows of a clip: of whole code frames, or (reference) of its own mel frames."""
+    def _tower_frames(self, num_samples: int) -> int:
+        """Frames of a clip in the towers, at 50 Hz: those of whole code frames, or (reference) of its mel frames."""
         if self.reference:
             return ceil(num_samples / self.mel.hop_length) // 2
         return self.num_frames(num_samples) * self.downsample.factor
@@ -116,7 +119,7 @@ class XYTokenizer(Codec):
 
         A window that is full has no room for a margin; the published model has none there either.
         """
-        longest = max(ceil(n / self.mel.hop_length) if self.reference else 2 * self._rows(n) for n in lengths)
+        longest = max(ceil(n / self.mel.hop_length) if self.reference else 2 * self._tower_frames(n) for n in lengths)
         padded = min((longest + MARGIN) * self.mel.hop_length, self.window_samples)
         clean = all(n == audio.shape[1] for n in lengths)
         audio = F.pad(audio, (0, padded - audio.shape[1]))
@@ -150,24 +153,21 @@ class XYTokenizer(Codec):
 
         Where decoder and vocoder can meet when each learns alone (ours; the paper lets them find their own).
         """
-        frames = 2 * max(self._rows(n) for n in lengths)
+        frames = 2 * max(self._tower_frames(n) for n in lengths)
         log_mel: Tensor = self.mel(self._with_margin(audio, lengths))
         return (log_mel[..., :frames] + RAISE).clamp_min(0)
 
     # ---- the codec's interface -----------------------------------------------------------------
 
-    def _encode(self, clips: Sequence[Tensor], n_q: int) -> list[Tensor]:
-        return self._search(clips, n_q, 1)
-
-    def _search(self, clips: Sequence[Tensor], n_q: int, width: int) -> list[Tensor]:
+    def _encode(self, clips: Sequence[Tensor], n_q: int, search: int) -> list[Tensor]:
         lengths = [clip.shape[0] for clip in clips]
-        frames = [self._rows(n) // self.downsample.factor for n in lengths]
+        frames = [self._tower_frames(n) // self.downsample.factor for n in lengths]
         if max(frames) == 0:
             return [torch.zeros(n_q, 0, dtype=torch.int64, device=self.device) for _ in clips]
         audio = torch.zeros(len(clips), max(lengths), dtype=torch.float32, device=self.device)
         for row, clip in zip(audio, clips, strict=True):
             row[: clip.shape[0]] = clip
-        codes = self.quantizer.encode(self.encode_latents(audio, lengths).latents, n_q, width)
+        codes = self.quantizer.encode(self.encode_latents(audio, lengths).latents, n_q, search)
         return [item[:, :count] for item, count in zip(codes, frames, strict=True)]
 
     def _decode(self, codes: Sequence[Tensor]) -> list[Tensor]:

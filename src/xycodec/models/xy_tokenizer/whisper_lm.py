@@ -59,7 +59,7 @@ class WhisperLM(SemanticBranch):
             layer.encoder_attn.register_forward_pre_hook(self._mask_speech, with_kwargs=True)
 
     def writes(self, language: str | None) -> bool:
-        """Whether it is told to write the language; a frozen decoder has nothing to learn from another one's texts."""
+        """Whether texts of the language are used: a frozen decoder, told to write one, learns nothing from others."""
         if language is None:
             return True
         from transformers.models.whisper import tokenization_whisper

@@ -1,4 +1,4 @@
-"""Which library multiplies matrices here: chosen by the processor, never by a timing, so that two processes agree.
+"""Choice of the library that multiplies matrices: by the processor, never by timing, so that two processes agree.
 
 Codes may depend on neither the number of rows (the batch, the padding) nor the number of threads. oneDNN's product
 keeps that on every processor that was tried, from two rows on (`xycodec.nn.deterministic.linear`). MKL's keeps it, in

@@ -5,7 +5,9 @@ on neither the number of threads nor what follows; oneDNN's convolutions, which 
 by the number of threads. So does MKL, unless three habits keep it from that, each measured bit for bit. On an AMD
 EPYC, the last one to three rows of a block met another kernel (so rows are a multiple of four). On an Intel Xeon, with
 up to 32 threads, few rows divided a sum among threads (so there are at least sixteen), and so did sums of 384, 768 or
-more than 768 terms (so each is added up in pieces of 512 and 256).
+more than 768 terms (so each is added up in pieces of 512 and 256). One shape of these models still differs, 512 terms
+into 128 columns with 3, 5 or 7 threads, but only in 20 to 32 rows, and every clip has 41 or more there
+(benchmarks/results/ablations.md).
 """
 
 from functools import cache
@@ -39,7 +41,7 @@ def convolved(conv: nn.Conv1d, x: Tensor) -> Tensor:
     taps, stride, padding, channels = conv.kernel_size[0], conv.stride[0], int(conv.padding[0]), conv.in_channels
     frames = (len(x) + 2 * padding - taps) // stride + 1
     rows = whole_rows(frames)
-    weight = _laid_out(conv, (2, 1, 0))
+    weight = conv.weight.permute(2, 1, 0).contiguous()
     needed = whole_rows(stride * (rows + -(-taps // stride) - 1))
     x = padded(x, padding, max(0, needed - len(x) - padding))
     if channels == 1:
@@ -69,7 +71,7 @@ def upsampled(conv: nn.ConvTranspose1d, x: Tensor) -> Tensor:
     stride, padding, frames = conv.stride[0], int(conv.padding[0]), len(x)
     rows = whole_rows(frames + 1)
     # What a frame adds to its own stride, and to the next one.
-    own, late = _laid_out(conv, (0, 2, 1)).view(conv.in_channels, 2, -1).unbind(dim=1)
+    own, late = conv.weight.transpose(1, 2).reshape(conv.in_channels, 2, -1).unbind(dim=1)
     x = padded(x, 1, rows - frames)
     out = _started(conv.bias, rows * stride, conv.out_channels, x)
     strides = out.view(rows, -1)
@@ -79,7 +81,7 @@ def upsampled(conv: nn.ConvTranspose1d, x: Tensor) -> Tensor:
 
 
 def whole_rows(rows: int) -> int:
-    """As many rows or a few more, in which none depends on the number of threads."""
+    """Round a number of rows up, so that no row of a product depends on the number of threads."""
     return max(_FEWEST, -(-rows // _ROWS) * _ROWS)
 
 
@@ -111,13 +113,3 @@ def _pieces(terms: int) -> tuple[slice, ...]:
 def _started(bias: Tensor | None, rows: int, channels: int, like: Tensor) -> Tensor:
     out = like.new_empty(rows, channels)
     return out.zero_() if bias is None else out.copy_(bias)
-
-
-def _laid_out(conv: nn.Conv1d | nn.ConvTranspose1d, order: tuple[int, int, int]) -> Tensor:
-    """The weight with its axes in `order`, one after the other in memory; frozen weights are rearranged once."""
-    weight = conv.weight
-    laid_out = weight.permute(order).contiguous()
-    if not weight.requires_grad and laid_out.data_ptr() != weight.data_ptr():
-        back = [order.index(axis) for axis in range(3)]
-        weight.data = laid_out.permute(back)
-    return laid_out

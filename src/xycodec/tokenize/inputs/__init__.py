@@ -1,1 +1,1 @@
-"""What may be tokenized: files, manifests, archives and tables, as clips that are listed first and opened later."""
+"""Inputs of tokenization: files, manifests, archives and tables, as clips that are listed first and opened later."""

@@ -62,7 +62,7 @@ _OF_FILES: tuple[tuple[tuple[str, ...], Lister], ...] = (
 
 
 def _told(lister: Lister, name: str) -> Iterator[Item]:
-    """The items of a file as far as it can be read, and one that says why it cannot."""
+    """Yield the items of a file; where it cannot be read, one item with the reason ends them."""
     try:
         yield from lister(name)
     except XycodecError as error:

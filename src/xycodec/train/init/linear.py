@@ -1,4 +1,4 @@
-"""A codec that is a linear one before its first step: principal components of log-mels, quantized.
+"""Linear initialisation: before its first step, a codec quantizes principal components of log-mels.
 
 Not in the paper, whose towers are Whisper's. A transformer at random takes hours to learn what least squares gives in
 a minute: eight stacked log-mel frames, their principal components, k-means on the residuals, and the way back.
@@ -69,7 +69,7 @@ def start_linear(codec: XYTokenizer, audio: Tensor, *, batch_frames: float) -> N
 
 
 def _positions(codec: XYTokenizer, frames: int, count: int) -> list[int]:
-    """The first code frame of each of `count` groups of clips, spread over the window: no position is to surprise."""
+    """First code frame of each of `count` groups of clips, spread over the window so that all positions are fitted."""
     room = codec.window_frames - frames
     return [round(room * index / max(count - 1, 1)) for index in range(count)]
 
@@ -89,7 +89,7 @@ def _require(codec: XYTokenizer, frames: int) -> None:
 
 
 def _silence(codec: XYTokenizer) -> None:
-    """Branches of all transformers but the semantic ones begin at zero, positions soft."""
+    """Set the branches of all transformers but the semantic ones to zero, and shrink their positions."""
     for name in ("acoustic_encoder", "pre_rvq_adapter", "post_rvq_adapter", "acoustic_decoder"):
         part: Transformer = getattr(codec, name)
         part.positional_embedding.mul_(0.1)
@@ -102,7 +102,7 @@ def _silence(codec: XYTokenizer) -> None:
 
 
 def _fill_stem(codec: XYTokenizer, basis: Tensor, mean: Tensor) -> None:
-    """Each row of the acoustic tower: the components `basis` (2 * bins, K) of its two frames, as pairs."""
+    """Set the acoustic tower's convolutions to the components `basis` (2 * bins, K) of two mel frames, as pairs."""
     stem, bins, count = codec.acoustic_encoder, len(mean), basis.shape[1]
     for sign, first in ((1, 0), (-1, 1)):
         chosen = slice(first, 2 * bins, 2)
@@ -120,7 +120,7 @@ def _fill_stem(codec: XYTokenizer, basis: Tensor, mean: Tensor) -> None:
 
 
 def _fill_adapter(codec: XYTokenizer, clips: Sequence[Tensor], firsts: Sequence[int], carried: Tensor) -> None:
-    """The adapter before the quantizer carries as many components as it has channels for."""
+    """Let the adapter before the quantizer pass on as many components as it has channels for."""
     adapter = codec.pre_rvq_adapter
     seen: list[Tensor] = []
     hook = adapter.register_forward_pre_hook(lambda _, args: seen.append(args[0].flatten(0, 1)))
@@ -130,7 +130,7 @@ def _fill_adapter(codec: XYTokenizer, clips: Sequence[Tensor], firsts: Sequence[
 
 
 def _fill_codebooks(codec: XYTokenizer, latents: Tensor, batch_frames: float) -> Tensor:
-    """k-means on all latents (N, L, D), then what the quantizer gives for them."""
+    """Fit the codebooks by k-means on all latents (N, L, D), and return what the quantizer gives for them."""
     codec.quantizer.inited.fill_(False)
     codec.quantizer.train()
     with torch.enable_grad():
@@ -146,7 +146,7 @@ def _fill_codebooks(codec: XYTokenizer, latents: Tensor, batch_frames: float) ->
 
 
 def _fill_after_quantizer(codec: XYTokenizer, quantized: Tensor, codes: Tensor, firsts: Sequence[int]) -> Tensor:
-    """The adapter after the quantizer gives the components of a patch again, and a constant as its last channel."""
+    """Let the adapter after the quantizer restore a patch's components, with a constant as its last channel."""
     adapter = codec.post_rvq_adapter
     inner = adapter.proj(quantized)
     if isinstance(adapter.proj, nn.Linear):
@@ -168,7 +168,7 @@ def _fill_after_quantizer(codec: XYTokenizer, quantized: Tensor, codes: Tensor, 
 
 
 def _fill_upsample(codec: XYTokenizer, hidden: Tensor, carried: Tensor) -> None:
-    """Four rows of components and constants from every code; the map has no bias, so it reads the constant channel."""
+    """Set the up-sampling to four frames of components and constants a code; it has no bias, but a constant input."""
     factor, width = codec.upsample.factor, codec.config.acoustic_decoder.d_model
     constant = width // 8
     count = min(carried.shape[1], width - constant)
@@ -181,7 +181,7 @@ def _fill_upsample(codec: XYTokenizer, hidden: Tensor, carried: Tensor) -> None:
 
 
 def _fill_decoder(codec: XYTokenizer, hidden: Tensor, wanted: Tensor, firsts: Sequence[int]) -> None:
-    """The decoder's rows become two frames each, as pairs; `wanted` (rows, 2 * bins) is what its last GELU meets."""
+    """Set the decoder to turn each frame into two; `wanted` (N, 2 * bins) are the inputs of its last GELU."""
     decoder, bins = codec.acoustic_decoder, wanted.shape[1] // 2
     mean = wanted.view(-1, bins).mean(dim=0)
     rows = _by_position(decoder.transform, codec.upsample(hidden), [codec.upsample.factor * first for first in firsts])
@@ -222,7 +222,7 @@ def _components(centred: Tensor, count: int) -> Tensor:
 
 
 def _fill_linear(linear: nn.Module, x: Tensor, wanted: Tensor, constant: float) -> None:
-    """Outputs of `linear` become the last columns of `wanted`, and an eighth of them constant."""
+    """Make `linear` output the last columns of `wanted`, and keep an eighth of its outputs constant."""
     if not isinstance(linear, nn.Linear):
         raise ConfigError("start: linear needs an adapter before the quantizer that changes the width")
     constants = linear.out_features // 8

@@ -1,4 +1,4 @@
-"""An X-Codec whose acoustic half hears its input from the first step on (ours: published is torch's own start).
+"""Initial weights of X-Codec's acoustic half that keep the signal's scale (ours; torch's own are the published start).
 
 With torch's own start, biases are ten times as large as speech, and every strided convolution takes away a part of what
 is left: the latents of a mini model varied by 0.007 from frame to frame, the semantic ones by 3. After 500 steps they

@@ -132,7 +132,7 @@ def adopt_codec(codec: XYTokenizer, loaded: XYTokenizer, source: str, *, except_
 
 @torch.no_grad()
 def centre_vocoder(codec: XYTokenizer) -> None:
-    """Let a vocoder at random hear the changes of `ideal_features` and not their height, which would drown them.
+    """Centre an untrained vocoder's input on `ideal_features`, whose mean would outweigh their variation.
 
     A step of Adam moves all weights of the first convolution alike, and so its output by the height. They are made
     ten times as large, which the norm behind them undoes: now a step changes little of them.
@@ -153,7 +153,7 @@ def adopt_vocoder(codec: XYTokenizer, source: str) -> None:
 
 
 def _unfold(state: dict[str, Tensor], name: str, training: nn.Module) -> None:
-    """Turn a plain weight back into the direction and the length that weight norm trains."""
+    """Split a plain weight into the direction and the length that weight norm trains."""
     if f"{name}.weight" not in state or not parametrize.is_parametrized(training, "weight"):
         return
     weight = state.pop(f"{name}.weight")

@@ -1,4 +1,4 @@
-"""A generator against discriminators: what one step teaches either side, whatever the generator is."""
+"""One step of adversarial training, for any generator with a codec in it."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -93,7 +93,7 @@ class AdversarialStage(Stage[AdversarialRecipeT], Generic[AdversarialRecipeT, Co
         networks.discriminators(torch.cat([real, fake]))
 
     def step(self, batches: Sequence[Batch], step: int) -> StepReport:
-        """The discriminators learn first. Of several micro-batches, the last one meets them after that."""
+        """Update discriminators, then the generator. Of several micro-batches, the last one meets the new ones."""
         self.generator.train()
         with self._codebooks_of(batches, step):
             values, norms, counts = self._learn(batches, step)
@@ -164,7 +164,7 @@ class AdversarialStage(Stage[AdversarialRecipeT], Generic[AdversarialRecipeT, Co
 
 
 def adopt_discriminators(discriminators: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Go on with those of a checkpoint. Raises ConfigError if they are of another size."""
+    """Load the discriminators of a checkpoint. Raises ConfigError if their size differs."""
     own = discriminators.state_dict()
     if {key: value.shape for key, value in own.items()} != {key: value.shape for key, value in state.items()}:
         raise ConfigError(
@@ -174,7 +174,7 @@ def adopt_discriminators(discriminators: nn.Module, state: dict[str, Tensor], so
 
 
 def _scaled(mean: Mean, share: float) -> Mean:
-    """Scale a mean as if only `share` of everything had been there."""
+    """Scale a mean's total and count by `share`."""
     return Mean(mean.total * share, mean.count * share)
 
 

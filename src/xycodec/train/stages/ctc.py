@@ -1,4 +1,4 @@
-"""A tower learns to recognise characters, so that a codec's semantic tower can start from it."""
+"""Stage `ctc`: a tower learns to recognise characters, as a start for a codec's semantic tower."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xycodec.data.batch import Batch
-from xycodec.data.clip import INPUT_RATE
 from xycodec.data.sources import open_once
 from xycodec.data.survey import Survey
 from xycodec.distributed import all_reduce_, world_size
 from xycodec.errors import ConfigError
 from xycodec.eval.metrics.wer import WordErrors, character_errors, normalise, word_error_rate
 from xycodec.io.config import Config, Probability
+from xycodec.io.rate import SPEECH_RATE
 from xycodec.models.config import TowerConfig
 from xycodec.models.xy_tokenizer.config import CONFIGS, RecogniserConfig
-from xycodec.models.xy_tokenizer.ctc import BLANK, Recogniser, rows_needed, rows_of
+from xycodec.models.xy_tokenizer.ctc import BLANK, Recogniser, frames_needed, tower_frames
 from xycodec.nn.mean import Mean
 from xycodec.train.checkpoint import RunState
 from xycodec.train.config import OptimizerConfig, RunConfig, refuse_listening
@@ -81,7 +81,7 @@ class Targets:
     columns: Tensor
     """(B, N) int64, N >= 1: characters of each item, followed by zeros."""
     lengths: tuple[int, ...]
-    """Characters of each item; 0 where it has no text, or more of it than its rows can spell."""
+    """Characters of each item; 0 where it has no text, or more of it than its frames can spell."""
 
     @property
     def count(self) -> Tensor:
@@ -92,21 +92,24 @@ class Targets:
 def targets_of(batch: Batch, recogniser: Recogniser) -> Targets:
     """The texts of a batch as columns of the recogniser's output."""
     spelt = [recogniser.alphabet.spell(normalised(text)) for text in batch.texts]
-    rows = rows_of(batch.lengths)
-    kept = [text if rows_needed(text) <= count else [] for text, count in zip(spelt, rows, strict=True)]
+    frames = tower_frames(batch.lengths)
+    kept = [text if frames_needed(text) <= count else [] for text, count in zip(spelt, frames, strict=True)]
     width = max(1, *map(len, kept))
     columns = torch.tensor([text + [BLANK] * (width - len(text)) for text in kept])
     return Targets(columns, tuple(map(len, kept)))
 
 
 def ctc(log_probs: Tensor, lengths: Sequence[int], targets: Targets) -> Mean:
-    """Negative log-probability a character that the rows (B, L, C) of clips of `lengths` samples spell the targets."""
+    """CTC loss, nats a character: minus the log-probability that the frames (B, L, C) of clips spell the targets.
+
+    `lengths` are the clips' samples.
+    """
     device = log_probs.device
     with torch.autocast(device.type, enabled=False):
         losses = F.ctc_loss(
             log_probs.transpose(0, 1),
             targets.columns.to(device, non_blocking=True),
-            torch.tensor(rows_of(lengths)),
+            torch.tensor(tower_frames(lengths)),
             torch.tensor(targets.lengths),
             blank=BLANK,
             reduction="none",
@@ -118,7 +121,7 @@ def ctc(log_probs: Tensor, lengths: Sequence[int], targets: Targets) -> Mean:
 
 def draw_masks(config: MaskingConfig, lengths: Sequence[int], n_mels: int, width: int) -> Tensor:
     """(B, n_mels, width) bool on the CPU, True where log-mels of clips of `lengths` samples are hidden."""
-    frames = 2 * torch.tensor(rows_of(lengths))
+    frames = 2 * torch.tensor(tower_frames(lengths))
     bins = torch.full_like(frames, n_mels)
     longest = (config.time_share * frames).floor().clamp_max(config.time_frames)
     widest = bins.clamp_max(config.frequency_bins)
@@ -140,7 +143,7 @@ def _stretches(sizes: Tensor, longest: Tensor, count: int, width: int) -> Tensor
 
 
 class Recognition(nn.Module):
-    """The recogniser, whose log-mels have holes in training."""
+    """The recogniser with SpecAugment in training, which hides parts of its log-mels."""
 
     def __init__(self, recogniser: Recogniser, masking: MaskingConfig) -> None:
         super().__init__()
@@ -159,7 +162,7 @@ class Recognition(nn.Module):
 
 @register
 class CtcStage(Stage[CtcRecipe]):
-    """Recognition as the trainer sees it."""
+    """The stage that trains a recogniser of characters."""
 
     name = "ctc"
     once = ("recognise",)
@@ -170,7 +173,7 @@ class CtcStage(Stage[CtcRecipe]):
 
     def __init__(self, recipe: CtcRecipe, engine: Engine) -> None:
         self.recipe, self.engine = recipe, engine
-        self.output_sample_rate = INPUT_RATE
+        self.output_sample_rate = SPEECH_RATE
         model = build(recipe)
         self.recogniser = model.recogniser
         self.model = engine.wrap(model)
@@ -180,21 +183,21 @@ class CtcStage(Stage[CtcRecipe]):
     @classmethod
     def build(cls, recipe: CtcRecipe, *, meta: bool = False) -> Networks:
         """The networks of a recipe, as `build` makes them."""
-        return Networks(build(recipe, meta=meta), INPUT_RATE)
+        return Networks(build(recipe, meta=meta), SPEECH_RATE)
 
     @classmethod
     def resumed(cls, recipe: CtcRecipe, checkpoint: Path, state: RunState) -> dict[str, Any]:
-        """The characters that the outputs stand for are the checkpoint's: the texts may have changed."""
+        """Take the characters of the outputs from the checkpoint: the corpus's texts may have changed."""
         return {} if state.recogniser is None else {"characters": state.recogniser["characters"]}
 
     @classmethod
     def remarks(cls, recipe: CtcRecipe, found: Survey) -> Iterator[str]:
-        """Clips without text."""
+        """Remark on clips without text."""
         if found.with_text < found.clips:
             yield f"without text: {found.clips - found.with_text:,} clips, which are passed over"
 
     def step(self, batches: Sequence[Batch], step: int) -> StepReport:
-        """One mean over the characters of all micro-batches and processes, which are known before the first pass."""
+        """One update on the mean over all characters of micro-batches and processes, counted before the first pass."""
         self.model.train()
         targets = [targets_of(batch, self.recogniser) for batch in batches]
         count = all_reduce_(torch.stack([target.count for target in targets]).sum(dim=0).to(self.engine.device))
@@ -219,11 +222,11 @@ class CtcStage(Stage[CtcRecipe]):
         return Measured(means, words=words, texts=tuple(heard) if transcribe else ())
 
     def loss(self, values: Mapping[str, float]) -> float:
-        """The CTC loss a character."""
+        """The CTC loss per character."""
         return values["loss"]
 
     def model_config(self) -> dict[str, Any]:
-        """Its sizes and its characters."""
+        """The recogniser's configuration: sizes and characters."""
         return self.recogniser.config.model_dump(mode="json")
 
     def _compute(self, batch: Batch) -> Tensor:
@@ -233,7 +236,7 @@ class CtcStage(Stage[CtcRecipe]):
 
 
 def _character_errors(pairs: Sequence[tuple[str, str]], device: torch.device) -> Mean:
-    """Fewest edits of characters that turn what was heard into what was said, a character."""
+    """Character error rate of the transcripts."""
     counts = character_errors([said for said, _ in pairs], [heard for _, heard in pairs], str)
     return Mean(*torch.tensor([[counts.errors], [counts.characters]], dtype=torch.float32, device=device))
 
@@ -255,7 +258,7 @@ def build(recipe: CtcRecipe, *, meta: bool = False) -> Recognition:
     with torch.random.fork_rng(devices=[]), torch.device("meta" if meta else "cpu"):
         torch.manual_seed(recipe.seed)
         recogniser = Recogniser(config)
-    window = recogniser.window_samples / INPUT_RATE
+    window = recogniser.window_samples / SPEECH_RATE
     if recipe.data.clip_seconds > window:
         raise ConfigError(
             f"data.clip_seconds: {recipe.data.clip_seconds:g} s is longer than the window of {window:g} s: "

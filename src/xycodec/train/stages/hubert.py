@@ -1,4 +1,4 @@
-"""A HuBERT learns to guess the labels of frames it cannot see, so that an X-Codec can read it.
+"""Stage `hubert`: a HuBERT learns to predict the labels of hidden frames, for X-Codec to read its features.
 
 See docs/models/x_codec.md, HuBERT.
 
@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xycodec.data.batch import Batch
-from xycodec.data.clip import INPUT_RATE, generator_of
+from xycodec.data.clip import generator_of
 from xycodec.data.survey import Survey
 from xycodec.data.targets import NO_LABEL, TARGETS_OF, targets_of
 from xycodec.distributed import all_reduce_, world_size
 from xycodec.errors import ConfigError
 from xycodec.io.config import Config, Decay, Probability
+from xycodec.io.rate import SPEECH_RATE
 from xycodec.models.xcodec.config import SEMANTIC_HOP, SelfSupervisedConfig
 from xycodec.models.xcodec.semantic import FIELD, transformers_model
 from xycodec.nn.mean import Mean, masked_mean
@@ -70,7 +71,7 @@ class HubertOptimizerConfig(OptimizerConfig):
 
 
 class HubertRecipe(RunConfig):
-    """A HuBERT learns to guess codes of hidden frames, for X-Codec to read (docs/models/x_codec.md, HuBERT)."""
+    """Recipe of a HuBERT that predicts codes of hidden frames, for X-Codec to read (docs/models/x_codec.md, HuBERT)."""
 
     stage: Literal["hubert"]
     model: SelfSupervisedConfig = SelfSupervisedConfig()
@@ -172,7 +173,7 @@ class Task(NamedTuple):
 
 
 COUNTED = {"masked": 0, "masked_accuracy": 0, "unmasked": 1, "unmasked_accuracy": 1, "features": 2}
-"""Over which of a task's counts a measure is a mean."""
+"""The place in a task's `counts` of the frames over which each measure is a mean."""
 
 
 def measures(logits: Tensor, features: Tensor, task: Task) -> dict[str, Mean]:
@@ -220,7 +221,7 @@ class MaskedPrediction(nn.Module):
         self.hubert = hubert
         self.head = head
         self.feature_gradient = recipe.feature_gradient
-        self.samples = max(FIELD, round(recipe.data.clip_seconds * INPUT_RATE))
+        self.samples = max(FIELD, round(recipe.data.clip_seconds * SPEECH_RATE))
         for layer in self.hubert.encoder.layers:
             layer.register_forward_hook(_LayerDrop(recipe.layer_drop))
 
@@ -262,7 +263,7 @@ class _LayerDrop:
 
 @register
 class HubertStage(Stage[HubertRecipe]):
-    """Masked prediction as the trainer sees it."""
+    """The stage that trains a HuBERT by masked prediction."""
 
     name = "hubert"
     recipe_class = HubertRecipe
@@ -271,7 +272,7 @@ class HubertStage(Stage[HubertRecipe]):
 
     def __init__(self, recipe: HubertRecipe, engine: Engine) -> None:
         self.recipe, self.engine = recipe, engine
-        self.output_sample_rate = INPUT_RATE
+        self.output_sample_rate = SPEECH_RATE
         self.weights = recipe.loss.model_dump()
         self.plain = build(recipe)
         self.model = engine.wrap(self.plain)
@@ -281,16 +282,16 @@ class HubertStage(Stage[HubertRecipe]):
     @classmethod
     def build(cls, recipe: HubertRecipe, *, meta: bool = False) -> Networks:
         """The networks of a recipe, as `build` makes them."""
-        return Networks(build(recipe, meta=meta), INPUT_RATE)
+        return Networks(build(recipe, meta=meta), SPEECH_RATE)
 
     @classmethod
     def check_clip(cls, recipe: HubertRecipe, cut: Cut, source: str) -> None:
-        """Labels have to be those that the recipe learns."""
+        """Raise ConfigError unless a clip's labels are those that the recipe names."""
         require_labels(recipe, cut, source)
 
     @classmethod
     def remarks(cls, recipe: HubertRecipe, found: Survey) -> Iterator[str]:
-        """Clips without labels."""
+        """Remark on clips without labels."""
         if found.with_labels < found.clips:
             yield f"without labels: {found.clips - found.with_labels:,} clips, which are passed over"
 
@@ -316,7 +317,7 @@ class HubertStage(Stage[HubertRecipe]):
         return F.pad(labels, (0, 0, 0, frames - labels.shape[1]), value=NO_LABEL)
 
     def step(self, batches: Sequence[Batch], step: int) -> StepReport:
-        """Means over the frames of all micro-batches and processes, which are known before the first pass."""
+        """One update on means over the frames of all micro-batches and processes, counted before the first pass."""
         self.model.train()
         tasks = [self.task(batch, step) for batch in batches]
         counts = all_reduce_(torch.stack([task.counts for task in tasks]).sum(dim=0))
@@ -334,16 +335,16 @@ class HubertStage(Stage[HubertRecipe]):
 
     @torch.no_grad()
     def measure(self, batch: Batch, *, transcribe: bool) -> Measured:
-        """The same measures with the same frames hidden each time."""
+        """Measure a batch, with the same frames hidden every time."""
         self.model.eval()
         return Measured(self._compute(batch, self.task(batch, VALIDATION)))
 
     def loss(self, values: Mapping[str, float]) -> float:
-        """The weighted sum that training lessens."""
+        """The weighted sum of losses that training minimises."""
         return float(weighted(values, self.weights))
 
     def model_config(self) -> dict[str, Any]:
-        """Its sizes."""
+        """The HuBERT's configuration."""
         return self.recipe.model.model_dump(mode="json")
 
     def _compute(self, batch: Batch, task: Task) -> dict[str, Mean]:

@@ -174,7 +174,7 @@ class PostTraining(nn.Module):
 
 @register
 class PosttrainStage(AdversarialStage[PosttrainRecipe, XYTokenizer]):
-    """Post-training as the trainer sees it."""
+    """The stage of post-training."""
 
     name = "posttrain"
     recipe_class = PosttrainRecipe
@@ -202,7 +202,7 @@ class PosttrainStage(AdversarialStage[PosttrainRecipe, XYTokenizer]):
 
     @classmethod
     def resumed(cls, recipe: PosttrainRecipe, checkpoint: Path, state: RunState) -> dict[str, Any]:
-        """The codec's sizes and weights are its own checkpoint's, and so is what learns."""
+        """Take the codec's sizes and what is trained from the checkpoint, and weights from nowhere else."""
         groups = state.optimizers["model"]["param_groups"]
         trains_adapter = any("post_rvq_adapter" in name for group in groups for name in group["params"])
         return {"weights": str(checkpoint), "freeze_adapter": not trains_adapter}
@@ -216,7 +216,7 @@ class PosttrainStage(AdversarialStage[PosttrainRecipe, XYTokenizer]):
 
     @torch.no_grad()
     def measure(self, batch: Batch, *, transcribe: bool) -> Measured:
-        """The mel distance, and the other losses but what discriminators say: of unheard clips that says little."""
+        """Measure all losses but those of discriminators, which say little of clips that they have not learned from."""
         self.measured.eval()
         with self.engine.autocast():
             (audio, target, lengths), counts, losses = self.measured(batch)
@@ -224,7 +224,7 @@ class PosttrainStage(AdversarialStage[PosttrainRecipe, XYTokenizer]):
         return Measured({"mel": self.mel(audio, target, lengths), **means}, counts, audio)
 
     def loss(self, values: Mapping[str, float]) -> float:
-        """The mel distance."""
+        """The mel distance of a validation."""
         return values["mel"]
 
     def model_config(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from xycodec.checkpoints.training import AVERAGE
 from xycodec.data.batch import Batch
-from xycodec.data.clip import FRAME, INPUT_RATE
+from xycodec.data.clip import FRAME
 from xycodec.data.corpus import open_corpus
 from xycodec.data.stream import BatchStream
 from xycodec.data.survey import Survey
@@ -22,6 +22,7 @@ from xycodec.distributed import world_size
 from xycodec.errors import ConfigError
 from xycodec.eval.metrics.wer import WordErrors, word_error_rate
 from xycodec.io.config import Config
+from xycodec.io.rate import SPEECH_RATE
 from xycodec.losses.mel import MultiScaleMel
 from xycodec.models.xy_tokenizer.config import CONFIGS, LanguageModelConfig, XYTokenizerConfig
 from xycodec.models.xy_tokenizer.model import XYTokenizer
@@ -131,7 +132,7 @@ class Pass(NamedTuple):
 
 
 class PreTraining(nn.Module):
-    """The codec and its listener, from a batch to its losses."""
+    """The codec with its language model: from a batch to its losses."""
 
     def __init__(self, codec: XYTokenizer, semantic_lm: SemanticBranch | None, recipe: PretrainRecipe) -> None:
         super().__init__()
@@ -142,7 +143,7 @@ class PreTraining(nn.Module):
         self.reads_adapter = recipe.lm is None or recipe.lm.reads == "post_rvq_adapter"
 
     def forward(self, batch: Batch, tokens: Tokens | None) -> Pass:
-        """Losses whose weight is zero are not computed in training."""
+        """Compute the losses of a batch; those of weight zero only in validation."""
         codec = self.codec
         # A batch of which nothing could be read still goes through: one silent frame that counts nowhere.
         frames = [codec.num_frames(n) for n in batch.lengths]
@@ -161,8 +162,12 @@ class PreTraining(nn.Module):
                 losses["features"] = feature_distance(codec, features, batch)
             if self.weights.states:
                 assert encoded.semantic is not None
-                rows = None if device_mask is None else device_mask.repeat_interleave(codec.upsample.factor, dim=1)
-                losses["states"] = state_distance(states_of_features(codec, features, rows, first), encoded.semantic)
+                tower_mask = (
+                    None if device_mask is None else device_mask.repeat_interleave(codec.upsample.factor, dim=1)
+                )
+                losses["states"] = state_distance(
+                    states_of_features(codec, features, tower_mask, first), encoded.semantic
+                )
             if self.weights.mel or not self.training:
                 heard = features.detach() if self.mel_reaches == "vocoder" else features
                 seconds = self.segment_seconds if self.training else None
@@ -187,7 +192,7 @@ class PreTraining(nn.Module):
 
 @register
 class PretrainStage(Stage[PretrainRecipe]):
-    """Pre-training as the trainer sees it."""
+    """The stage of pre-training."""
 
     name = "pretrain"
     words_name = "asr_wer"  # of the language model, which listens to the codec; the other is of the decoded audio
@@ -215,14 +220,14 @@ class PretrainStage(Stage[PretrainRecipe]):
 
     @classmethod
     def rehearse(cls, networks: Networks, batch: Batch) -> None:
-        """Run the codec and its listener once, with about as many tokens as are said in 30 s."""
+        """Run codec and language model once, with about as many tokens as are spoken in 30 s."""
         tokens = Tokens(torch.zeros(len(batch.ids), 100, dtype=torch.int64), (100,) * len(batch.ids))
         model = networks.model.eval()
         model(batch, None if model.semantic_lm is None else tokens)
 
     @classmethod
     def resumed(cls, recipe: PretrainRecipe, checkpoint: Path, state: RunState) -> dict[str, Any]:
-        """A run that goes on starts from nothing else."""
+        """Settings of a resumed run: no other sources of weights."""
         return {"weights": None, "towers": None, "vocos": None, "start": "plain"}
 
     @classmethod
@@ -236,7 +241,7 @@ class PretrainStage(Stage[PretrainRecipe]):
             yield f"without text: {found.clips - found.with_text:,} clips, which train reconstruction only"
 
     def step(self, batches: Sequence[Batch], step: int) -> StepReport:
-        """Gradients of the micro-batches add up; each is a mean over what its batches hold on all processes."""
+        """One update: gradients of micro-batches are added; each is a mean over all processes."""
         self.model.train()
         with self.codec.quantizer.one_step(batches, lambda batch: self._compute(self.model, batch)):
             values, counts = self._learn(batches)
@@ -261,7 +266,7 @@ class PretrainStage(Stage[PretrainRecipe]):
 
     @torch.no_grad()
     def measure(self, batch: Batch, *, transcribe: bool) -> Measured:
-        """Losses, token accuracy, and what the language model hears."""
+        """Measure the losses, token accuracy, and the language model's transcripts."""
         self.measured.eval()
         made = self._compute(self.measured, batch)
         texts: tuple[str, ...] = ()
@@ -272,7 +277,7 @@ class PretrainStage(Stage[PretrainRecipe]):
                 said = self._texts(batch)
                 counts = zip(batch.lengths, said, strict=True)
                 frames = [self.codec.num_frames(n) if text else 0 for n, text in counts]
-                most = ceil(TOKENS_PER_SECOND * max(batch.lengths) / INPUT_RATE) + 1
+                most = ceil(TOKENS_PER_SECOND * max(batch.lengths) / SPEECH_RATE) + 1
                 texts = tuple(self.semantic_lm.transcribe(made.read, frames, most))
             pairs = [(text, heard) for text, heard in zip(said, texts, strict=True) if text]
             if pairs:
@@ -280,7 +285,7 @@ class PretrainStage(Stage[PretrainRecipe]):
         return Measured(_means(made), made.counts, made.audio, words, texts)
 
     def loss(self, values: Mapping[str, float]) -> float:
-        """The weighted sum that training lessens."""
+        """The weighted sum of losses that training minimises."""
         return float(weighted(values, self._active(values)))
 
     def model_config(self) -> dict[str, Any]:
@@ -299,7 +304,7 @@ class PretrainStage(Stage[PretrainRecipe]):
         return made
 
     def _texts(self, batch: Batch) -> list[str | None]:
-        """Those that the language model is to write."""
+        """The transcripts that the language model is to write; None where it is to write none."""
         said = zip(batch.texts, batch.languages, strict=True)
         return [
             text if self.semantic_lm is None or self.semantic_lm.writes(language) else None for text, language in said
@@ -394,5 +399,5 @@ def _excerpt_of_each(recipe: PretrainRecipe) -> Tensor:
         if len(found) >= STARTING_CLIPS or searched >= SEARCHED or batch.position.epoch > 0:
             break
     if not found:
-        raise ConfigError(f"start: linear needs clips of {samples / INPUT_RATE:g} s, and found none")
+        raise ConfigError(f"start: linear needs clips of {samples / SPEECH_RATE:g} s, and found none")
     return torch.stack(found[:STARTING_CLIPS])

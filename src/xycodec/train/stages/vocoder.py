@@ -1,4 +1,4 @@
-"""The vocoder alone: from a clip's own log-mel to the clip, before a decoder has learned to give it one.
+"""Stage `vocoder`: the vocoder alone learns to turn a clip's log-mel into the clip.
 
 Not in the paper, which lets decoder and vocoder find their own features. Where compute is short it pays to let each
 learn its part at once, the vocoder from true features and the decoder to give them, and then both together.
@@ -40,7 +40,7 @@ class VocoderRecipe(RunConfig):
 
 
 class VocoderTraining(nn.Module):
-    """A codec of which only the vocoder works: from a batch to its mel distance."""
+    """A codec's vocoder in training: from a batch to its mel distance."""
 
     def __init__(self, codec: XYTokenizer) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class VocoderTraining(nn.Module):
 
 @register
 class VocoderStage(Stage[VocoderRecipe]):
-    """The vocoder's training as the trainer sees it."""
+    """The stage that trains a vocoder."""
 
     name = "vocoder"
     recipe_class = VocoderRecipe
@@ -90,7 +90,7 @@ class VocoderStage(Stage[VocoderRecipe]):
 
     @classmethod
     def resumed(cls, recipe: VocoderRecipe, checkpoint: Path, state: RunState) -> dict[str, Any]:
-        """The vocoder's weights are its own checkpoint's."""
+        """Settings of a resumed run: no other source of the vocoder's weights."""
         return {"weights": None}
 
     def step(self, batches: Sequence[Batch], step: int) -> StepReport:
@@ -111,14 +111,14 @@ class VocoderStage(Stage[VocoderRecipe]):
 
     @torch.no_grad()
     def measure(self, batch: Batch, *, transcribe: bool) -> Measured:
-        """The mel distance; there are no codes to count."""
+        """Measure the mel distance; there are no codes to count."""
         self.measured.eval()
         with self.engine.autocast():
             total, count, audio = self.measured(batch)
         return Measured({"mel": Mean(total, count)}, audio=audio)
 
     def loss(self, values: Mapping[str, float]) -> float:
-        """The mel distance."""
+        """The mel distance of a validation."""
         return values["mel"]
 
     def model_config(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""X-Codec's training: one generator against discriminators, and a frozen model's features to keep.
+"""Stage `xcodec`: X-Codec against discriminators, with a loss on the frozen model's features.
 
 See docs/models/x_codec.md, Training.
 """
@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from xycodec.checkpoints.training import read_checkpoint
 from xycodec.data.batch import Batch
-from xycodec.data.clip import INPUT_RATE
 from xycodec.io.config import Config, Decay, Probability
+from xycodec.io.rate import SPEECH_RATE
 from xycodec.losses.adversarial import plain_feature_matching
 from xycodec.losses.semantic import semantic_distance
 from xycodec.losses.stft import FullBandStft, LogMelDistance, SubBandStft, WaveformDistance
@@ -168,7 +168,7 @@ class XCodecTraining(nn.Module):
 
 @register
 class XCodecStage(AdversarialStage[XCodecRecipe, XCodec]):
-    """X-Codec's training as the trainer sees it."""
+    """The stage that trains an X-Codec."""
 
     name = "xcodec"
     recipe_class = XCodecRecipe
@@ -182,7 +182,7 @@ class XCodecStage(AdversarialStage[XCodecRecipe, XCodec]):
         distances = {
             "stft": FullBandStft(),
             "subband_stft": SubBandStft(),
-            "mel": LogMelDistance(INPUT_RATE),
+            "mel": LogMelDistance(SPEECH_RATE),
             "waveform": WaveformDistance(),
         }
         self.distances = {name: distance.to(engine.device) for name, distance in distances.items()}
@@ -198,13 +198,13 @@ class XCodecStage(AdversarialStage[XCodecRecipe, XCodec]):
 
     @classmethod
     def rehearse(cls, networks: Networks, batch: Batch) -> None:
-        """Run generator and discriminators once; codebooks that learn would ask whether they hold something yet."""
+        """Run generator and discriminators once in eval mode: in training, codebooks would look for a first batch."""
         networks.model.eval()
         super().rehearse(networks, batch)
 
     @classmethod
     def resumed(cls, recipe: XCodecRecipe, checkpoint: Path, state: RunState) -> dict[str, Any]:
-        """A run that goes on starts from nothing else."""
+        """Settings of a resumed run: no other sources of weights."""
         return {"weights": None, "semantic_weights": None}
 
     def codebooks_of(self, step: int) -> int:
@@ -232,7 +232,7 @@ class XCodecStage(AdversarialStage[XCodecRecipe, XCodec]):
         return Measured(means, counts, heard.audio.float())
 
     def loss(self, values: Mapping[str, float]) -> float:
-        """The weighted sum that training lessens, but for what discriminators say, who change as it goes on."""
+        """The weighted sum of losses that training minimises, without those of discriminators, which keep changing."""
         return float(weighted(values, {name: weight for name, weight in self.weights.items() if name in values}))
 
     def model_config(self) -> dict[str, Any]:
@@ -249,7 +249,7 @@ def build(recipe: XCodecRecipe, *, meta: bool = False) -> tuple[XCodecTraining, 
     with torch.random.fork_rng(devices=[]), torch.device("meta" if meta else "cpu"):
         torch.manual_seed(recipe.seed)
         codec = XCodec(recipe.model)
-        discriminators = MultiFrequencyDiscriminator(INPUT_RATE, channels=recipe.discriminators.channels)
+        discriminators = MultiFrequencyDiscriminator(SPEECH_RATE, channels=recipe.discriminators.channels)
         if recipe.start == "scaled" and not meta:
             start_scaled(codec)
     if recipe.weights is not None and not meta:
@@ -264,5 +264,5 @@ def build(recipe: XCodecRecipe, *, meta: bool = False) -> tuple[XCodecTraining, 
         # Engines wait for the gradient of all that is trained.
         for part in (codec.semantic_proj, codec.semantic_decoder):
             part.requires_grad_(False)
-    samples = max(round(recipe.data.clip_seconds * INPUT_RATE), discriminators.min_samples)
+    samples = max(round(recipe.data.clip_seconds * SPEECH_RATE), discriminators.min_samples)
     return XCodecTraining(codec, samples, semantic=semantic), discriminators
