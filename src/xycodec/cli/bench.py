@@ -107,15 +107,25 @@ def matmul_peak(
     dtype: torch.dtype = torch.float32, size: int = 4096, *, device: Device = "cpu", repeats: int = 5
 ) -> float:
     """GFLOP/s of the best of at least `repeats` products of two (size, size) matrices by any library that is here."""
+    return max(library_peaks(dtype, size, device=device, repeats=repeats).values())
+
+
+def library_peaks(
+    dtype: torch.dtype = torch.float32, size: int = 4096, *, device: Device = "cpu", repeats: int = 5
+) -> dict[str, float]:
+    """The same of each library by itself, in turns."""
     place = torch.device(device)
     a, b = (torch.randn(size, size, device=place).to(dtype) for _ in range(2))
-    ways: list[Callable[[], object]] = [lambda: a @ b]
+    has_mkl: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+    own = "MKL" if place.type == "cpu" and has_mkl else "torch"
+    ways: dict[str, Callable[[], object]] = {own: lambda: a @ b}
     if has_onednn() and place.type == "cpu" and dtype == torch.float32:
-        ways.append(lambda: multiply(a, b))
-    times: list[float] = []
-    while len(times) < repeats * len(ways) or sum(times) < PEAK_SECONDS:
-        times += [elapsed(way, place) for way in ways]
-    return 2 * size**3 / min(times) / 1e9
+        ways["oneDNN"] = lambda: multiply(a, b)
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    while len(times[own]) < repeats or sum(map(sum, times.values())) < PEAK_SECONDS:
+        for name, way in ways.items():
+            times[name].append(elapsed(way, place))
+    return {name: 2 * size**3 / min(taken) / 1e9 for name, taken in times.items()}
 
 
 def count_flops(codec: Codec, seconds: float) -> Flops:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from xycodec.cli.options import AsJson, Device, Overwrite, Storage, Store, Threads, set_threads
-from xycodec.cli.terminal import print_bench, print_table
+from xycodec.cli.terminal import print_bench, print_kernels, print_table
 from xycodec.errors import XycodecError
 
 
@@ -94,17 +94,23 @@ def bench(
     batch: Annotated[bool, typer.Option(help="Also encode 32 clips of 2 to 15 s in one call.")] = True,
     bf16: Annotated[bool, typer.Option(help="Also compare with bfloat16.")] = False,
     device: Device = "auto",
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="Compare the libraries that multiply matrices instead, and propose.")
+    ] = False,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a codec's speed here, beside what the machine's arithmetic allows."""
+    if kernels:
+        _bench_kernels(threads, as_json)
+        return
     import copy
 
     import torch
 
     from xycodec.checkpoints.build import random_codec
     from xycodec.checkpoints.load import load_codec, resolve_device
-    from xycodec.cli.bench import bf16_agreement, matmul_peak, measure, measure_batch
+    from xycodec.cli.bench import bf16_agreement, library_peaks, measure, measure_batch
     from xycodec.models.presets import NAMED_CONFIGS
 
     lengths = None if seconds is None else _parse_lengths(seconds)
@@ -112,8 +118,10 @@ def bench(
     named = model in NAMED_CONFIGS
     codec = random_codec(NAMED_CONFIGS[model]).to(resolve_device(device)) if named else load_codec(model, device=device)
     lengths = lengths or [2.0, 5.0, 10.0, 30.0]
-    peak = matmul_peak(device=codec.device)
+    peaks = library_peaks(device=codec.device)
+    library, peak = max(peaks.items(), key=lambda pair: pair[1])
     report: dict[str, Any] = {"model": codec.model_id, "device": str(codec.device), "peak_gflops": peak}
+    report |= {"peak_by": library, "threads": torch.get_num_threads()}
     report["rows"] = [asdict(row) for row in measure(codec, lengths, repeats=repeats, peak=peak)]
     if batch:
         report["batch"] = asdict(measure_batch(codec))
@@ -125,6 +133,21 @@ def bench(
         print(json.dumps(report))
     else:
         print_bench(report)
+
+
+def _bench_kernels(threads: int | None, as_json: bool) -> None:
+    from xycodec.cli.kernels import measure_kernels, proposed
+    from xycodec.nn.deterministic.kernels import TABLE, processor
+
+    set_threads(threads)
+    rows = measure_kernels()
+    in_force = processor()
+    report: dict[str, Any] = {"processor": in_force, "in_force": TABLE[in_force], "proposed": proposed(rows)}
+    report["rows"] = [asdict(row) for row in rows]
+    if as_json:
+        print(json.dumps(report))
+    else:
+        print_kernels(report)
 
 
 def _describe(path: str) -> dict[str, Any]:

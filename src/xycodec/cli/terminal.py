@@ -299,6 +299,28 @@ def print_abx(result: "AbxResult") -> None:
         print_note(remark)
 
 
+def print_kernels(report: dict[str, Any]) -> None:
+    """The report of `xycodec bench --kernels`."""
+    titles = {"mkl": "MKL", "onednn": "oneDNN", None: "neither"}
+    rows = [
+        (
+            row["part"],
+            " x ".join(map(str, row["shape"])),
+            titles[row["library"]],
+            f"{row['gflops']:,.0f}",
+            "yes" if row["keeps_bits"] else "no",
+        )
+        for row in report["rows"]
+    ]
+    columns = [("part", "left"), ("shape", "right"), ("library", "left"), ("GFLOP/s", "right"), ("keeps bits", "left")]
+    print_table("products of float32 matrices", columns, rows)
+    for name, choice in (("in force", report["in_force"]), ("proposed", report["proposed"])):
+        print(f"{name}: {', '.join(f'{part} {titles[library]}' for part, library in choice.items())}")
+    print(
+        f"in force is the row {report['processor']} of xycodec/nn/deterministic/kernels.py, another by XYCODEC_KERNELS"
+    )
+
+
 def print_bench(report: dict[str, Any]) -> None:
     """The report of `xycodec bench`."""
     titles = ("clip", "encode", "x real time", "of peak", "decode", "x real time", "of peak")
@@ -314,7 +336,10 @@ def print_bench(report: dict[str, Any]) -> None:
         )
         for row in report["rows"]
     ]
-    title = f"{report['model']} on {report['device']}, float32 peak {report['peak_gflops']:,.0f} GFLOP/s"
+    title = (
+        f"{report['model']} on {report['device']}, {report['threads']} threads, "
+        f"float32 peak {report['peak_gflops']:,.0f} GFLOP/s ({report['peak_by']})"
+    )
     print_table(title, [(name, "right") for name in titles], rows)
     if mixed := report.get("batch"):
         print(

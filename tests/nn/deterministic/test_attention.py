@@ -32,6 +32,14 @@ def test_it_is_attention(library, batch):
         torch.testing.assert_close(got[i, :, :length], expected[i, :, :length], atol=1e-5, rtol=0)
 
 
+def test_a_bias_is_added_to_the_scores(library, batch):
+    q, k, v, _ = batch
+    bias = torch.randn(4, 6, 50, 50)
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    assert (expected - attend(q, k, v)).abs().max() > 0.1
+    torch.testing.assert_close(attend(q, k, v, bias=bias), expected, atol=1e-5, rtol=0)
+
+
 def test_padding_does_not_matter(library, batch):
     q, k, v, mask = batch
     together = attend(q, k, v, mask)
@@ -48,6 +56,20 @@ def test_threads_do_not_matter(library, threads, batch):
     for count in (2, 3, 4, 8, 16):
         threads(count)
         assert torch.equal(attend(q, k, v), expected)
+
+
+@pytest.mark.exact
+@pytest.mark.parametrize("frames", [384, 447, 500, 511])
+@pytest.mark.parametrize("biased", [False, True])
+def test_threads_do_not_matter_where_mkl_divides_its_sums(threads, frames, biased):
+    """Ten seconds are 500 frames of a tower."""
+    q, k, v = torch.randn(3, 1, 12, frames, 64).unbind()
+    bias = torch.randn(1, 12, frames, frames) if biased else None
+    threads(1)
+    expected = attend(q, k, v, bias=bias)
+    for count in (2, 7, 8, 16):
+        threads(count)
+        assert torch.equal(attend(q, k, v, bias=bias), expected), count
 
 
 def test_gradients_pass(library, batch):

@@ -5,6 +5,7 @@ See docs/models/x_codec.md, Semantic model.
 Frames are 20 ms: audio of T samples has (T + 240) // 320 of them.
 """
 
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xycodec.io.libraries import transformers_library
+from xycodec.nn.deterministic.attention import attend
 from xycodec.nn.deterministic.linear import Linear, gelu
 from xycodec.nn.deterministic.rows import plain_inference
 from xycodec.nn.folding import fold_weight_norms
@@ -86,6 +88,34 @@ class Gelu(nn.Module):
         return gelu(x)
 
 
+class SelfAttention(nn.Module):
+    """HuBERT's attention over clips that are whole, by products that threads do not matter to."""
+
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
+    out_proj: nn.Linear
+    head_dim: int
+
+    def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, None]:
+        """(B, T, D) -> (B, T, D), and no weights."""
+        return attend_within(self, hidden_states), None
+
+
+def attend_within(attention: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Attention of x (B, T, D) to itself with the projections of a module of Transformers; bias: (B * H, T, T)."""
+    heads = (*x.shape[:2], -1, attention.head_dim)
+    q, k, v = (part(x).view(heads).transpose(1, 2) for part in (attention.q_proj, attention.k_proj, attention.v_proj))
+    out = attend(q, k, v, bias=None if bias is None else bias.view(*q.shape[:3], -1))
+    attended: Tensor = attention.out_proj(out.transpose(1, 2).flatten(2))
+    return attended
+
+
+def _attend_as_wavlm(attention: Any, x: Tensor, mask: None, bias: Tensor) -> tuple[Tensor, None]:
+    """What a WavLM asks for in one call, of clips that are whole."""
+    return attend_within(attention, x, bias), None
+
+
 class NormedConvolution(nn.Module):
     """The first convolution of the audio with the norm of its channels over time and the activation behind it.
 
@@ -136,6 +166,10 @@ class SelfSupervisedModel(FrozenModel):
                 module.__class__ = Linear  # the same weights, by products that threads do not matter to
             elif type(module) is library.activations.GELUActivation:
                 module.__class__ = Gelu
+            elif type(module) is library.models.hubert.modeling_hubert.HubertAttention:
+                module.__class__ = SelfAttention
+            elif type(module) is library.models.wavlm.modeling_wavlm.WavLMAttention:
+                module.torch_multi_head_self_attention = partial(_attend_as_wavlm, module)  # type: ignore[assignment]
         first = self.model.get_submodule("feature_extractor.conv_layers.0")
         if isinstance(first.layer_norm, nn.GroupNorm):
             first.__class__ = NormedConvolution

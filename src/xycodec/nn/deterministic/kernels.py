@@ -9,6 +9,9 @@ attention over few frames, and stays; wide linear layers are as fast by either.
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -31,7 +34,20 @@ SETTING = "XYCODEC_KERNELS"
 
 def uses_onednn(part: Part) -> bool:
     """Whether oneDNN computes this part of a model on this machine's CPU; else torch's own choice does (MKL)."""
-    return has_onednn() and TABLE[processor()][part] == "onednn"
+    return has_onednn() and (_measured.get() or TABLE[processor()][part]) == "onednn"
+
+
+@contextmanager
+def by_library(library: Library) -> Iterator[None]:
+    """All parts are computed by one library, whatever the table says, in this thread: to measure it."""
+    before = _measured.set(library)
+    try:
+        yield
+    finally:
+        _measured.reset(before)
+
+
+_measured = ContextVar[Library | None]("_measured", default=None)
 
 
 @cache
