@@ -43,7 +43,7 @@ _NOT_CLASSES = ("hf:",)
 
 @dataclass(frozen=True)
 class Decoded:
-    """What became of one clip."""
+    """Decoded audio of one clip."""
 
     audio: Samples
     """Mono at `SPEECH_RATE`, of any length."""
@@ -58,7 +58,7 @@ class Foreign(ABC):
 
     @abstractmethod
     def about(self) -> dict[str, Any]:
-        """Its `model` in words, `weights`, a digest of what its audio depends on, and `frame_rate`, or None."""
+        """Tell its `model` in words, `weights`, a digest of what its audio depends on, and `frame_rate`, or None."""
 
     @abstractmethod
     def decode(self, clip: str, original: Path) -> Decoded:

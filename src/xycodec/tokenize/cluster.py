@@ -26,7 +26,7 @@ BLOCK_CLIPS = 16
 BATCH_CLIPS = 64
 """Clips that an actor gets at once: it sorts them by length, and encodes `batch_s` seconds of them in a call."""
 _READER_CPUS = 0.4
-"""Of a core; other than what an actor has, or Ray would let actors read as well."""
+"""Share of a core that a reader has; other than what an actor has, or Ray would let actors read as well."""
 _READERS = 100
 """At most: each has a shard, of which this process holds four files open. They read 100,000 x real time."""
 _BLOCK_BYTES = 32 << 20
@@ -184,7 +184,7 @@ def make_encoder(make_encoding: MakeEncoding, settings: Mapping[str, Any]) -> ty
 
 @dataclass(frozen=True)
 class Encoded:
-    """What became of a clip, and the time that its batch took, told once."""
+    """Result of a clip, and the time that its batch took, told once."""
 
     item: Item
     result: Result
@@ -228,7 +228,7 @@ class OrderedShards:
             stack.close()
 
     def begin(self, shard: int) -> int:
-        """How many clips of a shard are there already."""
+        """Open a shard, and return the number of its clips that are there already."""
         self._next[shard], self._early[shard] = 0, {}
         if part_of(self._folder, shard).is_dir():
             writer, stack = self._opened(shard)

@@ -20,7 +20,7 @@ from xycodec.models.base import Codec
 
 @dataclass
 class CodecFeaturesConfig:
-    """Which codec: its name for `open_codec`, its first codebooks (None: all), and where it runs."""
+    """Name of the codec for `open_codec`, its first codebooks (None: all), and its device."""
 
     model: str = "xy-mini"
     n_q: int | None = None
@@ -91,5 +91,5 @@ class CodecFeatures(FeatureExtractor):  # type: ignore[misc]  # Lhotse ships no 
 
     @property
     def device(self) -> str | torch.device:
-        """Where the codec runs."""
+        """Device of the codec."""
         return self.codec.device

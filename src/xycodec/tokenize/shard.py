@@ -51,7 +51,7 @@ class Times:
 
 @dataclass(frozen=True)
 class Encoding:
-    """How clips are encoded.
+    """Settings of encoding clips.
 
     Attributes:
         codec: at any rate; audio is resampled to it.

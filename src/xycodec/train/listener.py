@@ -1,4 +1,4 @@
-"""What the language model of a pre-training run hears in codes: their text."""
+"""The text of codes, as the language model of a pre-training run hears it."""
 
 from math import ceil
 from pathlib import Path
@@ -51,7 +51,7 @@ class Listener:
             return self.semantic_lm.transcribe(self._features(codes), [frames], most)[0] if frames else ""
 
     def _features(self, codes: Tensor) -> Tensor:
-        """What the language model reads of codes (k, L): (1, L, latent_dim)."""
+        """Features (1, L, latent_dim) of codes (k, L), as the language model reads them."""
         quantized = self.codec.embed(codes[None]).transpose(1, 2)
         with own_precision(self.codec.device):
             return self.codec.post_rvq_adapter(quantized) if self.reads_adapter else quantized

@@ -34,7 +34,7 @@ class GrowingStore:
     def __init__(self, folder: Path, description: Description | None = None) -> None:
         self.folder = folder
         self.newest: dict[str, dict[str, Any]] = {}
-        """By the id of a clip: `id`, `seconds`, and what else was said; `error` if it has no codes."""
+        """Newest row by the id of its clip: `id`, `seconds`, and what else was said; `error` if it has no codes."""
         self._places: dict[str, tuple[Path, int, int]] = {}
         self._writer: ShardWriter | None = None
         self._lock: BinaryIO | None = None

@@ -33,7 +33,7 @@ from xycodec.io.tokens.layout import (
 )
 
 COUNTS = ("clips", "frames", "samples", "failures")
-"""What a row of the list of shards, and `shard.json`, tell in numbers."""
+"""Numbers that a row of the list of shards, and `shard.json`, tell."""
 _OPEN = 100  # shards that are held open: three files each, of the 1024 that a process may have
 
 
@@ -224,7 +224,7 @@ def mapped(path: Path) -> "mmap.mmap | bytes":
 
 
 def read_counts(folder: Path) -> dict[str, Any]:
-    """What `shard.json` says of a shard. Raises StoreError if it is damaged."""
+    """Read the numbers of a shard from its `shard.json`. Raises StoreError if it is damaged."""
     rows = read_rows(folder / SHARD)
     if len(rows) != 1 or not all(isinstance(rows[0].get(key), int) for key in COUNTS):
         raise StoreError(f"{folder / SHARD}: does not hold what a shard's has to: {_COPY}")

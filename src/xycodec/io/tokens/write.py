@@ -73,7 +73,7 @@ class ShardWriter:
         self._failed = len(self._failures.rows())
 
     def go_on(self, names: Sequence[str]) -> int:
-        """How many of these clips, in order, were written or failed before a kill.
+        """Count how many of these clips, in order, were written or failed before a kill.
 
         Where what is there is not their beginning, because a disk has lost a part of it, nothing is kept.
         """
