@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from xycodec.checkpoints.load import load_codec as load_codec
+    from xycodec.errors import XycodecError as XycodecError
     from xycodec.io.audio import read_audio as read_audio
     from xycodec.io.audio import stream_audio as stream_audio
     from xycodec.io.audio import write_audio as write_audio
@@ -14,12 +15,14 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "Codec", "CodecFile", "decode_long", "encode_long", "load_codec", "read_audio", "stream_audio", "write_audio",
+    "Codec", "CodecFile", "XycodecError", "decode_long", "encode_long", "load_codec", "read_audio", "stream_audio",
+    "write_audio",
 ]  # fmt: skip
 
 _HOME = {
     "Codec": "xycodec.models.base",
     "CodecFile": "xycodec.io.xyc",
+    "XycodecError": "xycodec.errors",
     "decode_long": "xycodec.models.longform",
     "encode_long": "xycodec.models.longform",
     "load_codec": "xycodec.checkpoints.load",

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
+from tests.io.tokens.stores import store_of
 
 from published_layout import tiny_config, write_published
 from xycodec import __version__
@@ -652,8 +653,19 @@ def test_info_shows_names_with_brackets(xycodec):
     assert "take[final].wav" in out
 
 
+def test_info_on_folders(xycodec, tiny):
+    store_of(Path("store"), 10)
+    speech("in/a.wav")
+    speech("in/deep/b.wav")
+    assert xycodec("encode", "in/a.wav", "-m", tiny)[0] == 0
+    described = [json.loads(xycodec("info", path, "--json")[1]) for path in ("store", "in", tiny)]
+    assert [one["kind"] for one in described] == ["store of tokens", "folder", "model"]
+    assert (described[0]["clips"], described[0]["failures"]) == (10, 0)
+    assert (described[1]["files of audio"], described[1]["files of codes"]) == (2, 1)
+
+
 @pytest.mark.parametrize(
-    "path", ["missing.wav", "missing.xyc", "missing", "text.wav", "text.xyc", "text.ckpt", "empty"]
+    "path", ["missing.wav", "missing.xyc", "missing", "empty/missing", "text.wav", "text.xyc", "text.ckpt", "empty"]
 )
 def test_info_on_nothing(xycodec, path):
     Path("empty").mkdir()

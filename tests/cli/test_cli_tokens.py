@@ -8,6 +8,7 @@ import soundfile as sf
 from tests.io.tokens.stores import clip, description, store_of
 from tests.tokenize.corpora import save_model, tree
 
+from xycodec.errors import StoreError
 from xycodec.io.tokens.read import StoredClip, TokenStore
 from xycodec.io.tokens.write import write_store
 from xycodec.io.xyc import CodecFile
@@ -17,6 +18,22 @@ from xycodec.tokenize.stats import token_stats
 @pytest.fixture
 def store(tmp_path):
     return store_of(tmp_path / "store", 10)
+
+
+@pytest.mark.parametrize("command", [("export", "--to", "npy", "-o", "out"), ("export", "--to", "tar", "-o", "out")])
+def test_what_is_damaged_is_not_exported(xycodec, store, tmp_path, monkeypatch, command):
+    """An export would give it a checksum that holds."""
+    monkeypatch.chdir(tmp_path)
+    name, *options = command
+    (path, *_) = sorted(store.glob("shards/*/codes.bin"))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    code, out, err = xycodec("tokens", name, store, *options)
+    assert (code, out) == (1, "")
+    assert "its codes or metadata are damaged" in err
+    with pytest.raises(StoreError, match="damaged"):
+        list(TokenStore(store))
 
 
 def test_merge_makes_one_of_several(xycodec, tmp_path):

@@ -475,7 +475,7 @@ def test_ids_that_occur_twice_are_told(tokenize, files, tmp_path):
     code, out, err = tokenize(files[0].parent, tmp_path / "other")
     assert (code, "5 clips (5 new), 0.00 h, 5 failed" in out) == (1, True)
     name = files[0].name
-    assert f"error: {name}: {files[0]} has the same id: give one of them another" in err.replace(f"{name}: ", "", 1)
+    assert f"error: {name}: {files[0]} has the same id: give one of them another" in err
 
 
 def test_two_files_of_one_stem_are_two_clips(tokenize, tmp_path):

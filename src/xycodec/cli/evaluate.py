@@ -28,8 +28,8 @@ Codecs = Annotated[
     ),
 ]
 Layers = Annotated[int | None, typer.Option("--n-q", min=1, help="Use only the first codebooks.")]
-Branch = Annotated[str | None, typer.Option(help="Of X-Codec: semantic, what its paper measures (default: quantizer).")]
-Seed = Annotated[int, typer.Option(min=0)]
+Branch = Annotated[str | None, typer.Option(help="semantic, as X-Codec's paper measures (default: the quantizer).")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of whatever is drawn at random.")]
 Folder = Annotated[Path, typer.Option("--output", "-o", help="Folder of everything; a second call goes on there.")]
 
 
@@ -47,12 +47,12 @@ def evaluate(
         str, typer.Option(help="For WER and CER: of clips whose manifest names none, such as de or German.")
     ] = "en",
     opinion: Annotated[str | None, typer.Option(help="dnsmos, utmos, or both with a comma.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only so many clips, drawn by --seed.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Number of clips, drawn at random by --seed.")] = None,
     seed: Seed = 0,
     expected: Annotated[
-        Path | None, typer.Option(help="YAML of values that a table is said to have: the report shows differences.")
+        Path | None, typer.Option(help="YAML file of published values: the report shows the differences.")
     ] = None,
-    title: Annotated[str, typer.Option(help="Of the report.")] = "Evaluation",
+    title: Annotated[str, typer.Option(help="Title of the report.")] = "Evaluation",
     device: Device = "auto",
     jobs: Jobs = 2,
     quiet: Quiet = False,

@@ -167,9 +167,39 @@ def _describe(path: str) -> dict[str, Any]:
 
         with open_input(path, AudioError) as file:
             return _describe_file(file, path, suffix)
+    if os.path.isdir(path):
+        return _describe_folder(path)
+    beside = os.path.dirname(path)
+    if not os.path.exists(path) and (suffix in _FILES or (beside and os.path.isdir(beside))):
+        raise XycodecError(f"{path}: there is no such file: check the path")
     return _describe_model(path)
 
 
+def _describe_folder(path: str) -> dict[str, Any]:
+    """Describe a store of tokens, a model, or how many files of audio and codes a folder holds."""
+    from xycodec.errors import CheckpointError
+    from xycodec.io.audio import audio_files
+    from xycodec.io.tokens.layout import STORE
+    from xycodec.io.tokens.read import TokenStore
+
+    if (Path(path) / STORE).is_file():
+        store = TokenStore(path)
+        about = store.description
+        return {
+            "kind": "store of tokens", "model": about.model, "clips": len(store), "hours": store.seconds / 3600,
+            "codebooks": f"{about.n_q} x {about.codebook_size}", "frame_rate": about.frame_rate,
+            "failures": len(store.failures()),
+        }  # fmt: skip
+    try:
+        return _describe_model(path)
+    except CheckpointError:
+        found = {"files of audio": len(audio_files(Path(path))), "files of codes": len(list(Path(path).rglob("*.xyc")))}
+        if not any(found.values()):
+            raise
+        return {"kind": "folder", **found}
+
+
+_FILES = (".xyc", ".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".webm", ".mp4", ".json", ".jsonl")
 _CHECKPOINT_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
 _LOOKS = {
     b"PK\3\4": "a zip archive", b"\x1f\x8b": "compressed by gzip", b"%PDF": "a PDF", b"\x89PNG": "a picture",

@@ -34,14 +34,17 @@ class Storage(StrEnum):
 
 Inputs = Annotated[list[str], typer.Argument(help="Files, folders, quoted globs, or - for stdin.")]
 Output = Annotated[str | None, typer.Option("--output", "-o", help="File, or folder for several inputs; - is stdout.")]
-Dtype = Annotated[Precision, typer.Option(help="bfloat16 is for the towers' matrices (see models).")]
+Dtype = Annotated[
+    Precision,
+    typer.Option(help="bfloat16 is faster on some processors and changes a few codes."),
+]
 Reference = Annotated[bool, typer.Option("--reference", help="Published rules for lengths and long audio.")]
 Overlap = Annotated[
     float | None, typer.Option(help="Seconds that windows of long audio share (default: a third of the window).")
 ]
 Layers = Annotated[int | None, typer.Option("--n-q", min=1, help="Use only the first codebooks.")]
 Search = Annotated[
-    int, typer.Option(min=1, help="Search for better codes by a beam of this width, 4 or 16: same bits, slower.")
+    int, typer.Option(min=1, help="Search for better codes by a beam of this width, 1 to 256: same bits, slower.")
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads in all (default: every core it may use).")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]

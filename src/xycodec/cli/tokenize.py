@@ -62,7 +62,7 @@ def tokenize(
         int | None, typer.Option(min=1, help="Clips of a shard (default: a 64th of the corpus, 32 to 4096).")
     ] = None,
     verify: Annotated[int, typer.Option(min=0, help="Encode so many random clips again, alone, and compare.")] = 0,
-    verify_rate: Annotated[float, typer.Option(min=0, max=1, help="Share of codes that may differ then.")] = 0.0,
+    verify_rate: Annotated[float, typer.Option(min=0, max=1, help="Share of codes that may differ.")] = 0.0,
     threads: Threads = None,
     engine: Annotated[
         Engines,

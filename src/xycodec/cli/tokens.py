@@ -109,9 +109,12 @@ def tokens_merge(
 def tokens_split(
     store: Store,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the new stores.")],
-    parts: Annotated[int | None, typer.Option(min=1, help="So many stores, one after the other.")] = None,
+    parts: Annotated[int | None, typer.Option(min=1, help="Number of equal stores, in order.")] = None,
     by: Annotated[str | None, typer.Option(help="One for each value of this metadata field.")] = None,
-    hold_out: Annotated[float | None, typer.Option(min=0, max=1, help="This share of the clips, and the rest.")] = None,
+    hold_out: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Share of clips in held_out; rest has the others."),
+    ] = None,
     shard_clips: ShardClips = 4096,
 ) -> None:
     """Make several stores of one."""

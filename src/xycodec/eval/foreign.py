@@ -98,7 +98,7 @@ def decode_clips(
             write_audio(target, _as_long_as(length, made.audio), SPEECH_RATE)
             row: dict[str, Any] = {"bits": made.bits, "encode_s": made.encode_s, "decode_s": made.decode_s}
         except Exception as error:  # whatever somebody's codec raises: the other clips are still worth having
-            row = {"error": _one_line(error)}
+            row = {"error": str(error) if isinstance(error, XycodecError) else _one_line(error)}
         journal.append({"clip": clip, "of": of, **row})
         done()
 
@@ -137,7 +137,7 @@ class DecodedFolder(Foreign):
     def decode(self, clip: str, original: Path) -> Decoded:
         """Read the clip's file."""
         if clip not in self.files:
-            raise FileNotFoundError(f"{self.path / clip}.*: there is no decoded file of this name")
+            raise XycodecError(f"{self.path / clip}.*: there is no decoded file of this name")
         return Decoded(read_audio(self.files[clip], SPEECH_RATE, tell=ignore))
 
 

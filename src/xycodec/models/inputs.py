@@ -21,6 +21,7 @@ Codes = Array | Sequence[Array]
 Lengths = Array | Sequence[int]
 
 INT16_SCALE = 32768
+_CHANNELS = 8  # more clips than that, of so few samples each, are one clip's samples and its channels
 
 
 def read_clips(audio: Audio, lengths: Lengths | None) -> list[Tensor]:
@@ -38,6 +39,8 @@ def read_clips(audio: Audio, lengths: Lengths | None) -> list[Tensor]:
             raise AudioError(
                 f"audio must be one clip (T,) or a batch (B, T) or (B, 1, T), got shape {shape}: add or drop an axis"
             )
+        if batch.shape[1] <= _CHANNELS < len(batch):
+            raise AudioError(f"audio of shape {shape} looks like (T, channels): give one channel, as audio[:, 0]")
         clips = list(batch)
     counts = read_lengths(lengths, [len(clip) for clip in clips])
     return [_samples(clip[:count], f"item {i}") for i, (clip, count) in enumerate(zip(clips, counts, strict=True))]
@@ -89,7 +92,7 @@ def read_lengths(lengths: Lengths | None, longest: Sequence[int]) -> list[int]:
     if not fits:
         most = max(longest, default=0)
         raise XycodecError(
-            f"lengths must be {len(longest)} integers from 0 to {most} or each item's own, got {short(items)}"
+            f"lengths must be {len(longest)} integers, each from 0 to its item's (at most {most}), got {short(items)}"
         )
     return counts
 

@@ -156,7 +156,7 @@ def _without_twins(path: Path, offsets: "array[int]", hashes: Any) -> "array[int
                 item = Item.from_row(json.loads(line))
                 audio = str(item.meta.get("audio"))
                 if item.id in first:
-                    error = f"{item.id}: {first[item.id]} has the same id: give one of them another"
+                    error = f"{first[item.id]} has the same id: give one of them another"
                     line = _line(Item(item.id, {}, item.meta, error))
                 else:
                     first[item.id] = audio

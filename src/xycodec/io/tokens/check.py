@@ -1,7 +1,6 @@
 """Integrity of a store: checksums of its files, and of single clips where a file differs."""
 
 import hashlib
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -54,9 +53,8 @@ def _broken_clips(folder: Path, description: Description, row: dict[str, Any], b
     if shard is None:
         yield f"all {row['clips']:,} clips"
         return
-    for place, known in enumerate(shard.index if {CODES, META} & set(broken) else ()):
-        body = shard.codes(place).T.tobytes()
-        if zlib.crc32(shard.line(place), zlib.crc32(body)) != known["crc"]:
+    for place in range(len(shard.index) if {CODES, META} & set(broken) else 0):
+        if not shard.is_whole(place):
             yield _name(shard, place)
 
 

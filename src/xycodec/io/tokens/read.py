@@ -2,6 +2,7 @@
 
 import json
 import mmap
+import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -82,6 +83,7 @@ class TokenStore:
 
     def __getitem__(self, number: int) -> StoredClip:
         shard, place = self._find(number)
+        shard.require_whole(place)
         meta = shard.meta(place)
         return StoredClip(meta["id"], shard.codes(place), int(shard.index["samples"][place]), meta)
 
@@ -192,6 +194,19 @@ class Shard:
         if found.shape[1] != frames:
             raise StoreError(f"{self._folder}: clip {place} lies beyond the end of {CODES}: {_COPY}")
         return found
+
+    def is_whole(self, place: int) -> bool:
+        """Whether a clip's codes and metadata have the checksum of its row."""
+        row = self.index[place]
+        first, frames = int(row["first"]), int(row["frames"])
+        body = self._codes[first : first + frames].tobytes()
+        return bool(zlib.crc32(self.line(place), zlib.crc32(body)) == row["crc"])
+
+    def require_whole(self, place: int) -> None:
+        """Raise StoreError if a clip's codes or metadata are damaged."""
+        self.codes(place)
+        if not self.is_whole(place):
+            raise StoreError(f"{self._folder}: {self.meta(place)['id']}: its codes or metadata are damaged: {_COPY}")
 
     def line(self, place: int) -> bytes:
         """The line of metadata of a clip."""

@@ -40,7 +40,7 @@ def row_items(name: str) -> Iterator[Item]:
             row = None
         audio = row.get("audio") if isinstance(row, dict) else None
         if not isinstance(row, dict) or not isinstance(audio, str):
-            yield Item(where, {}, {"audio": where}, f"{where}: names no audio: write one object with audio a line")
+            yield Item(where, {}, {"audio": where}, "is not an object of JSON with audio: write one a line")
             continue
         path = audio if is_url(audio) or audio.startswith("/") or not folder else f"{folder}/{audio}"
         meta = plain((key, row[key]) for key in row if key not in ("id", "audio"))
