@@ -1,4 +1,4 @@
-"""What waiting threads cost: OpenMP's two ways to wait, on a machine that is idle and on one that is not.
+"""What waiting threads cost: OpenMP's ways to wait, on a machine that is idle and on one that is not.
 
     python benchmarks/threads.py [--rounds 5] [--busy N]
 
@@ -30,9 +30,19 @@ print((time.perf_counter() - clock) / {CALLS}, (time.process_time() - processor)
 """
 
 
-def measure(threads: int, policy: str) -> tuple[float, float]:
+WAYS = {
+    "sleep at once": {"OMP_WAIT_POLICY": "PASSIVE"},
+    "spin 1,000 times, then sleep": {"GOMP_SPINCOUNT": "1000"},
+    "spin 10,000 times, then sleep": {"GOMP_SPINCOUNT": "10000"},
+    "spin 100,000 times, then sleep": {"GOMP_SPINCOUNT": "100000"},
+    "OpenMP's default": {},
+}
+
+
+def measure(threads: int, settings: dict[str, str]) -> tuple[float, float]:
     """Seconds of a call by the clock and of the processor, in a fresh process."""
-    environment = os.environ | {"OMP_WAIT_POLICY": policy, "OMP_NUM_THREADS": str(threads)}
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    environment = plain | settings | {"OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, "-c", PROGRAM, str(threads)]
     out = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
     clock, processor = map(float, out.split())
@@ -48,21 +58,20 @@ def spin() -> None:
 def table(rounds: int, busy: int) -> None:
     """Print how the ways to wait compare beside `busy` processes."""
     cores = os.cpu_count() or 1
-    ways = [(1, "PASSIVE"), (cores, "PASSIVE"), (cores, "ACTIVE")]
+    ways = {"(one thread)": (1, WAYS["sleep at once"]), **{name: (cores, way) for name, way in WAYS.items()}}
     others = [multiprocessing.Process(target=spin, daemon=True) for _ in range(busy)]
     for other in others:
         other.start()
     try:
-        found = [[measure(*way) for way in ways] for _ in range(rounds)]
+        found = [[measure(*way) for way in ways.values()] for _ in range(rounds)]
     finally:
         for other in others:
             other.kill()
     print(f"\nBeside {busy} processes that compute without a pause:\n" if busy else "\nOn a machine left alone:\n")
-    print("| threads | waiting threads | s a call (of the processor) | times as long as asleep |\n|---|---|---|---|")
+    print(f"| {cores} threads that wait | s a call (of the processor) |\n|---|---|")
     columns = [[statistics.median(value) for value in zip(*column, strict=True)] for column in zip(*found, strict=True)]
-    for (threads, policy), (clock, processor) in zip(ways, columns, strict=True):
-        how = {"PASSIVE": "sleep", "ACTIVE": "spin"}[policy] if threads > 1 else ""
-        print(f"| {threads} | {how} | {clock:.3f} ({processor:.3f}) | {clock / columns[1][0]:.2f} |")
+    for name, (clock, processor) in zip(ways, columns, strict=True):
+        print(f"| {name} | {clock:.3f} ({processor:.3f}) |")
 
 
 def main() -> None:

@@ -755,11 +755,14 @@ def test_a_reader_that_goes_away(tiny):
     assert "reader" in error_line(ended.stderr)
 
 
-@pytest.mark.parametrize(("given", "found"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
-def test_threads_that_wait_sleep_unless_told_otherwise(given, found):
+@pytest.mark.parametrize(
+    ("given", "found"), [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")]
+)
+def test_threads_that_wait_soon_sleep_unless_told_otherwise(given, found):
     """OpenMP reads the environment when torch is imported, so that must be later."""
-    program = "import os, sys, xycodec.cli.app; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | given
+    program = "import os, sys, xycodec.cli.app; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    environment = {name: value for name, value in os.environ.items() if name not in names} | given
     ran = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert ran.stdout == f"{found} False\n"
 

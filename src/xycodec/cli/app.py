@@ -22,9 +22,10 @@ from xycodec.cli.tokens import tokens_app
 from xycodec.cli.train import export, train
 from xycodec.errors import AudioWarning, XycodecError
 
-# Threads that wait for others sleep. By default they spin, which takes a busy machine's cores from those they wait
-# for: two threads were 4.5 times slower. OpenMP reads this when torch is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Threads that wait for others spin for a moment, then they sleep. OpenMP's own moment takes a busy machine's cores from
+# those that are waited for: two threads were five times slower. It reads this when torch is imported.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 app = typer.Typer(
     name="xycodec",
