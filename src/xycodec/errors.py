@@ -14,6 +14,11 @@ def reason_of(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def described(error: BaseException) -> str:
+    """One line on an error of any kind: the message of one of ours, the type and the message of another."""
+    return str(error) if isinstance(error, XycodecError) else " ".join(f"{type(error).__name__}: {error}".split())
+
+
 class AudioError(XycodecError):
     """An audio file or array that cannot be read, written or encoded."""
 

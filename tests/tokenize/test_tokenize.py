@@ -451,7 +451,7 @@ def test_what_a_codec_or_a_file_system_raises_is_a_failure(whole, model, folder,
     engine = LocalEngine(lambda: encoding, {})
     report = tokenize_corpus([str(tmp_path / "audio")], tmp_path / "store", encoding.describe(), engine)
     errors = {row["id"]: row["error"] for row in TokenStore(tmp_path / "store").failures()}
-    assert set(errors.values()) == {"ConnectionResetError: peer went", "RuntimeError: odd length"}
+    assert set(errors.values()) == {"ConnectionResetError: peer went away", "RuntimeError: odd length"}
     assert report.clips + report.failed == 11
     whole_codes = codes_of(whole)
     for name, codes in codes_of(tmp_path / "store").items():

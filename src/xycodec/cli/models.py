@@ -158,6 +158,8 @@ def _bench_kernels(threads: int | None, as_json: bool) -> None:
 
 def _describe(path: str) -> dict[str, Any]:
     """Describe a file, folder or name, by its content where it is a file."""
+    from xycodec.io.audio import audio_extensions
+
     suffix = Path(path).suffix.lower()
     if path == "-":
         return _describe_file(sys.stdin.buffer, path, suffix)
@@ -170,7 +172,8 @@ def _describe(path: str) -> dict[str, Any]:
     if os.path.isdir(path):
         return _describe_folder(path)
     beside = os.path.dirname(path)
-    if not os.path.exists(path) and (suffix in _FILES or (beside and os.path.isdir(beside))):
+    is_file = suffix in {*audio_extensions(), ".xyc", ".json", ".jsonl"}
+    if not os.path.exists(path) and (is_file or (beside and os.path.isdir(beside))):
         raise XycodecError(f"{path}: there is no such file: check the path")
     return _describe_model(path)
 
@@ -199,7 +202,6 @@ def _describe_folder(path: str) -> dict[str, Any]:
         return {"kind": "folder", **found}
 
 
-_FILES = (".xyc", ".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".webm", ".mp4", ".json", ".jsonl")
 _CHECKPOINT_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
 _LOOKS = {
     b"PK\3\4": "a zip archive", b"\x1f\x8b": "compressed by gzip", b"%PDF": "a PDF", b"\x89PNG": "a picture",

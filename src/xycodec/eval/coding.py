@@ -13,6 +13,7 @@ import soxr
 import torch
 from numpy.typing import NDArray
 
+from xycodec.errors import described
 from xycodec.eval.foreign import is_foreign
 from xycodec.eval.results import CodebookUse
 from xycodec.io.audio import Samples, ignore, read_audio, write_audio
@@ -128,7 +129,7 @@ def _coded(
         decoded = decode_long(codec, codes, num_samples=len(audio)).numpy()
         end = time.perf_counter()
     except Exception as error:  # whatever somebody's codec raises: the other clips are still worth having
-        return " ".join(f"{type(error).__name__}: {error}".split())
+        return described(error)
     if not np.isfinite(decoded).all():
         return "its audio holds a NaN or an infinity"
     target = folder / AUDIO / f"{clip}.flac"

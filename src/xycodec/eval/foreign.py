@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import soxr
 
-from xycodec.errors import XycodecError
+from xycodec.errors import XycodecError, described
 from xycodec.io.audio import Samples, audio_files, ignore, read_audio, write_audio
 from xycodec.io.digests import digest_of, file_digest
 from xycodec.io.files import os_error_line
@@ -71,7 +71,7 @@ def is_foreign(text: str) -> bool:
 
 
 def open_foreign(text: str) -> Foreign:
-    """The codec that `text` names, which `is_foreign`.
+    """Open the codec that `text` names; `is_foreign(text)` has to be true.
 
     Raises XycodecError, one line, if there is no such folder, module or class, or the class is none of a codec.
     """
@@ -98,7 +98,7 @@ def decode_clips(
             write_audio(target, _as_long_as(length, made.audio), SPEECH_RATE)
             row: dict[str, Any] = {"bits": made.bits, "encode_s": made.encode_s, "decode_s": made.decode_s}
         except Exception as error:  # whatever somebody's codec raises: the other clips are still worth having
-            row = {"error": str(error) if isinstance(error, XycodecError) else _one_line(error)}
+            row = {"error": described(error)}
         journal.append({"clip": clip, "of": of, **row})
         done()
 
@@ -152,7 +152,7 @@ class PythonCodec(Foreign):
         try:
             self.codec: Any = made_by()
         except Exception as error:
-            raise XycodecError(f"{text}: cannot be made without arguments ({_one_line(error)})") from error
+            raise XycodecError(f"{text}: cannot be made without arguments ({described(error)})") from error
         lacking = [name for name in ("sample_rate", "encode", "decode") if not hasattr(self.codec, name)]
         if lacking:
             raise XycodecError(f"{text}: lacks {', '.join(lacking)}: see xycodec.eval.foreign for what a codec has")
@@ -208,7 +208,7 @@ def _class_of(text: str, module: str, name: str) -> type:
                 sys.path.insert(0, "")  # of the working directory, as with `python -m`
             found = importlib.import_module(module)
     except Exception as error:
-        raise XycodecError(f"{text}: {module} cannot be imported ({_one_line(error)})") from error
+        raise XycodecError(f"{text}: {module} cannot be imported ({described(error)})") from error
     made_by = getattr(found, name, None)
     if not inspect.isclass(made_by):
         raise XycodecError(f"{text}: {module} has no class {name}")
@@ -225,7 +225,3 @@ def _module_of(path: Path) -> Any:
     sys.modules[path.stem] = module  # where pickle and dataclasses look
     spec.loader.exec_module(module)
     return module
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())

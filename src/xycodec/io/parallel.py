@@ -171,7 +171,7 @@ def run_jobs(
                 yield future.result()
 
 
-def _attempt(work: Work, job: Job, advance: Advance = lambda seconds: None) -> Outcome:
+def _attempt(work: Work, job: Job, advance: Advance = unwatched) -> Outcome:
     try:
         if job.target != "-":
             Path(job.target).parent.mkdir(parents=True, exist_ok=True)

@@ -80,7 +80,7 @@ def read_codes(
 
 
 def read_lengths(lengths: Lengths | None, longest: Sequence[int]) -> list[int]:
-    """Counts of valid samples or frames, by default `longest`. Raises XycodecError unless each is 0 to its longest."""
+    """Counts of valid samples or frames, by default `longest`. Raises XycodecError where one is less than 0 or more."""
     if lengths is None:
         return list(longest)
     items: Any = lengths.tolist() if isinstance(lengths, Tensor | np.ndarray) else lengths
@@ -109,7 +109,7 @@ def read_integer(value: Any, least: int, most: int, name: str) -> int:
 
 
 def _integer(number: Any) -> int:
-    """Any type of integer as an int. Raises TypeError or RuntimeError on anything else, a bool too."""
+    """Return an integer of any type as an int. Raises TypeError or RuntimeError on anything else, a bool too."""
     number = number.item() if isinstance(number, Tensor) else number
     if isinstance(number, bool):
         raise TypeError("a bool counts nothing")

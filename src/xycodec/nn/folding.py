@@ -13,7 +13,7 @@ _folded = ContextVar("_folded", default=False)
 
 @contextmanager
 def built_folded() -> Iterator[None]:
-    """Modules are built without weight norm, as they are once it is folded."""
+    """Build modules without weight norm in this context, for weights in which it is folded already."""
     before = _folded.set(True)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Clips read, encoded and written in order: a shard, from where a kill left it, or whatever codes are kept for."""
+"""The work of tokenization on one process: clips are read, encoded and written in order."""
 
 import time
 from collections import deque
@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 
 from xycodec import __version__
-from xycodec.errors import XycodecError, reason_of
+from xycodec.errors import XycodecError, described
 from xycodec.io.audio import Samples
 from xycodec.io.tokens.layout import Description, Windowing
 from xycodec.io.tokens.write import ShardWriter
@@ -21,6 +21,8 @@ from xycodec.models.base import Codec, fingerprint
 from xycodec.models.longform import CountedBlocks, encode_long, overlap_frames
 from xycodec.tokenize.inputs.audio import blocks_of
 from xycodec.tokenize.inputs.item import Item
+
+T = TypeVar("T")
 
 _AHEAD = 64  # clips that are read while others are encoded
 _BUCKETED = 4  # batches that are cut from clips sorted by length
@@ -102,8 +104,9 @@ class Loaded:
     error: str | None = None
     remarks: list[str] = field(default_factory=list)
     reading: float = 0.0
+    """Seconds spent reading it before it was encoded."""
     waited: float = 0.0
-    """Seconds that reading took beside the encoding, and amid it."""
+    """Seconds that the encoding of a stream waited for its next block."""
 
 
 def load(item: Item, rate: int, window: int) -> Loaded:
@@ -123,7 +126,7 @@ def load(item: Item, rate: int, window: int) -> Loaded:
         else:
             made.audio = np.concatenate(kept)
     except Exception as error:  # whatever a file system or a decoder raises: the rest goes on
-        made.error = _why(error)
+        made.error = described(error)
     made.reading = time.perf_counter() - start
     return made
 
@@ -149,7 +152,7 @@ def encode_shard(
 
 
 class ClipWriter(Protocol):
-    """Whatever keeps codes."""
+    """Interface of what codes are written to: a shard, or a store that grows."""
 
     def add(self, name: str, codes: "np.ndarray[Any, Any]", samples: int, meta: Mapping[str, Any]) -> None:
         """Keep the codes (n_q, L) of a clip, its samples, and what is known of it."""
@@ -169,8 +172,12 @@ def encode_into(
     Clips are read beside the encoding. `advance` is told of each group that is written. Raises what the writer raises.
     """
     times, codec = Times(), encoding.codec
+
+    def wait(seconds: float) -> None:
+        times.waiting += seconds
+
     loaded = _ahead(items, lambda item: load(item, codec.input_sample_rate, codec.window_samples))
-    for group in _groups(_timed(loaded, times), _BUCKETED * encoding.batch_s * codec.input_sample_rate):
+    for group in _groups(_timed(loaded, wait), _BUCKETED * encoding.batch_s * codec.input_sample_rate):
         start = time.perf_counter()
         made = encode(encoding, group)
         middle = time.perf_counter()
@@ -215,7 +222,7 @@ def encode(encoding: Encoding, clips: Sequence[Loaded]) -> list[Result]:
 
 
 _OF_THE_MACHINE = (MemoryError, torch.OutOfMemoryError)
-"""Errors that would list a whole corpus as failures."""
+"""Errors that end the job, because every clip after them would fail too."""
 
 
 def _out_of_memory() -> XycodecError:
@@ -228,11 +235,7 @@ def _alone(work: Callable[[Loaded], Result], clip: Loaded) -> Result:
     except _OF_THE_MACHINE as error:
         raise _out_of_memory() from error
     except Exception as error:  # whatever a codec or a file system raises
-        return _why(error)
-
-
-def _why(error: Exception) -> str:
-    return str(error) if isinstance(error, XycodecError) else f"{type(error).__name__}: {reason_of(error)}"
+        return described(error)
 
 
 def _together(encoding: Encoding, clips: list[Loaded]) -> list[Result]:
@@ -245,20 +248,12 @@ def _together(encoding: Encoding, clips: list[Loaded]) -> list[Result]:
 
 
 def _streamed(encoding: Encoding, clip: Loaded) -> Result:
-    counted = CountedBlocks(_timed_blocks(clip))
+    def wait(seconds: float) -> None:
+        clip.waited += seconds
+
+    counted = CountedBlocks(_timed(clip.stream or iter(()), wait))
     codes = encode_long(encoding.codec, counted, encoding.overlap_s, n_q=encoding.n_q, search=encoding.search)
     return _covered(encoding, codes.numpy(), counted.samples)
-
-
-def _timed_blocks(clip: Loaded) -> Iterator[Samples]:
-    blocks = clip.stream or iter(())
-    while True:
-        start = time.perf_counter()
-        block = next(blocks, None)
-        clip.waited += time.perf_counter() - start
-        if block is None:
-            return
-        yield block
 
 
 def _covered(encoding: Encoding, codes: "np.ndarray[Any, Any]", samples: int) -> Result:
@@ -295,14 +290,15 @@ def _ahead(items: Iterable[Item], work: Callable[[Item], Loaded]) -> Iterator[Lo
         pool.shutdown(cancel_futures=True)
 
 
-def _timed(clips: Iterator[Loaded], times: Times) -> Iterator[Loaded]:
+def _timed(source: Iterator[T], waited: Callable[[float], None]) -> Iterator[T]:
+    """The items of `source`; `waited` is told the seconds that each took to come."""
     while True:
         start = time.perf_counter()
-        clip = next(clips, None)
-        times.waiting += time.perf_counter() - start
-        if clip is None:
+        item = next(source, None)
+        waited(time.perf_counter() - start)
+        if item is None:
             return
-        yield clip
+        yield item
 
 
 def _groups(clips: Iterable[Loaded], samples: float) -> Iterator[list[Loaded]]:

@@ -98,23 +98,22 @@ class SelfAttention(nn.Module):
     out_proj: nn.Linear
     head_dim: int
 
-    def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, None]:
+    def forward(self, hidden_states: Tensor, attention_mask: None = None, **_: Any) -> tuple[Tensor, None]:
         """(B, T, D) -> (B, T, D), and no weights."""
-        return attend_within(self, hidden_states), None
+        return _attend_whole(self, hidden_states, attention_mask)
 
 
-def attend_within(attention: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Attention of x (B, T, D) to itself with the projections of a module of Transformers; bias: (B * H, T, T)."""
+def _attend_whole(attention: Any, x: Tensor, mask: None, bias: Tensor | None = None) -> tuple[Tensor, None]:
+    """Attention of x (B, T, D) to itself with the projections of a module of Transformers; bias: (B * H, T, T).
+
+    A WavLM's own method has this signature. Clips are computed whole, so a mask is refused (ValueError).
+    """
+    if mask is not None:
+        raise ValueError("clips are computed whole, without a mask")
     heads = (*x.shape[:2], -1, attention.head_dim)
     q, k, v = (part(x).view(heads).transpose(1, 2) for part in (attention.q_proj, attention.k_proj, attention.v_proj))
     out = attend(q, k, v, bias=None if bias is None else bias.view(*q.shape[:3], -1))
-    attended: Tensor = attention.out_proj(out.transpose(1, 2).flatten(2))
-    return attended
-
-
-def _attend_as_wavlm(attention: Any, x: Tensor, mask: None, bias: Tensor) -> tuple[Tensor, None]:
-    """`attend_within` by the signature of WavLM's own attention function; clips are whole, so there is no mask."""
-    return attend_within(attention, x, bias), None
+    return attention.out_proj(out.transpose(1, 2).flatten(2)), None
 
 
 class NormedConvolution(nn.Module):
@@ -170,7 +169,7 @@ class SelfSupervisedModel(FrozenModel):
             elif type(module) is library.models.hubert.modeling_hubert.HubertAttention:
                 module.__class__ = SelfAttention
             elif type(module) is library.models.wavlm.modeling_wavlm.WavLMAttention:
-                module.torch_multi_head_self_attention = partial(_attend_as_wavlm, module)  # type: ignore[assignment]
+                module.torch_multi_head_self_attention = partial(_attend_whole, module)  # type: ignore[assignment]
         first = self.model.get_submodule("feature_extractor.conv_layers.0")
         if isinstance(first.layer_norm, nn.GroupNorm):
             first.__class__ = NormedConvolution

@@ -14,8 +14,11 @@ and every ninth up to 1,500, of 4 and of 12 heads on 4, 8 and 48 threads."""
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, bias: Tensor | None = None) -> Tensor:
     """Softmax(q k^T / sqrt(d) + bias) v over the valid frames: (B, H, T, d) each -> (B, H, T, d).
 
-    mask: (B, T) bool, True on the valid frames, which come first; None where all are. bias: (B, H, T, T), if no mask.
+    mask: (B, T) bool, True on the valid frames, which come first; None where all are. bias: (B, H, T, T).
+    Raises ValueError if both are given: nothing here needs that.
     """
+    if mask is not None and bias is not None:
+        raise ValueError("attention takes a mask or a bias, not both")
     learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     here = uses_onednn("attention") or (q.shape[2] in _DIVIDED and has_onednn())
     if q.device.type != "cpu" or q.dtype != torch.float32 or learns or not here:
