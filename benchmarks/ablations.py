@@ -1,6 +1,6 @@
 """The worth of each device of X-Codec's convolutions on a CPU: the same codec with it and without it, in turns.
 
-    python benchmarks/ablations.py [--models x-mini x-codec-hubert] [--seconds 5] [--rounds 5]
+    python benchmarks/ablations.py [--models x-codec-hubert] [--seconds 5] [--rounds 5]
 
 A bundled name gives its weights, any other the seeded random ones of its size. Times are processor time of one thread,
 the least of equal calls in turns, and ratios to the codec as it is. Codes are compared with its codes, and latents and
@@ -27,6 +27,7 @@ from xycodec.checkpoints.load import load_codec
 from xycodec.cli.bench import speech_like
 from xycodec.models.base import Codec
 from xycodec.models.presets import NAMED_CONFIGS
+from xycodec.models.registry import MODELS
 from xycodec.nn import dac
 from xycodec.nn.deterministic import residual_filter, rows
 
@@ -99,9 +100,10 @@ def patched(patches: list[Any], onednn: bool) -> Iterator[None]:
 
 
 def open_model(name: str) -> Codec:
-    """A bundled codec, or a random one of a published size."""
-    bundled = name in ("xy-mini", "x-mini", "x-mini-baseline")
-    return load_codec(name, device="cpu") if bundled else random_codec(NAMED_CONFIGS[name]).requires_grad_(False)
+    """The bundled codec, or a random one of a published size."""
+    if MODELS[name].source == "bundled":
+        return load_codec(name, device="cpu")
+    return random_codec(NAMED_CONFIGS[name]).requires_grad_(False)
 
 
 def seconds_of(work: Callable[[], object]) -> float:
@@ -181,7 +183,7 @@ def calls_of_xy_tokenizer() -> int:
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["x-mini", "x-codec-hubert"])
+    parser.add_argument("--models", nargs="+", default=["x-codec-hubert"])
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()

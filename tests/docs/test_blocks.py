@@ -21,7 +21,6 @@ LANGUAGES = {"sh", "python", "yaml", "text"}
 RUNS = {"models", "info", "encode", "decode", "roundtrip", "convert", "data import"}
 """Commands that end within seconds here, with the stand-ins below."""
 SYSTEM = {"apt-get", "bash", "git", "pip", "pre-commit", "ray"}
-SMALLEST = "x-mini-baseline"
 PROGRAM = typer.main.get_command(app)
 
 
@@ -121,7 +120,7 @@ def test_settings_are_yaml(block):
 
 @pytest.fixture
 def desk(tmp_path, monkeypatch):
-    """A folder with the files that the pages name: the bundled sample in place of everyone's own recordings."""
+    """A folder with the files that the pages name, made of the bundled sample."""
     speech, rate = sf.read(ROOT / "src/xycodec/assets/fox.flac", frames=32_000, dtype="float32")
     for name in ("talk.wav", "talk.mp3", "podcast.flac", "corpus/talk.flac", "speech/a.flac", "speech/b.flac"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -145,11 +144,11 @@ def desk(tmp_path, monkeypatch):
 
 
 def runnable(block):
-    """The commands of a block that run here, with small models and one process in place of what they name."""
+    """The commands of a block that run here, with the bundled model and one process in place of what they name."""
     found = []
     for words in commands(block.text):
         if words[0] == "xycodec" and parse(words[1:]) in RUNS:
-            words = [SMALLEST if re.match(r"(fdugyt|exp)/", word) else word for word in words[1:]]
+            words = ["xy-mini" if re.match(r"(fdugyt|exp)/", word) else word for word in words[1:]]
             if "-j" in words:
                 words[words.index("-j") + 1] = "1"
             found.append(words)

@@ -10,8 +10,11 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 import soundfile as sf
+from tests.published_xcodec import tiny_config
 
 from xycodec import Codec, read_audio
+from xycodec.checkpoints.build import random_codec
+from xycodec.checkpoints.save import save_codec
 from xycodec.io.tokens.read import TokenStore
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -31,6 +34,13 @@ def recordings(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def x_tiny(tmp_path):
+    """A folder with a small X-Codec, which computes in milliseconds."""
+    save_codec(random_codec(tiny_config(window_frames=60)), tmp_path / "x-tiny")
+    return tmp_path / "x-tiny"
+
+
+@pytest.fixture
 def run(monkeypatch, capsys):
     """Run a script of examples/ in this process with these arguments; what it has printed."""
 
@@ -42,15 +52,15 @@ def run(monkeypatch, capsys):
     return run
 
 
-def test_a_folder_becomes_tokens_and_sound_again(recordings, run):
-    run("tokenize_folder.py", recordings, "tokens.jsonl", "--model", "x-mini")
+def test_a_folder_becomes_tokens_and_sound_again(recordings, run, x_tiny):
+    run("tokenize_folder.py", recordings, "tokens.jsonl", "--model", x_tiny)
     rows = [json.loads(line) for line in Path("tokens.jsonl").read_text().splitlines()]
     assert [row["name"] for row in rows] == ["a", "below/b"]
-    codec = Codec.from_pretrained("x-mini")
+    codec = Codec.from_pretrained(x_tiny)
     codes = codec.encode(read_audio("recordings/a.flac")).codes[0]
     assert rows[0]["tokens"][: codec.n_q] == [q * codec.codebook_size + int(codes[q, 0]) for q in range(codec.n_q)]
     assert len(rows[0]["tokens"]) == codes.numel()
-    run("tokenize_folder.py", "tokens.jsonl", "decoded", "--model", "x-mini")
+    run("tokenize_folder.py", "tokens.jsonl", "decoded", "--model", x_tiny)
     assert [sf.info(f"decoded/{row['name']}.wav").frames for row in rows] == [20_000, 48_000]
 
 
@@ -69,7 +79,7 @@ def test_a_tiny_codec_is_trained_and_used(recordings, run):
     assert len(Path("exp/tiny/metrics.jsonl").read_text().splitlines()) >= 2
 
 
-def test_librispeech_becomes_a_store(tmp_path, run):
+def test_librispeech_becomes_a_store(tmp_path, run, x_tiny):
     """Laid out as LibriSpeech is."""
     folder = tmp_path / "dev-clean" / "84" / "121123"
     folder.mkdir(parents=True)
@@ -77,7 +87,7 @@ def test_librispeech_becomes_a_store(tmp_path, run):
     for number in range(2):
         sf.write(folder / f"84-121123-000{number}.flac", speech[: 9000 + 7000 * number], rate)
     (folder / "84-121123.trans.txt").write_text("84-121123-0000 GO\n84-121123-0001 THE QUICK BROWN FOX\n")
-    arguments = (tmp_path / "dev-clean", tmp_path / "tokens", "--model", "x-mini")
+    arguments = (tmp_path / "dev-clean", tmp_path / "tokens", "--model", x_tiny)
     printed = run("tokenize_librispeech.py", *arguments)
     assert "2 clips (2 new), 0.00 h, 0 failed" in printed
     second = TokenStore(tmp_path / "tokens")[1]
@@ -85,27 +95,25 @@ def test_librispeech_becomes_a_store(tmp_path, run):
         "84-121123-0001", "THE QUICK BROWN FOX", "84", 16_000,
     )  # fmt: skip
     assert "2 clips (0 new)" in run(
-        "tokenize_librispeech.py", tmp_path / "dev-clean", tmp_path / "tokens", "--model", "x-mini"
+        "tokenize_librispeech.py", tmp_path / "dev-clean", tmp_path / "tokens", "--model", x_tiny
     )
 
 
 @pytest.mark.speech
 @pytest.mark.skipif(not SPEECH.is_dir(), reason="the recordings are not at ../shared/data/speech")
-def test_the_shared_corpus_becomes_a_store(tmp_path, run):
-    printed = run(
-        "tokenize_librispeech.py", SPEECH / "dev.jsonl", tmp_path / "tokens", "--model", "x-mini", "--limit", 3
-    )
+def test_the_shared_corpus_becomes_a_store(tmp_path, run, x_tiny):
+    printed = run("tokenize_librispeech.py", SPEECH / "dev.jsonl", tmp_path / "tokens", "--model", x_tiny, "--limit", 3)
     assert "3 clips (3 new)" in printed
     assert "In der Literaturgeschichte bilden August Strindbergs" in printed
     assert TokenStore(tmp_path / "tokens")[0].meta["speaker"] == "kerstin"
 
 
-def test_a_dataset_is_mapped(recordings, run):
+def test_a_dataset_is_mapped(recordings, run, x_tiny):
     datasets.disable_progress_bars()
-    printed = run("tokenize_dataset.py", recordings, "coded", "--model", "x-mini")
+    printed = run("tokenize_dataset.py", recordings, "coded", "--model", x_tiny)
     assert "coded: 2 clips, columns audio, codes" in printed
     rows = datasets.load_from_disk("coded")
-    codes = Codec.from_pretrained("x-mini").encode(read_audio("recordings/a.flac")).codes[0]
+    codes = Codec.from_pretrained(x_tiny).encode(read_audio("recordings/a.flac")).codes[0]
     assert rows[0]["codes"] == codes.T.tolist()
 
 
@@ -114,7 +122,7 @@ def test_a_dataset_is_mapped(recordings, run):
 def test_a_notebook_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     mpl.use("Agg")
-    names = run_cells(notebook, {"xy-mini": "x-mini"})
+    names = run_cells(notebook)
     names["plt"].close("all")
     assert names["stoi"][-1] > names["stoi"][0]
     assert len(names["mel"]) == names["codec"].n_q
@@ -123,13 +131,11 @@ def test_a_notebook_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
     assert not np.array_equal(one, whole)
 
 
-def run_cells(notebook, instead):
-    """Run a notebook's cells one after another, some words replaced; what they have defined."""
+def run_cells(notebook):
+    """Run a notebook's cells one after another; what they have defined."""
     names = {"__name__": "__main__"}
     for number, cell in enumerate(json.loads(notebook.read_text(encoding="utf-8"))["cells"]):
         source = "".join(cell["source"])
-        for word, other in instead.items():
-            source = source.replace(word, other)
         if cell["cell_type"] == "code":
             exec(compile(source, f"{notebook.name}, cell {number}", "exec"), names)
     return names

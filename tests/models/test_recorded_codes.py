@@ -20,7 +20,7 @@ RECORDED = Path(__file__).parent / "recorded"
 SAMPLES = ("fox", "harbour", "numbers")
 
 
-@pytest.fixture(scope="module", params=["xy-mini", "x-mini", "x-mini-baseline"])
+@pytest.fixture(scope="module", params=["xy-mini"])
 def codec(request):
     return load_codec(request.param, device="cpu")
 

@@ -1,8 +1,8 @@
 """The configuration of every model that has a name."""
 
-from xycodec.models.xcodec.config import X_MINI_CONFIGS, XCODEC_CONFIGS, XCodecConfig
+from xycodec.models.xcodec.config import XCODEC_CONFIGS, XCodecConfig
 from xycodec.models.xy_tokenizer.config import CONFIGS, XYTokenizerConfig
 
 CodecConfig = XYTokenizerConfig | XCodecConfig
 
-NAMED_CONFIGS: dict[str, CodecConfig] = {**CONFIGS, **XCODEC_CONFIGS, **X_MINI_CONFIGS}
+NAMED_CONFIGS: dict[str, CodecConfig] = {**CONFIGS, **XCODEC_CONFIGS}

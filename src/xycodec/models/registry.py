@@ -83,18 +83,6 @@ MODELS = {
             ("xcodec_hubert_general_audio_v2.pth",),
         ),
         ModelInfo(
-            "x-mini",
-            "bundled",
-            (),
-            "a small X-Codec, comes with the package; 1.4 h of English and German",
-        ),
-        ModelInfo(
-            "x-mini-baseline",
-            "bundled",
-            (),
-            "x-mini without its semantic half, trained as it was, to compare with",
-        ),
-        ModelInfo(
             RANDOM,
             "seeded",
             (),

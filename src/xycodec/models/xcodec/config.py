@@ -136,7 +136,7 @@ _X_MINI = XCodecConfig(
     encoder_width=16,
     decoder_width=192,
     acoustic_dim=64,
-    semantic=SemanticTowerConfig(kind="tower", d_model=256, layers=4, heads=4, ffn_dim=1024, positions=100),
+    semantic=SemanticTowerConfig(kind="tower", d_model=384, layers=4, heads=6, ffn_dim=1536, positions=100),
     quantizer=CodebooksConfig(codebook_size=256, kmeans_iterations=50),
 )
 
@@ -144,3 +144,4 @@ X_MINI_CONFIGS: dict[str, XCodecConfig] = {
     "x-mini": _X_MINI,
     "x-mini-baseline": _X_MINI.model_copy(update={"model_id": "x-mini-baseline", "semantic": None}),
 }
+"""Presets of the recipes `x_mini/`: a small X-Codec over Whisper tiny.en's tower, and the same without it."""
