@@ -63,16 +63,15 @@ def codes_against_cpu(size: str, device: torch.device) -> Tables:
         for clip, codes in zip(clips, alone, strict=True):
             total += compare_codes(codec, clip, codes)
         moved = sum(int((a != b).sum()) for a, b in zip(alone, together, strict=True))
-        rows.append(
-            [name, str(total.codes), str(total.different), str(total.near_ties), str(total.mistakes), str(moved)]
-        )
+        counts = (total.codes, total.different, total.near_ties, total.mistakes, moved)
+        rows.append([name, *map(str, counts)])
     head = [
         "model",
         "codes",
         "differ from the CPU's",
-        "of which frames at a near-tie",
+        "frames at a near-tie",
         "other frames",
-        "differ in a batch",
+        "codes changed by a batch",
     ]
     yield "## Codes in float32\n"
     yield table(head, rows)
@@ -99,15 +98,8 @@ def peaks(size: str, device: torch.device) -> Tables:
 
 def encode_and_decode(size: str, device: torch.device) -> Tables:
     """Audio per second and share of the peak of the same precision, over sizes of the batch."""
-    yield "## Encode and decode, XY-Tokenizer at full size\n" if size == "full" else "## Encode and decode, tiny\n"
-    head = [
-        "precision",
-        "clips",
-        "encode, s of audio per s",
-        "share of peak",
-        "decode, s of audio per s",
-        "share of peak",
-    ]
+    yield f"## Encode and decode, {size} size\n"
+    head = ["precision", "clips", "encode, audio s per s", "share of peak", "decode, audio s per s", "share of peak"]
     rows = []
     for dtype in (torch.float32, torch.bfloat16):
         codec = full_size(size)

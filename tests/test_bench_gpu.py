@@ -30,9 +30,8 @@ def page(gpu, tmp_path, monkeypatch):
 
 
 def test_codes_of_the_same_device_are_equal(gpu):
-    rows = [
-        line.split("|")[2:7] for line in "".join(gpu.codes_against_cpu("tiny", torch.device("cpu"))).splitlines()[4:]
-    ]
+    lines = "".join(gpu.codes_against_cpu("tiny", torch.device("cpu"))).splitlines()
+    rows = [line.split("|")[2:7] for line in lines if line.startswith(("| xy-mini", "| random"))]
     assert len(rows) == 2
     for codes, *others in rows:
         assert int(codes) > 100

@@ -19,7 +19,7 @@ TIE = 1e-5
 
 @dataclass(frozen=True)
 class CodeAgreement:
-    """How the codes of a clip compare."""
+    """Differences between two sets of codes of the same clips."""
 
     codes: int
     different: int
