@@ -1,9 +1,11 @@
 """The recipe with a real language model, run with small random ones; and what a run's listener makes of codes."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
+import soundfile as sf
 import torch
 from tests.judging import save_whisper
 from tests.training import TEXTS, save_llama
@@ -13,9 +15,12 @@ from xycodec.checkpoints.build import random_codec
 from xycodec.checkpoints.load import load_codec
 from xycodec.checkpoints.save import save_codec
 from xycodec.checkpoints.training import read_checkpoint
+from xycodec.cli import app as cli
 from xycodec.data.batch import Position, collate
 from xycodec.data.clip import Clip
 from xycodec.errors import CheckpointError
+from xycodec.eval.corpus import open_corpora
+from xycodec.eval.metrics.wer import word_error_rate
 from xycodec.train.engine import Engine
 from xycodec.train.export import export_weights
 from xycodec.train.init.weights import load_weights
@@ -23,6 +28,7 @@ from xycodec.train.listener import load_listener
 from xycodec.train.recipe_file import load_recipe
 from xycodec.train.run import train
 from xycodec.train.stages.pretrain import PretrainStage
+from xycodec.train.transcribe import load_ear, transcribe
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +129,40 @@ def test_what_cannot_listen_says_so(run, tmp_path):
     other = save_llama(tmp_path / "wider", hidden=48)
     with pytest.raises(CheckpointError, match=r"adapter\.out_proj\.weight does not fit .*wider"):
         load_listener(run[1], lm=str(other))
+
+
+# ---- from audio --------------------------------------------------------------------------------
+
+
+def test_audio_is_heard_as_its_codes_are(run):
+    listener, ear = load_listener(run[1], device="cpu"), load_ear(run[1], device="cpu")
+    for one in clips():
+        codes = listener.codec.encode(one.audio[None]).codes[0]
+        assert ear(one.audio.numpy()) == listener.transcribe(codes) != ""
+        first = load_ear(run[1], device="cpu", n_q=1)
+        assert first(one.audio.numpy()) == listener.transcribe(codes[:1])
+
+
+def test_words_are_counted_and_a_bad_file_costs_itself_alone(run, tmp_path, capsys, monkeypatch):
+    for one in clips()[:2]:
+        sf.write(tmp_path / f"{one.id}.wav", one.audio.numpy(), 16_000)
+    (tmp_path / "broken.wav").write_bytes(b"RIFF")
+    rows = [
+        {"audio": name, "duration": 1.0, "speaker": "a", "text": text}
+        for name, text in (("0.wav", "one two"), ("broken.wav", "three"), ("1.wav", None))
+    ]
+    (tmp_path / "said.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    heard = list(transcribe(open_corpora([str(tmp_path / "said.jsonl")]), load_ear(run[1], device="cpu")))
+    assert [row.clip for row in heard] == ["0", "broken", "1"]
+    assert "broken.wav" in heard[1].problem
+    assert heard[0].errors == word_error_rate(["one two"], [heard[0].heard])
+    assert (heard[2].errors, heard[2].problem) == (None, None)
+
+    monkeypatch.setattr(sys, "argv", ["xycodec", "transcribe", str(tmp_path / "said.jsonl"), "--model", str(run[1])])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    out, err = capsys.readouterr()
+    assert ended.value.code == 1
+    assert out.splitlines() == [f"0: {heard[0].heard}", f"1: {heard[2].heard}"]
+    assert "broken.wav" in err
+    assert f"{heard[0].errors.errors} in 2 words of 1 clips" in err

@@ -20,6 +20,7 @@ from xycodec.cli.terminal import print_error
 from xycodec.cli.tokenize import tokenize
 from xycodec.cli.tokens import tokens_app
 from xycodec.cli.train import export, train
+from xycodec.cli.transcribe import transcribe
 from xycodec.errors import AudioWarning, XycodecError
 
 # Threads that wait for others spin for a moment, then they sleep. OpenMP's own moment takes a busy machine's cores from
@@ -51,7 +52,9 @@ def _options(
     pass
 
 
-for command in (encode, decode, roundtrip, info, models, convert, bench, train, evaluate, probe, abx, export, tokenize):
+for command in (
+    encode, decode, roundtrip, info, models, convert, bench, train, evaluate, probe, abx, export, tokenize, transcribe,
+):  # fmt: skip
     app.command()(command)
 app.add_typer(data_app, name="data")
 app.add_typer(tokens_app, name="tokens")

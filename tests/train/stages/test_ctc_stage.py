@@ -40,6 +40,7 @@ from xycodec.train.stages.ctc import (
 )
 from xycodec.train.stages.pretrain import PretrainStage
 from xycodec.train.stages.pretrain import build as build_pretraining
+from xycodec.train.transcribe import load_ear
 from xycodec.train.validate import validate
 
 LETTERS = " abcdefghijklmnopqrstuvwxyz"
@@ -584,3 +585,25 @@ def test_resuming_with_another_tower(tmp_path, run, corpus):
     other = settings(corpus, run)
     with pytest.raises(CheckpointError, match="a ctc run cannot go on as pretrain"):
         begin(tmp_path, other, resume=True)
+
+
+# ---- audio to text ---------------------------------------------------------------------------------
+
+
+def test_a_run_spells_audio_as_in_validation_and_window_by_window(run):
+    ear, newest = load_ear(run, device="cpu"), read_checkpoint(checkpoints(run)[-1])
+    made = load_recipe(run / "recipe.yaml", (f"characters={json.dumps(newest['recogniser']['characters'])}",))
+    stage = CtcStage(made, Engine(made.engine))
+    stage.networks["model"].load_state_dict(newest["networks"]["model"])
+    said = clip(0, seconds=0.4)
+    measured = stage.measure(batch(said), transcribe=True).texts[0]
+    audio = said.audio.numpy()
+    assert ear(audio) == measured
+    window = stage.recogniser.window_samples
+    long = np.concatenate([np.pad(audio, (0, window - len(audio))), audio])
+    assert ear(long) == " ".join(filter(None, (ear(long[:window]), ear(long[window:]))))
+
+
+def test_a_tower_has_no_language_model_and_no_codebooks(run):
+    with pytest.raises(ConfigError, match="leave lm and n_q out"):
+        load_ear(run, n_q=1)
