@@ -38,13 +38,13 @@ class Heard:
     """Text that the corpus gives."""
     heard: str = ""
     errors: WordErrors | None = None
-    """Of clips whose text is known."""
+    """Word errors, where the text is known."""
     problem: str | None = None
-    """Why the clip could not be read."""
+    """Reason, where the clip could not be read."""
 
 
 def load_ear(run: str | Path, *, lm: str | None = None, device: str = "auto", n_q: int | None = None) -> Ear:
-    """What transcribes with a run's newest checkpoint, or with one checkpoint, of stage `pretrain` or `ctc`.
+    """Load what transcribes with a run's newest checkpoint, or with one checkpoint, of stage `pretrain` or `ctc`.
 
     `lm` names another place of the run's language model; `n_q` lets it hear the first codebooks only. Raises
     CheckpointError, one line, if `run` is neither, ConfigError for an option that a tower has no use for.
