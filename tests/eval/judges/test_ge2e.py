@@ -15,8 +15,8 @@ from xycodec.eval.judges.ge2e import Ge2e, resemblyzer_weights, window_starts
 from xycodec.eval.results import Scores
 from xycodec.io.audio import read_audio
 
-# Cosines of the embeddings by resemblyzer 0.1.4 itself (`embed_utterance`, without its voice detector, of clips at -25 dB);
-# fox and harbour have one speaker, numbers another.
+# Cosines of the embeddings by resemblyzer 0.1.4 itself (`embed_utterance` of clips at -25 dB, without its voice
+# detector); fox and harbour have one speaker, numbers another.
 RECORDED = {("fox", "harbour"): 0.903866, ("fox", "numbers"): 0.628690, ("harbour", "numbers"): 0.618728}
 
 

@@ -50,7 +50,7 @@ PROTOCOL = {
     "narrow-band PESQ at 8000 Hz.",
     "alignment": "No delay is searched for or taken out; PESQ aligns within itself.",
     "cropping": "Both are compared up to the end of the shorter one.",
-    "level": "Levels stay as they are; SI-SDR alone ignores a gain, and PESQ sets its own level.",
+    "level": "Levels stay as they are; SI-SDR and pitch ignore a gain, and PESQ sets its own level.",
     "pieces": f"Values are means over pieces of {PIECE_S:g} s, weighted by length, unless said otherwise here.",
     "silence": "Pauses stay in. A piece that a metric cannot take does not count in it; a clip without such a piece "
     "has no value, which is counted and shown with its reason.",
@@ -62,8 +62,8 @@ PROTOCOL = {
     "SI-SDR": f"Means removed, energies over the whole clip, capped at {MOST_DB:g} dB either way.",
     "pitch": f"Praat's autocorrelation, {FLOOR_HZ:g} to {CEILING_HZ:g} Hz every {STEP_S * 1000:g} ms, octave errors "
     "left in; frames count alike over all pieces and clips.",
-    "SwiftF0": f"The same by the network of swift-f0, every {SWIFT_STEP_S * 1000:g} ms, which hears a piece at a peak of "
-    "a half.",
+    "SwiftF0": f"The same by the network of swift-f0, every {SWIFT_STEP_S * 1000:g} ms; it hears each piece at a peak "
+    "of a half.",
 }
 """Every choice in one sentence, as reports print it."""
 
