@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 SAMPLE := src/xycodec/assets/fox.flac
+# Its weights are read; what it asks for (librosa, numba, a voice detector for setuptools under 81) is not needed for that.
+WEIGHTS := resemblyzer
 
 .PHONY: run install-train install-eval test test-long test-all lint docs clean
 
@@ -56,10 +58,12 @@ $(VENV)/.installed-train: $(VENV)/.installed
 
 $(VENV)/.installed-eval: $(VENV)/.installed
 	$(PIP) --editable '.[eval]'
+	$(PIP) --no-deps $(WEIGHTS)
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) --editable '.[dev]'
+	$(PIP) --no-deps $(WEIGHTS)
 	@touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed

@@ -61,7 +61,18 @@ Clips = Mapping[str, Identity]
 """Clips that can be read, by name, and what they are known by."""
 SETTINGS = "evaluation.json"
 JUDGED_AT_ONCE = 8  # clips in a batch of a model
-_PACKAGES = ("xycodec", "torch", "transformers", "numpy", "soxr", "pesq", "pystoi", "praat-parselmouth", "jiwer")
+_PACKAGES = (
+    "xycodec",
+    "torch",
+    "transformers",
+    "numpy",
+    "soxr",
+    "pesq",
+    "pystoi",
+    "praat-parselmouth",
+    "swift-f0",
+    "jiwer",
+)
 
 
 def _no_stage(name: str, clips: int) -> AbstractContextManager[Callable[[], None]]:

@@ -109,7 +109,6 @@ def test_weights_that_are_not_all_there(tmp_path):
     [
         ("transformers", {"similarity": "./"}, "'xycodec\\[eval\\]'"),
         ("transformers", {"recogniser": "./"}, "'xycodec\\[eval\\]'"),
-        ("resemblyzer", {"similarity": "resemblyzer"}, "resemblyzer 'setuptools<81'"),
         ("onnxruntime", {"opinion": "dnsmos"}, "'xycodec\\[eval\\]'"),
         ("speechmos", {"opinion": "dnsmos"}, "'xycodec\\[eval\\]'"),
         ("utmos_pytorch.utmos_torch", {"opinion": "utmos"}, "'xycodec\\[eval\\]'"),

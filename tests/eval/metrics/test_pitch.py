@@ -2,8 +2,9 @@ import math
 
 import numpy as np
 import pytest
+from tests.judging import speech
 
-from xycodec.eval.metrics.pitch import PitchErrors, compare_pitch, pitch_track
+from xycodec.eval.metrics.pitch import PitchErrors, compare_pitch, pitch_track, swift_track
 
 RATE = 16_000
 
@@ -73,3 +74,36 @@ def test_counts_equal_those_of_a_loop_and_add_up():
 
 def test_the_shortest_piece_has_a_frame():
     assert len(pitch_track(tone(200, 0.05), RATE)) == 1
+
+
+@pytest.mark.parametrize("hz", [70.0, 123.4, 250.0, 480.0])
+def test_swift_hears_a_tones_pitch_every_16_ms(hz):
+    track = swift_track(tone(hz), RATE)
+    assert len(track) == RATE // 256
+    np.testing.assert_allclose(track[2:-2], hz, rtol=1e-2)  # the network is off by up to 6 cents here
+
+
+def test_swift_finds_noise_silence_and_pitch_out_of_range_unvoiced():
+    assert not swift_track(np.zeros(RATE, np.float32), RATE).any()
+    assert (swift_track(white(), RATE) > 0).mean() < 0.1
+    tracks = np.concatenate([swift_track(tone(hz), RATE) for hz in (45.0, 700.0)])
+    assert ((tracks == 0) | ((tracks >= 60) & (tracks <= 500))).all()
+
+
+@pytest.mark.parametrize("gain", [30, 0.1, 1e-6])
+def test_swift_ignores_the_level(gain):
+    np.testing.assert_allclose(swift_track(speech() * np.float32(gain), RATE), swift_track(speech(), RATE), rtol=1e-4)
+
+
+def test_swift_and_praat_agree_on_speech():
+    clip = speech()
+    praat, swift = pitch_track(clip, RATE), swift_track(clip, RATE)
+    steps = np.round((np.arange(len(praat)) * 0.01 + 0.025) / 0.016).astype(int).clip(max=len(swift) - 1)
+    errors = compare_pitch(swift[steps], praat)
+    assert errors.voiced > 0.4 * errors.frames
+    assert errors.flipped < 0.15 * errors.frames  # 7 % over the dev set
+    assert math.sqrt(errors.square_cents / errors.voiced) < 150
+
+
+def test_swifts_shortest_piece():
+    assert len(swift_track(tone(200, 0.05), RATE)) == 3

@@ -1,7 +1,6 @@
 """Speaker similarity: the cosine between the embeddings of the decoded and of the original voice."""
 
 import hashlib
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,10 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from xycodec.checkpoints.load import resolve_device
 from xycodec.errors import AudioError, CheckpointError
 from xycodec.eval.judges.base import PIECE_S, Judge, Pair, pieces
-from xycodec.eval.judges.sources import load_model, load_part, locate, need, samples_for
+from xycodec.eval.judges.ge2e import Ge2e, resemblyzer_weights
+from xycodec.eval.judges.sources import load_model, load_part, locate, samples_for
 from xycodec.eval.judges.wavlm_ecapa import WavlmEcapa
 from xycodec.eval.results import Scores
 from xycodec.io.audio import Samples
@@ -87,7 +86,7 @@ def _unit(embedding: Embedding) -> Embedding:
 def load_voice(name: str, device: str) -> Voice:
     """The speaker model of a name (see `make_judges`). Raises XycodecError."""
     if name == RESEMBLYZER:
-        return Resemblyzer(device)
+        return Ge2e(resemblyzer_weights(), device)
     if is_path(name) and not Path(name).is_dir():
         return WavlmEcapa(Path(name), device)
     return XVector(name, device)
@@ -116,25 +115,4 @@ class XVector:
         values = self._features(audio, sampling_rate=SPEECH_RATE, return_tensors="pt").input_values
         # Transformers' mask of a padded batch leaves out the dilation of the time-delay layers: never pad.
         embedding: Embedding = self._model(values.to(self._model.device)).embeddings[0].cpu().numpy()
-        return embedding
-
-
-class Resemblyzer:
-    """The package resemblyzer (generalised end-to-end, Wan et al. 2018), which brings its weights along."""
-
-    shortest = SPEECH_RATE // 10
-
-    def __init__(self, device: str) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it asks SciPy and setuptools for names that they are giving up
-            self._library = need(RESEMBLYZER, "resemblyzer 'setuptools<81'")
-        self._encoder = self._library.VoiceEncoder(resolve_device(device), verbose=False)
-        self.about = "resemblyzer, with its levels and without the pauses that it finds"
-
-    def __call__(self, audio: Samples) -> Embedding:
-        """(n,) at 16 kHz -> (256,)."""
-        spoken = self._library.preprocess_wav(audio) if audio.any() else audio[:0]
-        if not len(spoken):
-            raise AudioError("the speaker model finds no voice")
-        embedding: Embedding = self._encoder.embed_utterance(spoken)
         return embedding

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property, partial
 from math import isfinite
+from operator import attrgetter
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -22,7 +23,18 @@ from xycodec.eval.metrics.distances import (
     paired,
     stft_distance,
 )
-from xycodec.eval.metrics.pitch import CEILING_HZ, FLOOR_HZ, SHORTEST_S, STEP_S, PitchErrors, compare_pitch, pitch_track
+from xycodec.eval.metrics.pitch import (
+    CEILING_HZ,
+    FLOOR_HZ,
+    SHORTEST_S,
+    STEP_S,
+    SWIFT_STEP_S,
+    PitchErrors,
+    Track,
+    compare_pitch,
+    pitch_track,
+    swift_track,
+)
 from xycodec.eval.results import ROUNDTRIP, Scores
 from xycodec.io.audio import Samples
 from xycodec.io.rate import SPEECH_RATE
@@ -38,7 +50,7 @@ PROTOCOL = {
     "narrow-band PESQ at 8000 Hz.",
     "alignment": "No delay is searched for or taken out; PESQ aligns within itself.",
     "cropping": "Both are compared up to the end of the shorter one.",
-    "level": "Levels stay as they are; SI-SDR alone ignores a gain, and PESQ sets its own level.",
+    "level": "Levels stay as they are; SI-SDR and pitch ignore a gain, and PESQ sets its own level.",
     "pieces": f"Values are means over pieces of {PIECE_S:g} s, weighted by length, unless said otherwise here.",
     "silence": "Pauses stay in. A piece that a metric cannot take does not count in it; a clip without such a piece "
     "has no value, which is counted and shown with its reason.",
@@ -50,6 +62,8 @@ PROTOCOL = {
     "SI-SDR": f"Means removed, energies over the whole clip, capped at {MOST_DB:g} dB either way.",
     "pitch": f"Praat's autocorrelation, {FLOOR_HZ:g} to {CEILING_HZ:g} Hz every {STEP_S * 1000:g} ms, octave errors "
     "left in; frames count alike over all pieces and clips.",
+    "SwiftF0": f"The same by the network of swift-f0, every {SWIFT_STEP_S * 1000:g} ms; it hears each piece at a peak "
+    "of a half.",
 }
 """Every choice in one sentence, as reports print it."""
 
@@ -62,7 +76,7 @@ def measure_quality(
     Args:
         decoded: float32, as is `original`; where it is cut into blocks does not matter.
         original: what `decoded` should be.
-        metrics: names in `METERS`. Of `f0_error` the value is the mean square in cents^2.
+        metrics: names in `METERS`. Of `f0_error` and `swift_f0_error` the value is the mean square in cents^2.
 
     Raises:
         XycodecError: there is no metric of a name.
@@ -111,11 +125,18 @@ class _Piece:
                 raise AudioError(f"the {name} audio holds a NaN or an infinity: it cannot be compared")
 
     @cached_property
-    def pitch(self) -> PitchErrors | str:
+    def praat(self) -> PitchErrors | str:
+        return self._pitch(pitch_track)
+
+    @cached_property
+    def swift(self) -> PitchErrors | str:
+        return self._pitch(swift_track)
+
+    def _pitch(self, track: Callable[[Samples, int], Track]) -> PitchErrors | str:
         if len(self.original) < SHORTEST_S * SPEECH_RATE:
             return f"under {SHORTEST_S:g} s"
         try:
-            return compare_pitch(pitch_track(self.decoded, SPEECH_RATE), pitch_track(self.original, SPEECH_RATE))
+            return compare_pitch(track(self.decoded, SPEECH_RATE), track(self.original, SPEECH_RATE))
         except ImportError:
             return _NOT_INSTALLED
 
@@ -169,16 +190,19 @@ class _SiSdr:
 
 
 class _Pitch:
-    """A mean over frames, given as its total and the number of frames, or why there is none."""
+    """A mean over the frames of a tracker, given as its total and the number of frames, or why there is none."""
 
-    def __init__(self, mean: Callable[[PitchErrors], tuple[float, int]]) -> None:
-        self.mean, self.errors, self.reason = mean, PitchErrors(), ""
+    def __init__(
+        self, found: Callable[[_Piece], PitchErrors | str], mean: Callable[[PitchErrors], tuple[float, int]]
+    ) -> None:
+        self.found, self.mean, self.errors, self.reason = found, mean, PitchErrors(), ""
 
     def add(self, piece: _Piece) -> None:
-        if isinstance(piece.pitch, str):
-            self.reason = self.reason or piece.pitch
+        found = self.found(piece)
+        if isinstance(found, str):
+            self.reason = self.reason or found
         else:
-            self.errors += piece.pitch
+            self.errors += found
 
     def scores(self, name: str) -> Scores:
         total, frames = self.mean(self.errors)
@@ -259,7 +283,9 @@ METERS: dict[str, Callable[[], _Meter]] = {
     "stft_distance": partial(_Mean, _stft_distance),
     "normalised_stft_distance": partial(_Mean, _normalised_stft_distance),
     "si_sdr": _SiSdr,
-    "f0_error": partial(_Pitch, lambda errors: (errors.square_cents, errors.voiced)),
-    "voicing_error": partial(_Pitch, lambda errors: (errors.flipped, errors.frames)),
+    "f0_error": partial(_Pitch, attrgetter("praat"), attrgetter("square_cents", "voiced")),
+    "voicing_error": partial(_Pitch, attrgetter("praat"), attrgetter("flipped", "frames")),
+    "swift_f0_error": partial(_Pitch, attrgetter("swift"), attrgetter("square_cents", "voiced")),
+    "swift_voicing_error": partial(_Pitch, attrgetter("swift"), attrgetter("flipped", "frames")),
 }
 """Makers of the meters of `measure_quality`, by metric; a meter adds up over the pieces of a clip."""
