@@ -112,8 +112,8 @@ def encode_long(
     `audio` is one clip (T,) at the codec's input rate, of floats in [-1, 1] or int16, or an iterable of consecutive
     blocks of it (such as `xycodec.io.audio.stream_audio` gives); the codes are the same, those of `codec.encode`, and
     only a few windows are in memory at a time. `overlap_s` is how much neighbouring windows share, rounded to whole
-    code frames; by default a third of the window, which is 10 s of the published 30. `windows` says where they lie instead. `search` is
-    that of `encode`.
+    code frames; by default a third of the window, which is 10 s of the published 30. `windows` says where they lie
+    instead. `search` is that of `encode`.
 
     Raises AudioError and XycodecError as `encode` does.
     """

@@ -1,4 +1,4 @@
-"""How far a codec hears: the frames around a frame on which its result depends, found by changing the input."""
+"""The frames around a frame on which a codec's result depends, found by changing the input."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -82,7 +82,7 @@ class _Stream(ABC):
         """Results of windows."""
 
     def join(self, results: Sequence[Tensor], pieces: Sequence[Piece]) -> Tensor:
-        """What the results of windows add to the result of the clip."""
+        """Return the part that the results of windows add to that of the clip."""
         joined = torch.cat([self._nothing(), *self._joiner.joined(results, pieces)], dim=-1)
         self._given += joined.shape[-1]
         return joined

@@ -1,4 +1,4 @@
-"""How a long sequence is cut into overlapping windows and their results are joined: of files and of streams alike."""
+"""Overlapping windows over a long sequence, and their results joined: of files and of streams alike."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ class Windows:
 
     @property
     def cost(self) -> float:
-        """How many times each frame is computed."""
+        """Times that each frame is computed."""
         return (self.left + self.step + self.right) / self.step
 
     def kept(self, number: int) -> tuple[int, int]:
@@ -151,7 +151,7 @@ class Joiner:
         self.state: Tensor | None = None
 
     def join(self, result: Tensor, piece: Piece) -> Tensor:
-        """What the result of a window adds to the whole, on the CPU."""
+        """Return the part that the result of a window adds to the whole, on the CPU."""
         stop = result.shape[-1] if piece.kept.stop is None else piece.kept.stop * self._unit
         result = result.cpu()
         block, tail = result[..., piece.kept.start * self._unit : stop], self.state
