@@ -325,14 +325,17 @@ class AsyncClient(_Shared):
     async def _stream(
         self, talk: _Conversation, blocks: AsyncIterable[Any], num_samples: int | None
     ) -> AsyncIterator[NDArray[Any]]:
+        failure: Exception | None = None
+
         async def send_all() -> None:
+            nonlocal failure
             try:
                 async for block in blocks:
                     await socket.send(talk.packed(block))
                 await socket.send(talk.end(num_samples))
-            except Exception:
+            except Exception as error:
+                failure = error
                 await socket.close()  # or the other side would be waited for
-                raise
 
         try:
             async with connect_async(**self._socket) as socket:
@@ -343,10 +346,8 @@ class AsyncClient(_Shared):
                     while not talk.ended:
                         if (data := talk.take(await socket.recv())) is not None:
                             yield data
-                except ConnectionClosed:
-                    if sending.done():
-                        sending.result()
-                    raise
+                except ConnectionClosed as error:
+                    raise failure or error from None
                 finally:
                     sending.cancel()
                     await asyncio.gather(sending, return_exceptions=True)

@@ -79,7 +79,7 @@ class Streams:
             pass
         except Problem as problem:
             with suppress(WebSocketDisconnect, RuntimeError):
-                await socket.send_text(json.dumps({"type": "error", **problem.fields}))
+                await socket.send_text(json.dumps({**problem.fields, "type": "error"}))
                 await socket.close(1013 if problem.status == 503 else 1008, problem.detail[:100])
         finally:
             self._open -= 1
