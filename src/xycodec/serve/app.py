@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request, Response, WebSocket
+from fastapi.responses import RedirectResponse
 from starlette.exceptions import HTTPException
 
 from xycodec import __version__
@@ -48,6 +49,7 @@ def build_app(settings: Settings, codecs: Mapping[str, Codec] | None = None) -> 
     _add_refusals(app)
     _add_routes(app, service)
     _add_watch(app, service)
+    _add_start(app, service)
     return app
 
 
@@ -119,6 +121,20 @@ def _add_watch(app: FastAPI, service: Service) -> None:
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
         return Response(handbook(app.openapi()), media_type="text/html")
+
+
+def _add_start(app: FastAPI, service: Service) -> None:
+    """The page, where it is wanted, and what is at the address itself."""
+    start = "/docs"
+    if service.settings.page:
+        from xycodec.serve.page import PATH, add_page
+
+        add_page(app, service)
+        start = f"{PATH}/"
+
+    @app.get("/", include_in_schema=False)
+    async def begin() -> Response:
+        return RedirectResponse(start)
 
 
 def _add_refusals(app: FastAPI) -> None:

@@ -66,8 +66,12 @@ class Service:
         """Codes of an audio file of any kind: those of `xycodec encode`. Raises Problem."""
         codec = engine.codec
         samples = await self.workers.read(data, codec.input_sample_rate, self.settings.limits.clip_s)
+        return await self.encode_samples(samples, engine, n_q)
+
+    async def encode_samples(self, samples: NDArray[np.float32], engine: Engine, n_q: int) -> CodecFile:
+        """Codes of samples (T,) at the model's input rate."""
         codes = await engine.encode(torch.from_numpy(samples), n_q)
-        return CodecFile.from_codes(codes, codec, num_samples=len(samples))
+        return CodecFile.from_codes(codes, engine.codec, num_samples=len(samples))
 
     async def decode(self, file: CodecFile, engine: Engine) -> NDArray[np.float32]:
         """Audio (T,) of codes: that of `xycodec decode`. Raises Problem."""
