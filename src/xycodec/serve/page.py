@@ -51,9 +51,11 @@ _STYLE = """
 .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); gap: 0.6rem;
   margin: 0.4rem 0 1rem; }
 .facts div { padding: 0.5rem 0.8rem; border-radius: 0.5rem; background: var(--background-fill-secondary); }
-.facts dt { font-size: 0.85rem; color: var(--body-text-color-subdued); }
+.facts dt { font-size: 0.85rem; color: var(--body-text-color); opacity: 0.75; }
 .facts dd { margin: 0; font-size: 1.1rem; font-weight: 600; color: var(--body-text-color); }
-.picture { overflow-x: auto; } .picture img { width: 100%; min-width: 42rem; }
+.dark .players audio { color-scheme: dark; }
+.picture { overflow-x: auto; contain: inline-size; } .picture img { width: 100%; min-width: 40rem; }
+.picture:focus-visible { outline: 3px solid var(--primary-500); }
 """
 _SWITCH = """
 element.addEventListener('click', (event) => {
@@ -97,7 +99,9 @@ def _blocks(gr: Any, service: Service) -> Any:
         gr.Markdown("# xycodec\nSpeech as a few discrete codes, and what is heard of them.")
         with gr.Row():
             with gr.Column(scale=3):
-                audio = gr.Audio(sources=["upload", "microphone"], type="filepath", label="Speech", elem_id="speech")
+                audio = gr.Audio(
+                    sources=["upload", "microphone"], type="filepath", label="Speech", buttons=[], elem_id="speech"
+                )
                 gr.Examples([str(_ASSETS / name) for name in _EXAMPLES], inputs=audio, label="Examples")
             with gr.Column(scale=2):
                 model = gr.Dropdown(label="Model", choices=[], elem_id="model")
