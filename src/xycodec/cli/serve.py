@@ -45,8 +45,8 @@ def serve(
         models=tuple(model or [DEFAULT]), device=device, threads=threads, token=token or None, workers=workers,
         page=page and find_spec("gradio") is not None, limits=limits,
     )  # fmt: skip
-    listening = bind(host, port)
-    app = build_app(settings, load_models(settings))
-    shown = f"[{host}]" if ":" in host else host
-    announce(app, f"http://{shown}:{listening.getsockname()[1]}", local=is_local(host), quiet=quiet)
-    run(app, listening, limits)
+    with bind(host, port) as listening:
+        app = build_app(settings, load_models(settings))
+        shown = f"[{host}]" if ":" in host else host
+        announce(app, f"http://{shown}:{listening.getsockname()[1]}", local=is_local(host), quiet=quiet)
+        run(app, listening, limits)

@@ -45,7 +45,10 @@ def build_app(settings: Settings, codecs: Mapping[str, Codec] | None = None) -> 
         description="Speech to discrete codes, and back.",
     )  # fmt: skip
     app.state.service = service
-    app.add_middleware(Guard, limits=settings.limits, token=settings.token, metrics=service.metrics)
+    app.add_middleware(
+        Guard, limits=settings.limits, token=settings.token, metrics=service.metrics,
+        stopping=service.stopping,
+    )  # fmt: skip
     _add_refusals(app)
     _add_routes(app, service)
     _add_watch(app, service)

@@ -23,7 +23,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _OPEN = ("/healthz", "/readyz")
-_API = "/v1/"
+_API, _PAGE = "/v1/", "/page/"
 
 
 class Guard:
@@ -34,8 +34,9 @@ class Guard:
     time; what is done for a client that has gone away is stopped.
     """
 
-    def __init__(self, app: App, limits: Limits, token: str | None, metrics: Metrics) -> None:
+    def __init__(self, app: App, limits: Limits, token: str | None, metrics: Metrics, stopping: asyncio.Event) -> None:
         self._app, self._limits, self._token, self._metrics = app, limits, token, metrics
+        self._stopping = stopping
         self._busy: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -58,6 +59,8 @@ class Guard:
                 raise problem
             if scope["method"] == "POST" and path.startswith(_API):
                 await self._admitted(scope, headers, receive, answer)
+            elif path.startswith(_PAGE):
+                await self._until_stopped(scope, receive, answer)
             else:
                 await self._app(scope, receive, answer)
         except Problem as refusal:
@@ -94,6 +97,19 @@ class Guard:
             self._metrics.in_progress.dec()
             self._busy[client] -= 1
             self._busy += Counter()  # drops those that have none
+
+    async def _until_stopped(self, scope: Scope, receive: Receive, send: "_Answer") -> None:
+        """Run the app, but no longer than the server: an open page listens for as long as it can."""
+        work = asyncio.ensure_future(self._app(scope, receive, send))
+        stopped = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                work.result()
+        finally:
+            for task in (work, stopped):
+                task.cancel()
+            await asyncio.gather(work, stopped, return_exceptions=True)
 
     async def _timed(self, scope: Scope, body: "_Body", send: "_Answer") -> None:
         """Run the app until it ends, its time is over, or the client has gone."""

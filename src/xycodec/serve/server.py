@@ -4,7 +4,7 @@ import asyncio
 import logging
 import socket
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import uvicorn
@@ -19,15 +19,17 @@ _LOOPBACK = ("127.", "::1", "localhost")
 
 def bind(host: str, port: int) -> socket.socket:
     """A socket that listens. Raises XycodecError where the port is taken or the host is not here."""
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-        listening = socket.socket(family, socket.SOCK_STREAM)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((host, port))
-        listening.listen(1024)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise XycodecError(f"{host}:{port}: cannot listen there ({reason}): choose another --port or --host") from None
+    with ExitStack() as undone:
+        try:
+            family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+            listening = undone.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind((host, port))
+            listening.listen(1024)
+        except (OSError, OverflowError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise XycodecError(f"{host}:{port}: cannot listen there ({why}): choose another --port or --host") from None
+        undone.pop_all()
     return listening
 
 
@@ -51,7 +53,7 @@ def make_server(app: FastAPI, limits: Limits) -> uvicorn.Server:
         timeout_graceful_shutdown=round(limits.drain_s),
         ws_max_size=1 << 20,
     )
-    return uvicorn.Server(config)
+    return _Server(config)
 
 
 def serve(app: FastAPI, listening: socket.socket, limits: Limits) -> None:
@@ -61,6 +63,14 @@ def serve(app: FastAPI, listening: socket.socket, limits: Limits) -> None:
         server.run(sockets=[listening])
     if not server.started:
         raise XycodecError("the server could not start: see the lines above")
+
+
+class _Server(uvicorn.Server):
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        service = self.config.app.state.service  # type: ignore[union-attr]
+        service.ready = False
+        service.stopping.set()
+        await super().shutdown(sockets)
 
 
 def _protocol(header_s: float) -> type[H11Protocol]:

@@ -36,6 +36,7 @@ class Service:
         self._codecs = codecs
         self.engines: dict[str, Engine] = {}
         self.ready = False
+        self.stopping = asyncio.Event()
 
     async def start(self) -> None:
         """Load what is not loaded yet, and start the workers."""
