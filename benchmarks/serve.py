@@ -102,7 +102,8 @@ async def clients(count: int, until: float, one: Callable[[int, int], Awaitable[
         place = 0
         while time.perf_counter() < until:
             start = time.perf_counter()
-            audio += await one(number, place)
+            length = await one(number, place)
+            audio += length
             latencies.append(time.perf_counter() - start)
             place += 1
 

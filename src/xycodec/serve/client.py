@@ -61,7 +61,10 @@ class _Shared:
     def _socket(self) -> dict[str, Any]:
         scheme, _, rest = self.url.partition("://")
         address = f"{'wss' if scheme == 'https' else 'ws'}://{rest}/v1/stream"
-        return {"uri": address, "additional_headers": self._headers, "open_timeout": self._timeout, "proxy": None}
+        return {
+            "uri": address, "additional_headers": self._headers, "open_timeout": self._timeout, "proxy": None,
+            "ping_interval": None,  # a busy server reads no pings; `timeout_s` is what is waited for it
+        }  # fmt: skip
 
     def _pause(self, attempt: int, response: httpx.Response | None) -> float:
         """Seconds to wait before another try."""
@@ -236,14 +239,14 @@ class Client(_Shared):
         try:
             with connect_sync(**self._socket) as socket:
                 socket.send(talk.start)
-                talk.take(socket.recv())
+                talk.take(socket.recv(timeout=self._timeout))
                 for block in blocks:
                     socket.send(talk.packed(block))
                     while (data := self._there(socket, talk)) is not None:
                         yield data
                 socket.send(talk.end(num_samples))
                 while not talk.ended:
-                    if (data := talk.take(socket.recv())) is not None:
+                    if (data := talk.take(socket.recv(timeout=self._timeout))) is not None:
                         yield data
         except ConnectionClosed as error:
             raise _closed(self.url, error) from None
@@ -340,11 +343,11 @@ class AsyncClient(_Shared):
         try:
             async with connect_async(**self._socket) as socket:
                 await socket.send(talk.start)
-                talk.take(await socket.recv())
+                talk.take(await asyncio.wait_for(socket.recv(), self._timeout))
                 sending = asyncio.create_task(send_all())
                 try:
                     while not talk.ended:
-                        if (data := talk.take(await socket.recv())) is not None:
+                        if (data := talk.take(await asyncio.wait_for(socket.recv(), self._timeout))) is not None:
                             yield data
                 except ConnectionClosed as error:
                     raise failure or error from None

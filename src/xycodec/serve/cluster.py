@@ -47,4 +47,4 @@ def deployment(
     class Replica:
         """One replica: an application with its own models and workers."""
 
-    return Replica.bind()
+    return Replica.bind()  # type: ignore[attr-defined]

@@ -52,6 +52,8 @@ def make_server(app: FastAPI, limits: Limits) -> uvicorn.Server:
         timeout_keep_alive=10,
         timeout_graceful_shutdown=round(limits.drain_s),
         ws_max_size=1 << 20,
+        # A stream that waits for its turn reads nothing, pings neither; `Limits.idle_s` finds those that are gone.
+        ws_ping_interval=None,
     )
     return _Server(config)
 
