@@ -262,6 +262,7 @@ def resident():
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="memory is read from /proc")
 def test_memory_stays_flat(url):
     """The short form of the soak in benchmarks/serve.py: sound, broken and refused requests in turn."""

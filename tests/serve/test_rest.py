@@ -116,6 +116,9 @@ def test_models_health_documents_and_numbers(url):
     assert metric(url, "xycodec_audio_seconds_total", direction="encode") == pytest.approx(seconds + 2)
     assert metric(url, "xycodec_requests_total", route="/v1/encode", status="200") >= 1
     assert metric(url, "xycodec_requests_in_progress") == 0
+    for made_up in ("/v1/a", "/v1/b"):
+        httpx.get(url + made_up, trust_env=False)
+        assert metric(url, "xycodec_requests_total", route=made_up, status="404") == 0
 
 
 # what it refuses

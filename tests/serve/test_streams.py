@@ -166,6 +166,28 @@ def test_streams_end_that_are_too_many_too_long_or_silent():
         assert service.metrics.streams._value.get() == 0
 
 
+def test_a_stream_outlives_the_time_for_headers():
+    with running(tiny_codec(), limits=Limits(header_s=0.3)) as (url, _), dial(url) as talk:
+        for _ in range(8):
+            talk.send('{"type": "ping"}')
+            assert talk.recv(timeout=10) == '{"type": "pong"}'
+            time.sleep(0.1)
+
+
+def test_a_failure_is_told_and_logged(caplog):
+    codec = tiny_codec()
+
+    def fail(items, *settings):
+        raise RuntimeError("out of luck")
+
+    codec.encode_windows = fail
+    with running(codec) as (url, _), dial(url) as talk:
+        talk.send('{"type": "start", "direction": "encode"}')
+        talk.send(bytes(2 * 3 * RATE))
+        assert error_of(talk)["status"] == 500
+    assert "out of luck" in caplog.text
+
+
 def test_a_client_that_goes_away_leaves_nothing():
     with running(tiny_codec()) as (url, _):
         for place in range(20):

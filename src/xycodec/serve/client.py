@@ -45,7 +45,7 @@ class _Asked:
 
 
 class _Shared:
-    """What both clients share: addresses, requests, and answers as results or errors."""
+    """The part that both clients share: addresses, requests, and answers as results or errors."""
 
     def __init__(
         self, url: str = "http://127.0.0.1:8765", *, token: str | None = None, timeout_s: float = 120, retries: int = 5

@@ -24,6 +24,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _OPEN = ("/healthz", "/readyz")
 _API, _PAGE = "/v1/", "/page/"
+_ROUTES = ("/v1/encode", "/v1/decode", "/v1/roundtrip", "/v1/models")
 
 
 class Guard:
@@ -68,7 +69,7 @@ class Guard:
                 await refuse(refusal, answer)
         finally:
             if path.startswith(_API):
-                route = path if answer.status != 404 else "unknown"
+                route = path if path in _ROUTES else "other"  # strangers must not make up names that are kept
                 self._metrics.requests.labels(route, str(answer.status or 499)).inc()
                 self._metrics.request_seconds.labels(route).observe(time.perf_counter() - start)
 

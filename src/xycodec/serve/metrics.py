@@ -1,4 +1,4 @@
-"""What a server counts and times, for Prometheus."""
+"""Numbers that a server counts and times, for Prometheus."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 

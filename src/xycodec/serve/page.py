@@ -8,6 +8,7 @@ import tempfile
 from functools import partial
 from html import escape
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ LONGEST_S = 120.0
 _EXAMPLES = ("fox.flac", "harbour.flac", "numbers.flac")
 _METRICS = ("stoi", "mel_distance")
 _ASSETS = Path(__file__).parents[1] / "assets"
+_drawing = Lock()
 _INK = "#768390"  # readable on white and on black
 _DRAWN: dict[Any, Any] = {
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _INK),
@@ -182,7 +184,7 @@ def _drawn(
     file.write(codes)
     write_audio(original, before, file.sample_rate)
     write_audio(decoded, after, output_rate)
-    with rc_context(_DRAWN):
+    with _drawing, rc_context(_DRAWN):  # which belongs to the process
         draw_roundtrip(str(original), str(codes), str(decoded), picture)
     shown = f", the first {SHOWN_S:g} s" if file.duration > SHOWN_S else ""
     words = f"Spectrograms of the original and of what was decoded, and the map of the codes{shown}"

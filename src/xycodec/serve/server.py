@@ -80,6 +80,7 @@ def _protocol(header_s: float) -> type[H11Protocol]:
 
     class Impatient(H11Protocol):
         _timer: asyncio.TimerHandle | None = None
+        _upgraded = False  # a stream has other limits
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -87,13 +88,13 @@ def _protocol(header_s: float) -> type[H11Protocol]:
 
         def handle_events(self) -> None:
             super().handle_events()
-            if self.cycle is not None and not self.cycle.response_complete:
+            if self._upgraded or (self.cycle is not None and not self.cycle.response_complete):
                 self._stop()
             else:
                 self._wait()
 
         def handle_websocket_upgrade(self, event: Any) -> None:
-            self._stop()
+            self._upgraded = True
             super().handle_websocket_upgrade(event)
 
         def connection_lost(self, exc: Exception | None) -> None:

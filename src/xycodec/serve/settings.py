@@ -9,7 +9,7 @@ PORT = 8765
 
 @dataclass(frozen=True)
 class Limits:
-    """What a server takes on; what is more is refused early, with a status of its own."""
+    """The most that a server takes on; more is refused early, with a status of its own."""
 
     upload_mb: int = 64
     """Size of a request's body (413)."""
@@ -39,7 +39,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a server is run. It pickles, so that each replica of a cluster builds its own."""
+    """Everything that a server is run with. It pickles, so that each replica of a cluster builds its own."""
 
     models: tuple[str, ...] = (DEFAULT,)
     """Names, folders or hub ids; the first is the default."""

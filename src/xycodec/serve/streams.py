@@ -12,6 +12,7 @@ Text messages are JSON objects with a `type`, binary messages are data:
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,7 +24,7 @@ from fastapi import WebSocket, WebSocketDisconnect
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from xycodec.errors import XycodecError
+from xycodec.errors import XycodecError, described
 from xycodec.models.inputs import INT16_SCALE
 from xycodec.models.streaming import StreamingDecoder, StreamingEncoder
 from xycodec.models.windows import Windows
@@ -32,6 +33,8 @@ from xycodec.serve.problems import Problem, busy
 from xycodec.serve.service import Service
 
 _PCM, _CODE = "<i2", "<u2"
+_CLOSES = {500: 1011, 503: 1013}
+_log = logging.getLogger("xycodec.serve")
 MessageT = TypeVar("MessageT", bound=BaseModel)
 ResultT = TypeVar("ResultT")
 
@@ -75,15 +78,23 @@ class Streams:
                 raise busy(f"{limits.streams} streams are open already: try again later")
             while await _Talk(self._service, socket).run():
                 pass
-        except (WebSocketDisconnect, RuntimeError):  # starlette's word for a send after the client has gone
+        except WebSocketDisconnect:
             pass
         except Problem as problem:
-            with suppress(WebSocketDisconnect, RuntimeError):
-                await socket.send_text(json.dumps({**problem.fields, "type": "error"}))
-                await socket.close(1013 if problem.status == 503 else 1008, problem.detail[:100])
+            await _end(socket, problem)
+        except Exception as error:
+            _log.error("a stream failed: %s", described(error), exc_info=error)
+            await _end(socket, Problem(500, "the server failed: its log says why"))
         finally:
             self._open -= 1
             metrics.streams.dec()
+
+
+async def _end(socket: WebSocket, problem: Problem) -> None:
+    """Tell a client why its stream ends, if it is still there."""
+    with suppress(WebSocketDisconnect):
+        await socket.send_text(json.dumps({**problem.fields, "type": "error"}))
+        await socket.close(_CLOSES.get(problem.status, 1008), problem.detail[:100])
 
 
 class _Talk:
