@@ -21,7 +21,7 @@ FLOORS = [
     {"baselines", "tokenize"},
     {"lm"},
     {"eval"},
-    {"train"},
+    {"train", "serve"},
     {"cli"},
     {"__main__"},
 ]

@@ -12,20 +12,28 @@ if TYPE_CHECKING:
     from xycodec.models.base import Codec as Codec
     from xycodec.models.longform import decode_long as decode_long
     from xycodec.models.longform import encode_long as encode_long
+    from xycodec.models.receptive_field import measure_receptive_field as measure_receptive_field
+    from xycodec.models.streaming import StreamingDecoder as StreamingDecoder
+    from xycodec.models.streaming import StreamingEncoder as StreamingEncoder
+    from xycodec.models.windows import Windows as Windows
 
 __version__ = "0.1.0"
 __all__ = [
-    "Codec", "CodecFile", "XycodecError", "decode_long", "encode_long", "load_codec", "read_audio", "stream_audio",
-    "write_audio",
+    "Codec", "CodecFile", "StreamingDecoder", "StreamingEncoder", "Windows", "XycodecError", "decode_long",
+    "encode_long", "load_codec", "measure_receptive_field", "read_audio", "stream_audio", "write_audio",
 ]  # fmt: skip
 
 _HOME = {
     "Codec": "xycodec.models.base",
     "CodecFile": "xycodec.io.xyc",
+    "StreamingDecoder": "xycodec.models.streaming",
+    "StreamingEncoder": "xycodec.models.streaming",
+    "Windows": "xycodec.models.windows",
     "XycodecError": "xycodec.errors",
     "decode_long": "xycodec.models.longform",
     "encode_long": "xycodec.models.longform",
     "load_codec": "xycodec.checkpoints.load",
+    "measure_receptive_field": "xycodec.models.receptive_field",
     "read_audio": "xycodec.io.audio",
     "stream_audio": "xycodec.io.audio",
     "write_audio": "xycodec.io.audio",

@@ -11,7 +11,9 @@ import typer.main
 import yaml
 from tests.documents import PAGES, ROOT, blocks, commands, inline_code, read
 from tests.io.tokens.stores import clip, description
+from tests.serve.servers import running
 
+from xycodec.checkpoints.load import load_codec
 from xycodec.cli.app import app
 from xycodec.io.audio import read_audio
 from xycodec.io.tokens.write import write_store
@@ -20,7 +22,9 @@ from xycodec.train.recipe_file import load_recipe
 LANGUAGES = {"sh", "python", "yaml", "text"}
 RUNS = {"models", "info", "encode", "decode", "roundtrip", "convert", "data import"}
 """Commands that end within seconds here, with the stand-ins below."""
-SYSTEM = {"apt-get", "bash", "git", "pip", "pre-commit", "ray"}
+SYSTEM = {"apt-get", "bash", "curl", "docker", "git", "pip", "pre-commit", "ray"}
+SERVER = "http://127.0.0.1:8765"
+"""The address of a server that a block of Python asks."""
 PROGRAM = typer.main.get_command(app)
 
 
@@ -169,9 +173,14 @@ def run_python(text):
     return names
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # those of Ray Serve
 @pytest.mark.parametrize("block", blocks("python"), ids=str)
 def test_python_runs(block, desk):
-    run_python(block.text)
+    if SERVER not in block.text:
+        run_python(block.text)
+        return
+    with running(load_codec("xy-mini", device="cpu")) as (url, _):
+        run_python(block.text.replace(SERVER, url))
 
 
 def test_the_readme_goes_from_file_to_file_in_six_lines(desk):

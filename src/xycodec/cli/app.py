@@ -16,6 +16,7 @@ from xycodec.cli.coding import decode, encode, roundtrip
 from xycodec.cli.data import data_app
 from xycodec.cli.evaluate import abx, evaluate, probe
 from xycodec.cli.models import bench, convert, info, models
+from xycodec.cli.serve import serve
 from xycodec.cli.terminal import print_error
 from xycodec.cli.tokenize import tokenize
 from xycodec.cli.tokens import tokens_app
@@ -54,6 +55,7 @@ def _options(
 
 for command in (
     encode, decode, roundtrip, info, models, convert, bench, train, evaluate, probe, abx, export, tokenize, transcribe,
+    serve,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(data_app, name="data")

@@ -3,11 +3,11 @@
 By default windows overlap and each keeps its middle, so that every kept frame has context on both sides; the
 first keeps its beginning and the last its end, and the last always reaches back into its neighbour. Decoded windows,
 which may disagree where they meet, fade into each other. A codec in `reference` mode follows the
-published rule: each window keeps its beginning only (see Long audio in docs/models/xy_tokenizer.md).
+published rule: each window keeps its beginning only (see Long audio in docs/models/xy_tokenizer.md). Other windows
+may be given; `xycodec.models.streaming` computes the same from blocks as they come.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from math import isfinite
 from typing import Generic, Protocol, TypeVar
@@ -20,12 +20,11 @@ from torch import Tensor
 from xycodec.errors import XycodecError
 from xycodec.io.progress import Advance, unwatched
 from xycodec.models.inputs import Array, read_block, read_codes
+from xycodec.models.windows import FADE, Cutter, Joiner, Windows
 
 Block = TypeVar("Block", Tensor, NDArray[np.float32])
 BATCH = 4
 """Windows computed in one call: enough to keep the threads of a CPU busy, small enough for any memory."""
-FADE = 1
-"""Code frames over which a decoded window takes over from the one before."""
 
 
 class WindowCodec(Protocol):
@@ -66,51 +65,6 @@ class WindowCodec(Protocol):
         """Embeddings (D, L) of codes (k, L)."""
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """Positions of windows over a sequence, in code frames."""
-
-    window: int
-    step: int
-    left: int
-    """Frames at a window's start that only serve as context (never those of the first window)."""
-    fade: int
-    """Frames after a window's kept ones over which the next window takes over."""
-    reference: bool
-
-    @classmethod
-    def of(cls, codec: WindowCodec, overlap_s: float | None) -> "_Plan":
-        overlap = overlap_frames(codec, overlap_s)
-        left, fade = (0, 0) if codec.reference else (overlap // 2, min(FADE, overlap - overlap // 2))
-        return cls(codec.window_frames, codec.window_frames - overlap, left, fade, codec.reference)
-
-    def windows(self, blocks: Iterable[Tensor], unit: int) -> Iterator[tuple[Tensor, bool, bool]]:
-        """Cut a stream of (..., n) blocks, `unit` items a frame, into (window, is first, is last)."""
-        source = iter(blocks)
-        buffer = next(source, None)
-        first = True
-        while buffer is not None:
-            # One item more than a window tells that this is not the last.
-            parts = [buffer]
-            held = buffer.shape[-1]
-            while held <= self.window * unit and (block := next(source, None)) is not None:
-                parts.append(block)
-                held += block.shape[-1]
-            buffer = torch.cat(parts, dim=-1) if len(parts) > 1 else buffer
-            last = held <= (self.step if self.reference else self.window) * unit
-            yield buffer[..., : self.window * unit], first, last
-            if last:
-                return
-            buffer = buffer[..., self.step * unit :]
-            first = False
-
-    def kept(self, first: bool, last: bool) -> slice:
-        """The frames of a window's result that belong to the whole."""
-        start = 0 if first else self.left
-        whole_end = last and not self.reference
-        return slice(start, None if whole_end else self.left + self.step)
-
-
 def overlap_frames(codec: WindowCodec, overlap_s: float | None) -> int:
     """Code frames that neighbouring windows share; raises XycodecError if that is not from 0 to under a window."""
     if overlap_s is None:
@@ -122,6 +76,27 @@ def overlap_frames(codec: WindowCodec, overlap_s: float | None) -> int:
     return overlap
 
 
+def choose_windows(codec: WindowCodec, overlap_s: float | None = None, windows: Windows | None = None) -> Windows:
+    """The windows of a codec that share `overlap_s` seconds (default: a third), or `windows` if it can compute them.
+
+    Raises XycodecError if it cannot.
+    """
+    if windows is None:
+        overlap = overlap_frames(codec, overlap_s)
+        step = codec.window_frames - overlap
+        if codec.reference:
+            return Windows(step, right=overlap, published=True)
+        left = overlap // 2
+        return Windows(step, left, overlap - left, first=left + step)
+    if overlap_s is not None:
+        raise XycodecError("windows say what they share: leave overlap_s out")
+    if codec.reference or windows.published:
+        raise XycodecError("the published rule has windows of its own: leave windows out, or load without reference")
+    if windows.longest > codec.window_frames:
+        raise XycodecError(f"windows of {windows.longest} frames are too long: at most {codec.window_frames} at once")
+    return windows
+
+
 @torch.no_grad()
 def encode_long(
     codec: WindowCodec,
@@ -130,70 +105,76 @@ def encode_long(
     *,
     n_q: int | None = None,
     search: int = 1,
+    windows: Windows | None = None,
 ) -> Tensor:
     """Codes (n_q, L) int64 on the CPU of one clip of any length, which may be a stream.
 
     `audio` is one clip (T,) at the codec's input rate, of floats in [-1, 1] or int16, or an iterable of consecutive
     blocks of it (such as `xycodec.io.audio.stream_audio` gives); the codes are the same, those of `codec.encode`, and
     only a few windows are in memory at a time. `overlap_s` is how much neighbouring windows share, rounded to whole
-    code frames; by default a third of the window, which is 10 s of the published 30. `search` is that of `encode`.
+    code frames; by default a third of the window, which is 10 s of the published 30. `windows` says where they lie
+    instead. `search` is that of `encode`.
 
     Raises AudioError and XycodecError as `encode` does.
     """
-    plan = _Plan.of(codec, overlap_s)
+    windows = choose_windows(codec, overlap_s, windows)
     layers, width = codec.check_layers(n_q), codec.check_search(search)
     counted = CountedBlocks(_blocks(audio))
-    windows = plan.windows(counted, codec.hop_length)
+    pieces, joiner = Cutter(windows, codec.hop_length).pieces(counted), Joiner(windows, 1)
     codes = [torch.zeros(layers, 0, dtype=torch.int64, device="cpu")]
-    while batch := list(islice(windows, BATCH)):
-        made = codec.encode_windows([window for window, _, _ in batch], layers, width)
-        for item, (_, first, last) in zip(made, batch, strict=True):
-            codes.append(item[:, plan.kept(first, last)].cpu())
+    while batch := list(islice(pieces, BATCH)):
+        codes += joiner.joined(codec.encode_windows([piece.items for piece in batch], layers, width), batch)
+    if (tail := joiner.end()) is not None:
+        codes.append(tail)
     whole = torch.cat(codes, dim=1)
     # The published rule drops the last partial frame of the clip, even where its window kept it.
     return whole[:, : codec.reference_frames(counted.samples)] if codec.reference else whole
 
 
 def decode_long(
-    codec: WindowCodec, codes: Array, overlap_s: float | None = None, num_samples: int | None = None
+    codec: WindowCodec,
+    codes: Array,
+    overlap_s: float | None = None,
+    num_samples: int | None = None,
+    *,
+    windows: Windows | None = None,
 ) -> Tensor:
     """Audio (T,) float32 on the CPU of codes (k, L) of any length and integer type.
 
     `num_samples` is the length of the original at the codec's *input* rate, as `CodecFile` stores it; the audio
-    is cut to what lasts as long at the output rate. To write a long file without holding it, use `decode_blocks`.
+    is cut to what lasts as long at the output rate. `overlap_s` and `windows` are those of `encode_long`.
+    To write a long file without holding it, use `decode_blocks`.
     """
-    blocks = decode_blocks(codec, codes, overlap_s, num_samples)
+    blocks = decode_blocks(codec, codes, overlap_s, num_samples, windows=windows)
     return torch.cat([torch.zeros(0, dtype=torch.float32, device="cpu"), *blocks])
 
 
 @torch.no_grad()
 def decode_blocks(
-    codec: WindowCodec, codes: Array, overlap_s: float | None = None, num_samples: int | None = None
+    codec: WindowCodec,
+    codes: Array,
+    overlap_s: float | None = None,
+    num_samples: int | None = None,
+    *,
+    windows: Windows | None = None,
 ) -> Iterator[Tensor]:
     """Decode as `decode_long` does, and yield the audio in consecutive blocks (n,)."""
-    clip = _one_item(codec, codes)
+    clip = read_one_item(codec, codes)
     if num_samples is not None and codec.num_frames(num_samples) != clip.shape[1]:
         raise XycodecError(
             f"{clip.shape[1]} frames do not belong to {num_samples} samples "
             f"({codec.num_frames(num_samples)} frames at a hop of {codec.hop_length})"
         )
-    plan = _Plan.of(codec, overlap_s)
+    windows = choose_windows(codec, overlap_s, windows)
     hop = codec.num_output_samples(codec.hop_length)
     remaining = clip.shape[1] * hop if num_samples is None else codec.num_output_samples(num_samples)
-    windows = plan.windows([clip], 1)
-    beyond = torch.zeros(0, dtype=torch.float32, device="cpu")  # what the window before goes on with beyond its frames
-    rise = (torch.arange(plan.fade * hop, dtype=torch.float32, device="cpu") + 0.5) / (max(1, plan.fade) * hop)
-    while batch := list(islice(windows, BATCH)):
-        decoded = codec.decode_windows([window for window, _, _ in batch])
-        for item, (_, first, last) in zip(decoded, batch, strict=True):
-            kept = plan.kept(first, last)
-            end = len(item) if kept.stop is None else kept.stop * hop
-            block = item[kept.start * hop : end].cpu()
-            shared = len(beyond)
-            block = torch.cat([torch.lerp(beyond, block[:shared], rise[:shared]), block[shared:]])[:remaining]
-            beyond = item[end : end + len(rise)].cpu()
-            remaining -= block.shape[0]
-            yield block
+    pieces, joiner = Cutter(windows, 1).pieces([clip]), Joiner(windows, hop, FADE)
+    while batch := list(islice(pieces, BATCH)):
+        for block in joiner.joined(codec.decode_windows([piece.items for piece in batch]), batch):
+            yield block[:remaining]
+            remaining -= min(remaining, block.shape[0])
+    if remaining and (tail := joiner.end()) is not None:
+        yield tail[:remaining]
 
 
 @torch.no_grad()
@@ -204,14 +185,14 @@ def embed_long(
 
     They are those of `codec.embed`, which explains `branch`. Raises XycodecError as it does.
     """
-    plan = _Plan.of(codec, overlap_s)
-    windows = plan.windows([_one_item(codec, codes)], 1)
-    return torch.cat(
-        [codec.embed_window(window, branch)[:, plan.kept(first, last)] for window, first, last in windows], dim=1
-    )
+    windows = choose_windows(codec, overlap_s)
+    pieces, joiner = Cutter(windows, 1).pieces([read_one_item(codec, codes)]), Joiner(windows, 1)
+    parts = [joiner.join(codec.embed_window(piece.items, branch), piece) for piece in pieces]
+    tail = joiner.end()
+    return torch.cat(parts if tail is None else [*parts, tail], dim=1)
 
 
-def _one_item(codec: WindowCodec, codes: Array) -> Tensor:
+def read_one_item(codec: WindowCodec, codes: Array) -> Tensor:
     """Codes (k, L) int64 on the CPU. Raises XycodecError."""
     if not isinstance(codes, Tensor | np.ndarray) or codes.ndim != 2:
         what = tuple(codes.shape) if isinstance(codes, Tensor | np.ndarray) else type(codes).__name__
