@@ -22,6 +22,7 @@ FLOORS = [
     {"lm"},
     {"eval"},
     {"train"},
+    {"export"},
     {"cli"},
     {"__main__"},
 ]

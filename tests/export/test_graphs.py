@@ -15,12 +15,14 @@ from xycodec.export.layout import METADATA_KEY
 from xycodec.models.base import fingerprint
 
 
-@pytest.fixture(scope="module", params=CODECS)
-def exported(request, tmp_path_factory):
+QUICK = ("xy",)  # tests of programs have an X-Codec
+KINDS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.long) for name in CODECS]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def exported(request, exports):
     """(codec, folder, encoder, decoder) of every kind of codec."""
-    codec = make_codec(request.param)
-    folder = tmp_path_factory.mktemp("onnx") / "codec"
-    export_onnx(codec, folder)
+    codec, folder = exports(request.param)
     return codec, folder, session(folder / "encoder.onnx"), session(folder / "decoder.onnx")
 
 
@@ -88,6 +90,7 @@ def test_the_files_say_what_they_are(exported):
         assert {opset.domain: opset.version for opset in model.opset_import} == {"": 18}
 
 
+@pytest.mark.long
 def test_large_weights_lie_beside_the_graph(monkeypatch, tmp_path):
     codec = make_codec("xy")
     monkeypatch.setattr(graphs, "LARGEST", 1000)

@@ -90,6 +90,21 @@ def convert(
     print(f"{folder}: {codec.model_id}, {sum(p.numel() for p in codec.parameters()):,} parameters")
 
 
+def export_onnx(
+    model: Annotated[str, typer.Argument(help="Name, folder, checkpoint or hub id (see models).")],
+    folder: Annotated[str, typer.Argument(help="The folder to write encoder.onnx, decoder.onnx and config.json to.")],
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a codec as two ONNX graphs, which need neither torch nor this package."""
+    from xycodec.checkpoints.load import load_codec
+    from xycodec.export.graphs import export_onnx
+
+    codec = load_codec(model, device="cpu")
+    about = export_onnx(codec, folder, overwrite=overwrite)
+    size = sum(file.stat().st_size for file in Path(folder).iterdir())
+    print(f"{folder}: {about.model_id}, {size / 1e6:,.1f} MB")
+
+
 def bench(
     model: Annotated[
         str,

@@ -1,4 +1,4 @@
-"""What lies in the folder of an exported codec: two graphs, and a file that says what they are."""
+"""The folder of an exported codec: two graphs, and a file that says what they are."""
 
 import json
 from pathlib import Path

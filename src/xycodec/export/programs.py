@@ -64,8 +64,8 @@ def _exported(half: nn.Module, example: Tensor, shape: dict[int, Dim]) -> Export
 
 def save_programs(codec: OwnCodec, folder: str | Path) -> None:
     """Write `encoder.pt2` and `decoder.pt2`, which `torch.export.load` reads, into a new folder."""
-    programs = export_programs(codec)
     with new_folder(Path(folder), CheckpointError) as made:
+        programs = export_programs(codec)
         torch.export.save(programs.encoder, made / "encoder.pt2")
         torch.export.save(programs.decoder, made / "decoder.pt2")
 
