@@ -9,9 +9,9 @@ from reference import tiny_config
 from xycodec.checkpoints.build import random_codec
 from xycodec.io.audio import read_audio
 from xycodec.checkpoints.load import BUNDLED
+from xycodec.export.parity import NEAR, other_choices
 from xycodec.models.config import CodebooksConfig, TowerConfig
 from xycodec.models.xcodec.config import SelfSupervisedConfig, SemanticTowerConfig
-from xycodec.models.xcodec.model import XCodec
 
 ONE = TowerConfig(d_model=32, layers=1, heads=4, ffn_dim=48)
 SELF_SUPERVISED = {"d_model": 20, "layers": 1, "heads": 2, "ffn_dim": 28, "conv_dim": 8, "position_kernel": 16,
@@ -29,8 +29,6 @@ CODECS = {
                                                         positions=60), **X),
     "x-baseline": tiny_xcodec(semantic=None, **X),
 }  # fmt: skip
-NEAR = 1e-5
-"""Relative difference of two distances below which rounding may choose either code."""
 
 
 def make_codec(name):
@@ -53,28 +51,7 @@ def speech(samples, seed=0):
 
 
 def differing(codec, clip, codes):
-    """Frames of `codes` (n_q, L) that are not the codec's own, each because of a near-tie: any other is an error.
-
-    Layers after the first that differs have another residual to quantize, and are not compared.
-    """
-    wanted = codec.encode(clip).codes[0].numpy()
-    codes = np.asarray(codes)
-    frames = np.flatnonzero((codes != wanted).any(axis=0))
-    if len(frames):
-        residual = mapped_latents(codec, clip)
-        for frame in frames:
-            layer = int(np.argmax(codes[:, frame] != wanted[:, frame]))
-            books = codec.quantizer.codebook.double()
-            vector = residual[frame].double() - sum(books[i][wanted[i, frame]] for i in range(layer))
-            one, two = ((vector - books[layer][int(choice[layer, frame])]).square().sum() for choice in (codes, wanted))
-            assert abs(one - two) <= NEAR * max(one, two), f"frame {frame}, layer {layer}: {one} and {two}"
-    return len(frames)
-
-
-@torch.no_grad()
-def mapped_latents(codec, clip):
-    """What the quantizer's first layer compares with its codebook: (L, D)."""
-    if isinstance(codec, XCodec):
-        padded = torch.nn.functional.pad(clip, (0, -len(clip) % codec.hop_length))
-        return codec.encode_latents(padded[None])[0]
-    return codec.quantizer.input_proj(codec.encode_latents(clip[None], [len(clip)]).latents)[0]
+    """Number of frames of `codes` (n_q, L) that are not the codec's own; an error where that is no near-tie."""
+    gaps = other_choices(codec, clip, np.asarray(codes))
+    assert max(gaps, default=0) <= NEAR, gaps
+    return len(gaps)

@@ -96,13 +96,25 @@ def export_onnx(
     overwrite: Overwrite = False,
 ) -> None:
     """Write a codec as two ONNX graphs, which need neither torch nor this package."""
-    from xycodec.checkpoints.load import load_codec
+    import torch
+
+    from xycodec.checkpoints.load import BUNDLED, load_codec
+    from xycodec.checkpoints.weights import MB
     from xycodec.export.graphs import export_onnx
+    from xycodec.export.parity import check_parity
+    from xycodec.export.runtime import OnnxCodec
+    from xycodec.io.audio import read_audio
 
     codec = load_codec(model, device="cpu")
     about = export_onnx(codec, folder, overwrite=overwrite)
+    clip = torch.from_numpy(read_audio(BUNDLED / "fox.flac"))[: codec.window_samples]
+    found = check_parity(codec, OnnxCodec.load(folder), clip)
     size = sum(file.stat().st_size for file in Path(folder).iterdir())
-    print(f"{folder}: {about.model_id}, {size / 1e6:,.1f} MB")
+    print(f"{folder}: {about.model_id}, {size / MB:,.1f} MB")
+    print(
+        f"checked on {found.frames} frames: the same codes, but for {found.near_ties} choices between two equally near; "
+        f"audio within {found.audio_error:.0e}"
+    )
 
 
 def bench(
