@@ -15,7 +15,7 @@ from xycodec import __version__
 from xycodec.cli.coding import decode, encode, roundtrip
 from xycodec.cli.data import data_app
 from xycodec.cli.evaluate import abx, evaluate, probe
-from xycodec.cli.models import bench, convert, export_onnx, info, models
+from xycodec.cli.models import bench, convert, export_onnx, export_web, info, models
 from xycodec.cli.terminal import print_error
 from xycodec.cli.tokenize import tokenize
 from xycodec.cli.tokens import tokens_app
@@ -52,7 +52,8 @@ def _options(
 
 
 for command in (
-    encode, decode, roundtrip, info, models, convert, export_onnx, bench, train, evaluate, probe, abx, export, tokenize
+    encode, decode, roundtrip, info, models, convert, export_onnx, export_web, bench, train, evaluate, probe, abx, export,
+    tokenize,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(data_app, name="data")

@@ -117,6 +117,19 @@ def export_onnx(
     )
 
 
+def export_web(
+    model: Annotated[str, typer.Argument(help="Name, folder, checkpoint or hub id (see models).")],
+    folder: Annotated[str, typer.Argument(help="The folder to write the page to.")],
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a codec as a web page that computes in the browser; npm fetches its runtime."""
+    from xycodec.checkpoints.load import load_codec
+    from xycodec.export.web import export_web
+
+    about = export_web(load_codec(model, device="cpu"), folder, overwrite=overwrite)
+    print(f"{folder}: {about.model_id}; to see it: python -m http.server --directory {folder}")
+
+
 def bench(
     model: Annotated[
         str,
