@@ -1,0 +1,37 @@
+"""Smaller weights: how small, and how little changes."""
+
+import numpy as np
+import pytest
+from tests.exporting import session
+
+from xycodec.errors import CheckpointError
+from xycodec.export.shrink import shrink_graph
+
+
+@pytest.mark.parametrize(("weights", "noise"), [("float16", 1e-5), ("int8", 0.02), ("int4", 0.2)])
+def test_a_smaller_decoder_sounds_alike(exports, tmp_path, weights, noise):
+    codec, folder = exports("xy")
+    target = tmp_path / "decoder.onnx"
+    shrink_graph(folder / "decoder.onnx", target, weights)
+    assert target.stat().st_size < 0.8 * (folder / "decoder.onnx").stat().st_size
+    codes = np.random.default_rng(0).integers(0, codec.codebook_size, (2, codec.n_q, 30))
+    one, two = (session(path).run(None, {"codes": codes})[0] for path in (folder / "decoder.onnx", target))
+    error = np.square(one - two).mean() / np.square(one).mean()
+    assert 0 < error < noise
+    assert session(target).get_modelmeta().custom_metadata_map == session(folder / "decoder.onnx").get_modelmeta().custom_metadata_map
+
+
+def test_one_part_alone(exports, tmp_path):
+    import onnx
+
+    _, folder = exports("xy")
+    shrink_graph(folder / "encoder.onnx", tmp_path / "encoder.onnx", "int8", part="semantic_encoder")
+    kinds = [node.op_type for node in onnx.load(tmp_path / "encoder.onnx").graph.node]
+    before = [node.op_type for node in onnx.load(folder / "encoder.onnx").graph.node]
+    assert 0 < kinds.count("MatMulInteger") <= 4  # of its one layer
+    assert kinds.count("MatMul") == before.count("MatMul") - kinds.count("MatMulInteger")
+
+
+def test_unknown_weights_are_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="weights must be one of float16, int8, int4, got 'int3'"):
+        shrink_graph(tmp_path / "a.onnx", tmp_path / "b.onnx", "int3")
