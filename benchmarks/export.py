@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from xycodec.checkpoints.build import random_codec
+from xycodec.checkpoints.build import OwnCodec, random_codec
 from xycodec.checkpoints.load import BUNDLED, load_codec
 from xycodec.export.graphs import export_onnx
 from xycodec.export.parity import check_parity
@@ -50,20 +50,23 @@ def rows(name: str, frames: list[int], repeats: int, threads: int) -> Iterator[s
         exported = OnnxCodec.load(folder, threads=threads)
         for count in frames:
             samples = min(count, codec.window_frames) * codec.hop_length - 1
-            clip = recording.repeat(-(-samples // len(recording)))[:samples]
-            found = check_parity(codec, exported, clip)
-            codes = codec.encode(clip).codes
-            array, numbers = clip.numpy(), codes.numpy()
-            encode = fastest(repeats, lambda: codec.encode(clip), lambda: exported.encode(array))
-            decode = fastest(repeats, lambda: codec.decode(codes), lambda: exported.decode(numbers))
-            yield (
-                f"| {name}{' (random)' if published else ''} | {sizes[0]:,.0f} + {sizes[1]:,.0f} | {found.frames} | "
-                f"{found.near_ties} | {found.audio_error:.0e} | {encode[0]:.3f} | {encode[1]:.3f} | "
-                f"{decode[0]:.3f} | {decode[1]:.3f} |"
-            )
+            cells = compared(codec, exported, recording.repeat(-(-samples // len(recording)))[:samples], repeats)
+            yield f"| {name}{' (random)' if published else ''} | {sizes[0]:,.0f} + {sizes[1]:,.0f} | {cells} |"
+
+
+def compared(codec: OwnCodec, exported: OnnxCodec, clip: torch.Tensor, repeats: int) -> str:
+    """Cells of the table of one clip."""
+    found = check_parity(codec, exported, clip)
+    codes = codec.encode(clip).codes
+    array, numbers = clip.numpy(), codes.numpy()
+    encode = fastest(repeats, lambda: codec.encode(clip), lambda: exported.encode(array))
+    decode = fastest(repeats, lambda: codec.decode(codes), lambda: exported.decode(numbers))
+    times = " | ".join(f"{took:.3f}" for took in (*encode, *decode))
+    return f"{found.frames} | {found.near_ties} | {found.audio_error:.0e} | {times}"
 
 
 def main() -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("models", nargs="+", metavar="MODEL")
     parser.add_argument("--frames", nargs="+", type=int, default=[1, 7, 50, 375])

@@ -30,6 +30,7 @@ TOWER = "semantic_encoder"
 
 
 def main() -> None:
+    """Print both tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("manifest", type=Path)
     parser.add_argument("--model", default="xy-mini")
@@ -73,7 +74,10 @@ def main() -> None:
             exported._encoder = _session(graph, about, 1)
             equal = [exported.encode(clip).codes[0] == item[0].numpy() for clip, item in zip(clips, codes, strict=True)]
             shares = np.concatenate(equal, axis=1).mean(axis=1)
-            print(f"| {weights} | {graph.stat().st_size / 1e6:.2f} | {', '.join(f'{s:.3f}' for s in shares)} |", flush=True)
+            print(
+                f"| {weights} | {graph.stat().st_size / 1e6:.2f} | {', '.join(f'{s:.3f}' for s in shares)} |",
+                flush=True,
+            )
 
 
 def _scores(made: list[np.ndarray], clips: list[np.ndarray]) -> str:

@@ -18,7 +18,13 @@ class Browser:
         self._answers, answers = os.pipe()
         # The browser reads descriptor 3 and writes 4.
         launch = f'exec "$0" "$@" 3<&{commands} 4>&{answers}'
-        options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", f"--user-data-dir={profile}"]
+        options = [
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--remote-debugging-pipe",
+            f"--user-data-dir={profile}",
+        ]
         self._process = subprocess.Popen(
             ["bash", "-c", launch, CHROMIUM, *options, *flags],
             pass_fds=(commands, answers), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -75,7 +81,9 @@ class Browser:
         """Value of an expression once it is true. Raises AssertionError after so many seconds."""
         end = time.monotonic() + seconds
         while not (value := self.evaluate(expression)):
-            assert time.monotonic() < end, f"waited {seconds} s for {expression}: {self.evaluate('document.body.innerText')}"
+            assert time.monotonic() < end, (
+                f"waited {seconds} s for {expression}: {self.evaluate('document.body.innerText')}"
+            )
             time.sleep(0.2)
         return value
 
@@ -87,6 +95,8 @@ class Browser:
 
     def picture(self, path, width, height):
         """Write a picture of the whole page at so many CSS pixels."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+        )
         data = self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]
         path.write_bytes(base64.b64decode(data))

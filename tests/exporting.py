@@ -7,9 +7,9 @@ from tests.published_xcodec import tiny_config as tiny_xcodec
 
 from reference import tiny_config
 from xycodec.checkpoints.build import random_codec
-from xycodec.io.audio import read_audio
 from xycodec.checkpoints.load import BUNDLED
 from xycodec.export.parity import NEAR, other_choices
+from xycodec.io.audio import read_audio
 from xycodec.models.config import CodebooksConfig, TowerConfig
 from xycodec.models.xcodec.config import SelfSupervisedConfig, SemanticTowerConfig
 

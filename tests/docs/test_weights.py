@@ -12,14 +12,21 @@ from xycodec.checkpoints.build import empty_codec
 from xycodec.models.presets import NAMED_CONFIGS
 from xycodec.nn.folding import built_folded
 
-CONFIGS = {**CODECS, **{name: NAMED_CONFIGS[name] for name in ("xy-mini", "xy-tokenizer-24k", "x-mini", "x-mini-baseline")}}
+CONFIGS = {
+    **CODECS,
+    **{name: NAMED_CONFIGS[name] for name in ("xy-mini", "xy-tokenizer-24k", "x-mini", "x-mini-baseline")},
+}
 
 
 def tables():
     """Rows (tensor, shape, counts, what) of each section."""
     found = {}
     for section in (ROOT / "docs" / "weights.md").read_text(encoding="utf-8").split("\n## ")[1:]:
-        rows = [re.split(r" *\| *", line.strip(" |\n"), maxsplit=3) for line in section.splitlines() if line.startswith("| `")]
+        rows = [
+            re.split(r" *\| *", line.strip(" |\n"), maxsplit=3)
+            for line in section.splitlines()
+            if line.startswith("| `")
+        ]
         found[section.partition("\n")[0]] = [[cell.strip() for cell in row] + [""] * (4 - len(row)) for row in rows]
     return found
 
@@ -62,7 +69,10 @@ def expanded(rows, known):
             index = dict(zip((letter for letter, _ in limits), values, strict=True))
             local = known | index
             if "N" in index and "encoder_width" in known:
-                local |= {"width": known["encoder_width"] * 2 ** index["N"], "wide": known["decoder_width"] // 2 ** index["N"]}
+                local |= {
+                    "width": known["encoder_width"] * 2 ** index["N"],
+                    "wide": known["decoder_width"] // 2 ** index["N"],
+                }
             size = shape_of(shape, local)
             if "only if both differ" in what:
                 dropped = name.removesuffix("weight") if size[0] == size[1] else ""

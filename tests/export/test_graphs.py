@@ -6,14 +6,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from tests.exporting import CODECS, make_codec, differing, session, speech
+from tests.exporting import CODECS, differing, make_codec, session, speech
 
 from xycodec.errors import CheckpointError
 from xycodec.export import graphs
 from xycodec.export.graphs import export_onnx
 from xycodec.export.layout import METADATA_KEY
 from xycodec.models.base import fingerprint
-
 
 QUICK = ("xy",)  # tests of programs have an X-Codec
 KINDS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.long) for name in CODECS]
@@ -95,7 +94,9 @@ def test_large_weights_lie_beside_the_graph(monkeypatch, tmp_path):
     codec = make_codec("xy")
     monkeypatch.setattr(graphs, "LARGEST", 1000)
     export_onnx(codec, tmp_path / "codec")
-    assert (tmp_path / "codec" / "decoder.onnx.data").stat().st_size > (tmp_path / "codec" / "decoder.onnx").stat().st_size
+    assert (tmp_path / "codec" / "decoder.onnx.data").stat().st_size > (
+        tmp_path / "codec" / "decoder.onnx"
+    ).stat().st_size
     clip = speech(5000)
     (codes,) = session(tmp_path / "codec" / "encoder.onnx").run(None, {"audio": clip[None].numpy()})
     differing(codec, clip, codes[0])

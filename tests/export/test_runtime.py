@@ -89,7 +89,7 @@ def test_wrong_input_is_refused(pair):
 
 def test_a_folder_that_is_no_codec_is_refused(pair, tmp_path):
     _, _, folder = pair
-    with pytest.raises(CheckpointError, match="has no config.json"):
+    with pytest.raises(CheckpointError, match=r"has no config\.json"):
         OnnxCodec.load(tmp_path)
     shutil.copytree(folder, tmp_path / "mixed")
     config = (tmp_path / "mixed" / "config.json").read_text()

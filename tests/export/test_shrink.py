@@ -18,7 +18,10 @@ def test_a_smaller_decoder_sounds_alike(exports, tmp_path, weights, noise):
     one, two = (session(path).run(None, {"codes": codes})[0] for path in (folder / "decoder.onnx", target))
     error = np.square(one - two).mean() / np.square(one).mean()
     assert 0 < error < noise
-    assert session(target).get_modelmeta().custom_metadata_map == session(folder / "decoder.onnx").get_modelmeta().custom_metadata_map
+    assert (
+        session(target).get_modelmeta().custom_metadata_map
+        == session(folder / "decoder.onnx").get_modelmeta().custom_metadata_map
+    )
 
 
 def test_one_part_alone(exports, tmp_path):

@@ -28,7 +28,7 @@ def page(exports, tmp_path_factory):
     codec, folder = exports("xy")
     site = tmp_path_factory.mktemp("web") / "site"
     try:
-        web._fetch_runtime((site.parent / "runtime"))
+        web._fetch_runtime(site.parent / "runtime")
     except CheckpointError as error:
         pytest.skip(f"the page's runtime is not here: {error}")
     shutil.copytree(web._PAGE, site)
@@ -62,7 +62,11 @@ def test_a_file_becomes_the_codes_of_python_and_back(page, tmp_path):
         written = CodecFile.from_bytes(bytes(browser.evaluate(SAVED)))
         wanted = codec.encode_file(tmp_path / "talk.wav")
         assert written.to_bytes()[:-4][: 8 + 150].startswith(wanted.to_bytes()[:100])
-        assert (written.num_samples, written.model, written.codes.shape) == (samples, codec.model_id, wanted.codes.shape)
+        assert (written.num_samples, written.model, written.codes.shape) == (
+            samples,
+            codec.model_id,
+            wanted.codes.shape,
+        )
         agreement = np.mean(written.codes == wanted.codes)
         assert agreement > 0.999, agreement  # near-ties apart
         assert browser.evaluate("document.getElementById('status').className") == ""
@@ -73,10 +77,8 @@ def test_a_file_becomes_the_codes_of_python_and_back(page, tmp_path):
         browser.choose_file("#file", tmp_path / "python.xyc")
         browser.wait_for("saved !== undefined", 60)
         assert bytes(browser.evaluate(SAVED)) == (tmp_path / "python.xyc").read_bytes()
-        heard = browser.evaluate(
-            "codec.unpack(saved.bytes) && codec.decode(codec.unpack(saved.bytes).codes, codec.unpack(saved.bytes).samples,"
-            " async () => {}).then((audio) => Array.from(audio))"
-        )
+        decode = "codec.decode(opened.codes, opened.samples, async () => {}).then((audio) => Array.from(audio))"
+        heard = browser.evaluate(f"(() => {{ const opened = codec.unpack(saved.bytes); return {decode}; }})()")
         np.testing.assert_allclose(heard, codec.decode_file(tmp_path / "python.xyc"), atol=1e-4, rtol=0)
         # A damaged one is refused in a line.
         damaged = bytearray((tmp_path / "python.xyc").read_bytes())

@@ -52,8 +52,8 @@ def _options(
 
 
 for command in (
-    encode, decode, roundtrip, info, models, convert, export_onnx, export_web, bench, train, evaluate, probe, abx, export,
-    tokenize,
+    encode, decode, roundtrip, info, models, convert, export_onnx, export_web, bench, train, evaluate, probe, abx,
+    export, tokenize,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(data_app, name="data")

@@ -92,7 +92,7 @@ def convert(
 
 def export_onnx(
     model: Annotated[str, typer.Argument(help="Name, folder, checkpoint or hub id (see models).")],
-    folder: Annotated[str, typer.Argument(help="The folder to write encoder.onnx, decoder.onnx and config.json to.")],
+    folder: Annotated[str, typer.Argument(help="The folder for encoder.onnx, decoder.onnx and config.json.")],
     overwrite: Overwrite = False,
 ) -> None:
     """Write a codec as two ONNX graphs, which need neither torch nor this package."""

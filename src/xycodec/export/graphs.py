@@ -67,7 +67,9 @@ def _write(path: Path, program: ExportedProgram, about: About, inputs: Shapes, o
             input_names=list(inputs), output_names=list(outputs),
         )  # fmt: skip
     model = made.model
-    for value, shape in zip((*model.graph.inputs, *model.graph.outputs), (*inputs.values(), *outputs.values()), strict=True):
+    for value, shape in zip(
+        (*model.graph.inputs, *model.graph.outputs), (*inputs.values(), *outputs.values()), strict=True
+    ):
         value.shape = ir.Shape(shape)
     model.metadata_props[METADATA_KEY] = about.to_json()
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values())

@@ -140,7 +140,7 @@ class ISTFTHeadProducts(nn.Module):
         # Of as many frames as there are, so no table caps the length.
         envelope = F.conv_transpose1d(torch.ones_like(spectrum[:1, :1]), self.squares, stride=self.hop_length)
         trim, length = 3 * self.hop_length // 2, x.shape[1] * self.hop_length
-        return (audio[:, 0, trim : trim + length] / envelope[:, 0, trim : trim + length])
+        return audio[:, 0, trim : trim + length] / envelope[:, 0, trim : trim + length]
 
 
 def _angles(size: int, bins: int) -> Tensor:

@@ -20,7 +20,10 @@ from xycodec.models.xcodec.model import XCodec
 
 
 class Programs(NamedTuple):
-    """Encoder: audio (B, T) float32 -> codes (B, n_q, L) int64; decoder: codes (B, k, L) of k <= n_q layers -> (B, T)."""
+    """Two programs.
+
+    encoder: audio (B, T) float32 -> codes (B, n_q, L) int64; decoder: codes (B, k, L) of k <= n_q layers -> (B, T).
+    """
 
     encoder: ExportedProgram
     decoder: ExportedProgram
@@ -78,7 +81,6 @@ class _Half(nn.Module):
         made: Any = twin(codec)
         made._modules = {name: part for name, part in made._modules.items() if name in names}
         self.codec = made
-
 
     def frames(self, audio: Tensor) -> int:
         """Code frames of audio (B, T)."""

@@ -1,8 +1,8 @@
 """An exported codec in ONNX Runtime, without torch: the same codes, and the same files.
 
-    codec = OnnxCodec.load("folder")                       # what `xycodec export-onnx` wrote
-    codec.encode_file("talk.mp3").write("talk.xyc")
-    codec.decode_file("talk.xyc", "talk.wav")
+codec = OnnxCodec.load("folder")                       # what `xycodec export-onnx` wrote
+codec.encode_file("talk.mp3").write("talk.xyc")
+codec.decode_file("talk.xyc", "talk.wav")
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -130,7 +130,9 @@ class OnnxCodec(CodecFacts):
         def encode(clips: list[Samples]) -> list[CodeArray]:
             # A clip without samples has no frame.
             run = self._encoder.run
-            return [run(None, {"audio": clip[None]})[0][0] if len(clip) else np.zeros((layers, 0), int) for clip in clips]
+            return [
+                run(None, {"audio": clip[None]})[0][0] if len(clip) else np.zeros((layers, 0), int) for clip in clips
+            ]
 
         pieces = plan.encoded(map(_samples, blocks), self.hop_length, encode)
         return _join([np.zeros((layers, 0), np.int64), *(piece[:layers] for piece in pieces)])

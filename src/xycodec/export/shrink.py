@@ -72,7 +72,12 @@ def _matrices_int4(model: Any, names: Sequence[str]) -> Any:
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
     quantizer = MatMulNBitsQuantizer(
-        model, bits=4, block_size=_BLOCK, is_symmetric=False, nodes_to_include=list(names), op_types_to_quantize=("MatMul",)
+        model,
+        bits=4,
+        block_size=_BLOCK,
+        is_symmetric=False,
+        nodes_to_include=list(names),
+        op_types_to_quantize=("MatMul",),
     )
     quantizer.process()
     return quantizer.model.model

@@ -29,8 +29,7 @@ def export_web(codec: OwnCodec, folder: str | Path, *, overwrite: bool = False) 
     with new_folder(target, CheckpointError, replace=overwrite and (target / "index.html").is_file()) as made:
         _fetch_runtime(made / "runtime")
         shutil.copytree(_PAGE, made, dirs_exist_ok=True)
-        about = export_onnx(codec, made / "model")
-    return about
+        return export_onnx(codec, made / "model")
 
 
 def _fetch_runtime(folder: Path) -> None:

@@ -185,7 +185,12 @@ class Codec(Pretrained, CodecFacts, nn.Module, ABC):
             return self._embed(batch) * _valid(counts, batch)
 
     def encode_long(
-        self, blocks: Array | Iterable[Array], overlap_s: float | None = None, *, n_q: int | None = None, search: int = 1
+        self,
+        blocks: Array | Iterable[Array],
+        overlap_s: float | None = None,
+        *,
+        n_q: int | None = None,
+        search: int = 1,
     ) -> Tensor:
         """`xycodec.encode_long` of one clip or its consecutive blocks."""
         return encode_long(self, blocks, overlap_s, n_q=n_q, search=search)
