@@ -14,6 +14,7 @@ from tests.exporting import differing, speech
 
 import xycodec
 from xycodec import decode_long
+from xycodec.checkpoints.save import save_codec
 from xycodec.errors import AudioError, BitstreamError, CheckpointError, XycodecError
 from xycodec.export.runtime import OnnxCodec
 from xycodec.io.xyc import CodecFile
@@ -132,6 +133,21 @@ def test_the_command_line_encodes_and_decodes_without_torch(pair, tmp_path):
     differing(codec, speech_of(tmp_path / "a.wav"), file.codes)
     assert sf.info(tmp_path / "b.wav").frames == 30_001
     assert "already" in run("encode", "a.wav", "--model", folder, "-o", "a.xyc").stderr
+
+
+@pytest.mark.long
+def test_the_command_line_exports_what_it_then_runs(xycodec, pair, tmp_path):
+    codec, _, _ = pair
+    save_codec(codec, tmp_path / "tiny")
+    code, out, err = xycodec("export-onnx", tmp_path / "tiny", tmp_path / "exported")
+    assert code == 0, err
+    assert "checked on" in out
+    sf.write(tmp_path / "a.wav", speech(3000).numpy(), 16_000)
+    options = ("--runtime", "onnx", "--model", tmp_path / "exported")
+    assert xycodec("encode", tmp_path / "a.wav", *options)[0] == 0
+    differing(codec, speech_of(tmp_path / "a.wav"), CodecFile.read(tmp_path / "a.xyc").codes)
+    code, _, err = xycodec("export-onnx", tmp_path / "tiny", tmp_path / "exported")
+    assert (code, "exists already" in err) == (1, True)
 
 
 def speech_of(path):

@@ -112,7 +112,7 @@ def export_onnx(
     size = sum(file.stat().st_size for file in Path(folder).iterdir())
     print(f"{folder}: {about.model_id}, {size / MB:,.1f} MB")
     print(
-        f"checked on {found.frames} frames: the same codes, but for {found.near_ties} choices between two equally near; "
+        f"checked on {found.frames} frames: the same codes, but for {found.near_ties} near-ties; "
         f"audio within {found.audio_error:.0e}"
     )
 

@@ -61,8 +61,8 @@ def _matrices_int8(model: Any, names: Sequence[str]) -> Any:
     from onnxruntime.quantization.quant_utils import QuantizationMode, QuantType
 
     quantizer = ONNXQuantizer(
-        model, True, False, QuantizationMode.IntegerOps, False, QuantType.QInt8, QuantType.QUInt8, None, list(names), [],
-        ["MatMul"], {"MatMulConstBOnly": True},
+        model, True, False, QuantizationMode.IntegerOps, False, QuantType.QInt8, QuantType.QUInt8, None, list(names),
+        [], ["MatMul"], {"MatMulConstBOnly": True},
     )  # fmt: skip
     quantizer.quantize_model()
     return quantizer.model.model
