@@ -1,6 +1,7 @@
 """Smaller weights: how small, and how little changes."""
 
 import numpy as np
+import onnx
 import pytest
 from tests.exporting import session
 
@@ -24,15 +25,15 @@ def test_a_smaller_decoder_sounds_alike(exports, tmp_path, weights, noise):
     assert about[0] == about[1]
 
 
-def test_one_part_alone(exports, tmp_path):
-    import onnx
-
+@pytest.mark.parametrize(("weights", "product"), [("int8", "MatMulInteger"), ("int4", "MatMulNBits")])
+def test_one_part_alone(exports, tmp_path, weights, product):
     _, folder = exports("xy")
-    shrink_graph(folder / "encoder.onnx", tmp_path / "encoder.onnx", "int8", part="semantic_encoder")
+    shrink_graph(folder / "encoder.onnx", tmp_path / "encoder.onnx", weights, part="semantic_encoder")
     kinds = [node.op_type for node in onnx.load(tmp_path / "encoder.onnx").graph.node]
     before = [node.op_type for node in onnx.load(folder / "encoder.onnx").graph.node]
-    assert 0 < kinds.count("MatMulInteger") <= 4  # of its one layer
-    assert kinds.count("MatMul") == before.count("MatMul") - kinds.count("MatMulInteger")
+    assert kinds.count(product) == 4  # of its one layer
+    assert kinds.count("MatMul") == before.count("MatMul") - 4
+    session(tmp_path / "encoder.onnx").run(None, {"audio": np.zeros((1, 3000), np.float32)})
 
 
 def test_unknown_weights_are_refused(tmp_path):

@@ -34,7 +34,9 @@ def shrink_graph(source: Path, target: Path, weights: str, *, part: str | None =
     require_library("onnxruntime", "export")
     model = onnx.load(source)
     matrices, rest = _WAYS[weights]
-    names = [node.name for node in model.graph.node if part is None or part in _scopes(node)]
+    floats = {one.name for one in model.graph.initializer if one.data_type == onnx.TensorProto.FLOAT}
+    products = (node for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in floats)
+    names = [node.name for node in products if part is None or part in _scopes(node)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = matrices(model, names)
@@ -76,7 +78,7 @@ def _matrices_int4(model: Any, names: Sequence[str]) -> Any:
         bits=4,
         block_size=_BLOCK,
         is_symmetric=False,
-        nodes_to_include=list(names),
+        nodes_to_exclude=[node.name for node in model.graph.node if node.name not in names],
         op_types_to_quantize=("MatMul",),
     )
     quantizer.process()
