@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from xycodec.checkpoints.load import load_codec
 from xycodec.eval.corpus import open_corpora
-from xycodec.models import longform
+from xycodec.models import longform, windows
 from xycodec.models.base import Codec
 
 RATE = 16000
@@ -92,7 +92,7 @@ class Joined:
 def decoded(codec: Codec, clip: torch.Tensor, fades: list[int]) -> list[Joined]:
     """A clip with its windows, computed once, joined with each of the fades."""
     codes = longform.encode_long(codec, clip)
-    overlap = longform.overlap_frames(codec, None)
+    overlap = windows.overlap_frames(codec, None)
     step = codec.window_frames - overlap
     seams = [start + overlap // 2 for start in range(step, max(1, codes.shape[1] - overlap), step)]
     compute, known = codec.decode_windows, dict[bytes, torch.Tensor]()
@@ -106,7 +106,7 @@ def decoded(codec: Codec, clip: torch.Tensor, fades: list[int]) -> list[Joined]:
     joined = []
     codec.decode_windows = remembered  # type: ignore[method-assign]
     for fade in fades:
-        longform.FADE = fade
+        windows.FADE = fade
         audio = longform.decode_long(codec, codes).double().numpy()
         joined.append(Joined(audio, seams, fade, codec.num_output_samples(codec.hop_length)))
     codec.decode_windows = compute  # type: ignore[method-assign]

@@ -21,7 +21,7 @@ FLOORS = [
     {"baselines", "tokenize"},
     {"lm"},
     {"eval"},
-    {"train", "serve"},
+    {"train", "serve", "export"},
     {"cli"},
     {"__main__"},
 ]

@@ -10,7 +10,8 @@ from xycodec.checkpoints.build import random_codec
 from xycodec.checkpoints.load import load_codec
 from xycodec.errors import AudioError, XycodecError
 from xycodec.models.base import Codec
-from xycodec.models.longform import BATCH, decode_blocks, decode_long, embed_long, encode_long
+from xycodec.models.longform import decode_blocks, decode_long, embed_long, encode_long
+from xycodec.models.windows import BATCH
 from xycodec.models.xy_tokenizer.config import CONFIGS
 
 HOP, WINDOW = 16, 375  # a window of 375 frames at 12.5 a second, as the published models have

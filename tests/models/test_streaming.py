@@ -5,7 +5,7 @@ from tests.models.test_longform import Ruler, noise, ramp, small_codec
 
 from xycodec.checkpoints.load import load_codec
 from xycodec.errors import AudioError, XycodecError
-from xycodec.models.longform import decode_long, encode_long
+from xycodec.models.longform import TENSORS, decode_long, encode_long
 from xycodec.models.receptive_field import measure_receptive_field
 from xycodec.models.streaming import StreamingDecoder, StreamingEncoder
 from xycodec.models.windows import Cutter, Windows
@@ -115,7 +115,7 @@ def test_a_window_is_computed_as_soon_as_it_is_whole_and_each_once():
 
 def test_cost_is_how_often_a_frame_is_computed():
     windows, frames = Windows(2, 6, 2), 1000
-    pieces = list(Cutter(windows, 1).pieces([torch.zeros(frames)]))
+    pieces = list(Cutter(windows, 1, TENSORS).pieces([torch.zeros(frames)]))
     assert sum(len(piece.items) for piece in pieces) / frames == pytest.approx(windows.cost, rel=0.02)
 
 

@@ -15,7 +15,7 @@ from xycodec import __version__
 from xycodec.cli.coding import decode, encode, roundtrip
 from xycodec.cli.data import data_app
 from xycodec.cli.evaluate import abx, evaluate, probe
-from xycodec.cli.models import bench, convert, info, models
+from xycodec.cli.models import bench, convert, export_onnx, export_web, info, models
 from xycodec.cli.serve import serve
 from xycodec.cli.terminal import print_error
 from xycodec.cli.tokenize import tokenize
@@ -54,8 +54,8 @@ def _options(
 
 
 for command in (
-    encode, decode, roundtrip, info, models, convert, bench, train, evaluate, probe, abx, export, tokenize, transcribe,
-    serve,
+    encode, decode, roundtrip, info, models, convert, export_onnx, export_web, bench, train, evaluate, probe, abx,
+    export, tokenize, transcribe, serve,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(data_app, name="data")

@@ -25,6 +25,8 @@ from xycodec.cli.options import (
     Precision,
     Quiet,
     Reference,
+    Runtime,
+    RuntimeOption,
     Search,
     Threads,
     set_threads,
@@ -34,7 +36,6 @@ from xycodec.errors import XycodecError
 from xycodec.models.registry import DEFAULT
 
 if TYPE_CHECKING:
-    from xycodec.checkpoints.build import OwnCodec
     from xycodec.io.parallel import Job, Work
     from xycodec.io.progress import Advance
 
@@ -49,6 +50,7 @@ def encode(
     reference: Reference = False,
     device: Device = "auto",
     dtype: Dtype = Precision.float32,
+    runtime: RuntimeOption = Runtime.torch,
     threads: Threads = None,
     jobs: Jobs = 1,
     overwrite: Overwrite = False,
@@ -61,11 +63,11 @@ def encode(
 
     settings = {
         "model": model, "n_q": n_q, "search": search, "overlap": overlap, "reference": reference, "device": device,
-        "dtype": dtype, "quiet": quiet or as_json,
+        "dtype": dtype, "runtime": runtime, "quiet": quiet or as_json,
     }  # fmt: skip
     plan = plan_jobs(inputs, output, ".xyc", audio_extensions())
     untold = _untold(overlap=overlap, reference=reference, dtype=dtype)
-    differs = partial(_other_codes, model, n_q, search)
+    differs = partial(_other_codes, model, n_q, search, runtime)
     run_all(plan, _encoder, settings, jobs, threads, overwrite, quiet, as_json, untold, differs)
 
 
@@ -84,6 +86,7 @@ def decode(
     reference: Reference = False,
     device: Device = "auto",
     dtype: Dtype = Precision.float32,
+    runtime: RuntimeOption = Runtime.torch,
     threads: Threads = None,
     jobs: Jobs = 1,
     overwrite: Overwrite = False,
@@ -95,7 +98,7 @@ def decode(
 
     settings = {
         "model": model, "any_model": any_model, "overlap": overlap, "reference": reference, "device": device,
-        "dtype": dtype, "quiet": quiet or as_json,
+        "dtype": dtype, "runtime": runtime, "quiet": quiet or as_json,
     }  # fmt: skip
     plan = plan_jobs(inputs, output, "." + suffix.lstrip("."), frozenset({".xyc"}))
     untold = _untold(overlap=overlap, reference=reference, dtype=dtype, model=model if any_model else None)
@@ -149,7 +152,7 @@ def _untold(dtype: Precision, **settings: Any) -> dict[str, Any]:
     return found if dtype is Precision.float32 else found | {"dtype": dtype.value}
 
 
-def _other_codes(model: str, n_q: int | None, search: int, job: "Job") -> str | None:
+def _other_codes(model: str, n_q: int | None, search: int, runtime: Runtime, job: "Job") -> str | None:
     """The reason why a job's existing codes differ from those that it would make; None if nothing in them does."""
     from xycodec.errors import BitstreamError
     from xycodec.io.xyc import CodecFile
@@ -158,7 +161,7 @@ def _other_codes(model: str, n_q: int | None, search: int, job: "Job") -> str | 
         file = CodecFile.read(job.target)
     except BitstreamError as error:
         return f"exists already and holds no codes ({error})"
-    model_id, layers = _codes_of(model)
+    model_id, layers = _codes_of(model, runtime)
     if (file.model, file.n_q, file.search) == (model_id, n_q or layers, search):
         return None
     was, now = f"{file.n_q} codebooks of {file.model}", f"{n_q or layers} of {model_id}"
@@ -168,8 +171,13 @@ def _other_codes(model: str, n_q: int | None, search: int, job: "Job") -> str | 
 
 
 @cache
-def _codes_of(model: str) -> tuple[str, int]:
+def _codes_of(model: str, runtime: Runtime) -> tuple[str, int]:
     """A model's id and number of codebooks."""
+    if runtime is Runtime.onnx:
+        from xycodec.export.layout import read_folder
+
+        about = read_folder(Path(model))
+        return about.model_id, about.n_q
     from xycodec.checkpoints.load import load_codec
     from xycodec.models.presets import NAMED_CONFIGS
 
@@ -199,16 +207,15 @@ def _encoder(
 
 def _decoder(model: str | None, any_model: bool, overlap: float | None, threads: int | None, **load: Any) -> "Work":
     from xycodec.io.xyc import CodecFile
-    from xycodec.models.base import Codec
-    from xycodec.models.files import decode_file
+    from xycodec.models.files import FileCodec, decode_file
     from xycodec.models.registry import MODELS
 
-    loaded: dict[str, Codec] = {}
+    loaded: dict[str, FileCodec] = {}
 
     def work(source: str, target: str, advance: "Advance") -> Any:
         file = CodecFile.read(source)
         # A file may come from anyone: its word alone must not download or open anything.
-        if model is None and file.model not in MODELS:
+        if model is None and (file.model not in MODELS or load["runtime"] is Runtime.onnx):
             raise XycodecError(f"{source}: its model {file.model!r} has no name here, pass --model")
         name = model or file.model
         if name not in loaded:
@@ -220,7 +227,16 @@ def _decoder(model: str | None, any_model: bool, overlap: float | None, threads:
     return work
 
 
-def _load(model: str, device: str, dtype: Precision, reference: bool, threads: int | None, quiet: bool) -> "OwnCodec":
+def _load(
+    model: str, device: str, dtype: Precision, reference: bool, threads: int | None, quiet: bool,
+    runtime: Runtime = Runtime.torch,
+) -> Any:  # fmt: skip
+    if runtime is Runtime.onnx:
+        from xycodec.export.runtime import OnnxCodec
+
+        if reference or dtype is not Precision.float32 or device not in ("auto", "cpu"):
+            raise XycodecError("--runtime onnx computes in float32 on the CPU, by the length-true rules")
+        return OnnxCodec.load(model, threads=threads)
     import torch
 
     from xycodec.checkpoints.load import load_codec

@@ -90,6 +90,46 @@ def convert(
     print(f"{folder}: {codec.model_id}, {sum(p.numel() for p in codec.parameters()):,} parameters")
 
 
+def export_onnx(
+    model: Annotated[str, typer.Argument(help="Name, folder, checkpoint or hub id (see models).")],
+    folder: Annotated[str, typer.Argument(help="The folder for encoder.onnx, decoder.onnx and config.json.")],
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a codec as two ONNX graphs, which need neither torch nor this package."""
+    import torch
+
+    from xycodec.checkpoints.load import BUNDLED, load_codec
+    from xycodec.checkpoints.weights import MB
+    from xycodec.export.graphs import export_onnx
+    from xycodec.export.parity import check_parity
+    from xycodec.export.runtime import OnnxCodec
+    from xycodec.io.audio import read_audio
+
+    codec = load_codec(model, device="cpu")
+    about = export_onnx(codec, folder, overwrite=overwrite)
+    clip = torch.from_numpy(read_audio(BUNDLED / "fox.flac"))[: codec.window_samples]
+    found = check_parity(codec, OnnxCodec.load(folder), clip)
+    size = sum(file.stat().st_size for file in Path(folder).iterdir())
+    print(f"{folder}: {about.model_id}, {size / MB:,.1f} MB")
+    print(
+        f"checked on {found.frames} frames: the same codes, but for {found.near_ties} near-ties; "
+        f"audio within {found.audio_error:.0e}"
+    )
+
+
+def export_web(
+    model: Annotated[str, typer.Argument(help="Name, folder, checkpoint or hub id (see models).")],
+    folder: Annotated[str, typer.Argument(help="The folder to write the page to.")],
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a codec as a web page that computes in the browser; npm fetches its runtime."""
+    from xycodec.checkpoints.load import load_codec
+    from xycodec.export.web import export_web
+
+    about = export_web(load_codec(model, device="cpu"), folder, overwrite=overwrite)
+    print(f"{folder}: {about.model_id}; to see it: python -m http.server --directory {folder}")
+
+
 def bench(
     model: Annotated[
         str,

@@ -32,6 +32,16 @@ class Storage(StrEnum):
     float16 = "float16"
 
 
+class Runtime(StrEnum):
+    """Library that computes a codec."""
+
+    torch = "torch"
+    onnx = "onnx"
+
+
+RuntimeOption = Annotated[
+    Runtime, typer.Option("--runtime", help="onnx: --model is a folder of export-onnx, and torch stays out.")
+]
 Inputs = Annotated[list[str], typer.Argument(help="Files, folders, quoted globs, or - for stdin.")]
 Output = Annotated[str | None, typer.Option("--output", "-o", help="File, or folder for several inputs; - is stdout.")]
 Dtype = Annotated[

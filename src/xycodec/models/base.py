@@ -3,11 +3,11 @@
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from math import ceil, log2
+from math import log2
 from numbers import Real
 from typing import ClassVar, Self, overload
 
@@ -15,14 +15,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xycodec.errors import AudioError, BitstreamError, XycodecError
+from xycodec.errors import AudioError, XycodecError
 from xycodec.io.audio import Source, stream_audio, write_audio
 from xycodec.io.files import FilePath
 from xycodec.io.xyc import CodecFile
-from xycodec.models.inputs import Audio, Codes, Lengths, read_clips, read_codes, read_integer
-from xycodec.models.longform import CountedBlocks, decode_blocks, decode_long, embed_long, encode_long
+from xycodec.models.facts import CodecFacts
+from xycodec.models.inputs import Array, Audio, Codes, Lengths, read_clips, read_codes, read_integer
+from xycodec.models.longform import decode_blocks, decode_long, embed_long, encode_long
 from xycodec.models.precision import own_precision
 from xycodec.models.pretrained import Pretrained
+from xycodec.models.windows import CountedBlocks
 from xycodec.nn.nearest import WIDEST
 
 
@@ -51,7 +53,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
 
 
-class Codec(Pretrained, nn.Module, ABC):
+class Codec(Pretrained, CodecFacts, nn.Module, ABC):
     """Speech to discrete codes and back.
 
     Audio is (B, T) float32 in [-1, 1] at `input_sample_rate`, codes are (B, n_q, L) int64 at `frame_rate`, and
@@ -90,28 +92,9 @@ class Codec(Pretrained, nn.Module, ABC):
     # ---- what follows from the numbers above --------------------------------------------------
 
     @property
-    def frame_rate(self) -> float:
-        """Code frames a second."""
-        return self.input_sample_rate / self.hop_length
-
-    @property
-    def bitrate(self) -> float:
-        """Bits a second with all codebooks."""
-        return self.frame_rate * self.n_q * log2(self.codebook_size)
-
-    @property
-    def window_samples(self) -> int:
-        """Input samples that the model computes in one piece; longer clips go through several."""
-        return self.window_frames * self.hop_length
-
-    @property
     def device(self) -> torch.device:
         """Device of the weights."""
         return next(self.parameters()).device
-
-    def num_frames(self, num_samples: int) -> int:
-        """Code frames of a clip of `num_samples` input samples: the last partial frame counts."""
-        return ceil(num_samples / self.hop_length)
 
     def reference_frames(self, num_samples: int) -> int:
         """Code frames of a clip under the published rule: of most codecs the whole ones."""
@@ -120,10 +103,6 @@ class Codec(Pretrained, nn.Module, ABC):
     def payload_bits(self, codes: Tensor) -> int:
         """Bits that the codes (k, L) of one clip take, without any container."""
         return round(codes.numel() * log2(self.codebook_size))
-
-    def num_output_samples(self, num_samples: int) -> int:
-        """Samples at the output rate that last as long as `num_samples` at the input rate."""
-        return ceil(num_samples * self.output_sample_rate / self.input_sample_rate)
 
     # ---- the interface -------------------------------------------------------------------------
 
@@ -205,6 +184,23 @@ class Codec(Pretrained, nn.Module, ABC):
                 return self._embed_branch(batch, counts, branch)
             return self._embed(batch) * _valid(counts, batch)
 
+    def encode_long(
+        self,
+        blocks: Array | Iterable[Array],
+        overlap_s: float | None = None,
+        *,
+        n_q: int | None = None,
+        search: int = 1,
+    ) -> Tensor:
+        """`xycodec.encode_long` of one clip or its consecutive blocks."""
+        return encode_long(self, blocks, overlap_s, n_q=n_q, search=search)
+
+    def decode_blocks(
+        self, codes: Array, overlap_s: float | None = None, num_samples: int | None = None
+    ) -> Iterator[Tensor]:
+        """Audio of codes (k, L) of any length in consecutive blocks (n,); `xycodec.decode_long` has the arguments."""
+        return decode_blocks(self, codes, overlap_s, num_samples)
+
     def encode_file(
         self, source: Source, *, n_q: int | None = None, overlap_s: float | None = None, search: int = 1
     ) -> CodecFile:
@@ -239,20 +235,6 @@ class Codec(Pretrained, nn.Module, ABC):
             return decode_long(self, file.codes, overlap_s, file.num_samples)
         write_audio(target, decode_blocks(self, file.codes, overlap_s, file.num_samples), self.output_sample_rate)
         return None
-
-    def require_own(self, file: CodecFile, name: str, *, any_model: bool = False) -> None:
-        """Raise BitstreamError unless this model made `file`, called `name`.
-
-        `any_model` skips the comparison of names, for models that share their codes; their shape must fit all the same.
-        """
-        if file.model != self.model_id and not any_model:
-            raise BitstreamError(
-                f"{name}: its codes are from model {file.model!r}, not {self.model_id!r}; "
-                "name that model, or pass --any-model if the two share their codes"
-            )
-        wanted = (self.codebook_size, self.hop_length, self.input_sample_rate)
-        if (file.codebook_size, file.hop_length, file.sample_rate) != wanted or file.n_q > self.n_q:
-            raise BitstreamError(f"{name}: its codes do not have the shape of model {self.model_id!r}")
 
     # ---- windows: what a model computes in one piece -------------------------------------------
 

@@ -3,12 +3,31 @@
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from xycodec.io.audio import stream_audio, write_audio
 from xycodec.io.progress import Advance, unwatched
 from xycodec.io.xyc import CodecFile
-from xycodec.models.base import Codec
-from xycodec.models.longform import CountedBlocks, decode_blocks, encode_long
+from xycodec.models.windows import CountedBlocks
+
+
+class FileCodec(Protocol):
+    """A codec that computes clips of any length block by block, with torch or without it."""
+
+    model_id: str
+    codebook_size: int
+    input_sample_rate: int
+    output_sample_rate: int
+    hop_length: int
+
+    def encode_long(self, blocks: Any, overlap_s: float | None, *, n_q: int | None, search: int) -> Any:
+        """Codes (n_q, L) of consecutive blocks (n,) of one clip."""
+
+    def decode_blocks(self, codes: Any, overlap_s: float | None, num_samples: int | None) -> Iterable[Any]:
+        """Consecutive blocks (n,) of the audio of codes (k, L)."""
+
+    def require_own(self, file: CodecFile, name: str, *, any_model: bool = False) -> None:
+        """Raise BitstreamError unless this model made `file`."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +58,7 @@ class Transcoded:
 
 
 def encode_file(
-    codec: Codec,
+    codec: FileCodec,
     source: str,
     target: str,
     *,
@@ -53,7 +72,7 @@ def encode_file(
     rate = codec.input_sample_rate
     remarks: list[str] = []
     counted = CountedBlocks(stream_audio(source, rate, tell=remarks.append), rate, advance)
-    codes = encode_long(codec, counted, overlap_s, n_q=n_q, search=search)
+    codes = codec.encode_long(counted, overlap_s, n_q=n_q, search=search)
     # The published rule drops a last partial frame, so such codes promise whole frames only.
     samples = min(counted.samples, codes.shape[1] * codec.hop_length)
     file = CodecFile.from_codes(codes, codec, num_samples=samples, search=search)
@@ -62,7 +81,7 @@ def encode_file(
 
 
 def decode_file(
-    codec: Codec,
+    codec: FileCodec,
     file: CodecFile,
     target: str,
     *,
@@ -79,7 +98,7 @@ def decode_file(
     start = time.perf_counter()
     codec.require_own(file, name, any_model=any_model)
     rate = codec.output_sample_rate
-    blocks = decode_blocks(codec, file.codes, overlap_s, file.num_samples)
+    blocks = codec.decode_blocks(file.codes, overlap_s, file.num_samples)
     write_audio(target, CountedBlocks(blocks, rate, advance), rate)
     return _report(file, name, target, file.duration, start)
 

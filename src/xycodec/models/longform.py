@@ -1,30 +1,37 @@
-"""Audio and codes of any length, in overlapping windows and bounded memory.
+"""Audio and codes of any length, in overlapping windows and bounded memory (`xycodec.models.windows` has the windows).
 
-By default windows overlap and each keeps its middle, so that every kept frame has context on both sides; the
-first keeps its beginning and the last its end, and the last always reaches back into its neighbour. Decoded windows,
-which may disagree where they meet, fade into each other. A codec in `reference` mode follows the
-published rule: each window keeps its beginning only (see Long audio in docs/models/xy_tokenizer.md). Other windows
-may be given; `xycodec.models.streaming` computes the same from blocks as they come.
+A codec in `reference` mode follows the published rule for windows and lengths. Other windows may be given;
+`xycodec.models.streaming` computes the same from blocks as they come.
 """
 
 from collections.abc import Iterable, Iterator
-from itertools import islice
-from math import isfinite
-from typing import Generic, Protocol, TypeVar
+from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from xycodec.errors import XycodecError
-from xycodec.io.progress import Advance, unwatched
 from xycodec.models.inputs import Array, read_block, read_codes
-from xycodec.models.windows import FADE, Cutter, Joiner, Windows
+from xycodec.models.windows import (
+    FADE,
+    Arrays,
+    CountedBlocks,
+    Cutter,
+    Joiner,
+    Windows,
+    choose_windows,
+    first_samples,
+    samples_to_decode,
+)
 
-Block = TypeVar("Block", Tensor, NDArray[np.float32])
-BATCH = 4
-"""Windows computed in one call: enough to keep the threads of a CPU busy, small enough for any memory."""
+
+def _rise(count: int) -> Tensor:
+    return (torch.arange(count, dtype=torch.float32, device="cpu") + 0.5) / max(1, count)
+
+
+TENSORS = Arrays(join=partial(torch.cat, dim=-1), lerp=torch.lerp, rise=_rise)
 
 
 class WindowCodec(Protocol):
@@ -65,38 +72,6 @@ class WindowCodec(Protocol):
         """Embeddings (D, L) of codes (k, L)."""
 
 
-def overlap_frames(codec: WindowCodec, overlap_s: float | None) -> int:
-    """Code frames that neighbouring windows share; raises XycodecError if that is not from 0 to under a window."""
-    if overlap_s is None:
-        overlap_s = codec.window_frames / codec.frame_rate / 3
-    overlap = round(overlap_s * codec.frame_rate) if isfinite(overlap_s) else -1
-    if not 0 <= overlap < codec.window_frames:
-        most = codec.window_frames / codec.frame_rate
-        raise XycodecError(f"overlap_s must be from 0 to under {most:g} s, got {overlap_s:g}")
-    return overlap
-
-
-def choose_windows(codec: WindowCodec, overlap_s: float | None = None, windows: Windows | None = None) -> Windows:
-    """The windows of a codec that share `overlap_s` seconds (default: a third), or `windows` if it can compute them.
-
-    Raises XycodecError if it cannot.
-    """
-    if windows is None:
-        overlap = overlap_frames(codec, overlap_s)
-        step = codec.window_frames - overlap
-        if codec.reference:
-            return Windows(step, right=overlap, published=True)
-        left = overlap // 2
-        return Windows(step, left, overlap - left, first=left + step)
-    if overlap_s is not None:
-        raise XycodecError("windows say what they share: leave overlap_s out")
-    if codec.reference or windows.published:
-        raise XycodecError("the published rule has windows of its own: leave windows out, or load without reference")
-    if windows.longest > codec.window_frames:
-        raise XycodecError(f"windows of {windows.longest} frames are too long: at most {codec.window_frames} at once")
-    return windows
-
-
 @torch.no_grad()
 def encode_long(
     codec: WindowCodec,
@@ -120,13 +95,13 @@ def encode_long(
     windows = choose_windows(codec, overlap_s, windows)
     layers, width = codec.check_layers(n_q), codec.check_search(search)
     counted = CountedBlocks(_blocks(audio))
-    pieces, joiner = Cutter(windows, codec.hop_length).pieces(counted), Joiner(windows, 1)
-    codes = [torch.zeros(layers, 0, dtype=torch.int64, device="cpu")]
-    while batch := list(islice(pieces, BATCH)):
-        codes += joiner.joined(codec.encode_windows([piece.items for piece in batch], layers, width), batch)
-    if (tail := joiner.end()) is not None:
-        codes.append(tail)
-    whole = torch.cat(codes, dim=1)
+
+    def encode(clips: list[Tensor]) -> list[Tensor]:
+        return [item.cpu() for item in codec.encode_windows(clips, layers, width)]
+
+    pieces = Cutter(windows, codec.hop_length, TENSORS).pieces(counted)
+    none = torch.zeros(layers, 0, dtype=torch.int64, device="cpu")
+    whole = torch.cat([none, *Joiner(windows, 1, TENSORS).computed(pieces, encode)], dim=1)
     # The published rule drops the last partial frame of the clip, even where its window kept it.
     return whole[:, : codec.reference_frames(counted.samples)] if codec.reference else whole
 
@@ -160,21 +135,15 @@ def decode_blocks(
 ) -> Iterator[Tensor]:
     """Decode as `decode_long` does, and yield the audio in consecutive blocks (n,)."""
     clip = read_one_item(codec, codes)
-    if num_samples is not None and codec.num_frames(num_samples) != clip.shape[1]:
-        raise XycodecError(
-            f"{clip.shape[1]} frames do not belong to {num_samples} samples "
-            f"({codec.num_frames(num_samples)} frames at a hop of {codec.hop_length})"
-        )
+    samples = samples_to_decode(codec, clip.shape[1], num_samples)
     windows = choose_windows(codec, overlap_s, windows)
     hop = codec.num_output_samples(codec.hop_length)
-    remaining = clip.shape[1] * hop if num_samples is None else codec.num_output_samples(num_samples)
-    pieces, joiner = Cutter(windows, 1).pieces([clip]), Joiner(windows, hop, FADE)
-    while batch := list(islice(pieces, BATCH)):
-        for block in joiner.joined(codec.decode_windows([piece.items for piece in batch]), batch):
-            yield block[:remaining]
-            remaining -= min(remaining, block.shape[0])
-    if remaining and (tail := joiner.end()) is not None:
-        yield tail[:remaining]
+
+    def decode(parts: list[Tensor]) -> list[Tensor]:
+        return [item.cpu() for item in codec.decode_windows(parts)]
+
+    pieces = Cutter(windows, 1, TENSORS).pieces([clip])
+    yield from first_samples(Joiner(windows, hop, TENSORS, FADE).computed(pieces, decode), samples)
 
 
 @torch.no_grad()
@@ -186,10 +155,13 @@ def embed_long(
     They are those of `codec.embed`, which explains `branch`. Raises XycodecError as it does.
     """
     windows = choose_windows(codec, overlap_s)
-    pieces, joiner = Cutter(windows, 1).pieces([read_one_item(codec, codes)]), Joiner(windows, 1)
-    parts = [joiner.join(codec.embed_window(piece.items, branch), piece) for piece in pieces]
-    tail = joiner.end()
-    return torch.cat(parts if tail is None else [*parts, tail], dim=1)
+
+    def embed(parts: list[Tensor]) -> list[Tensor]:
+        return [codec.embed_window(part, branch) for part in parts]
+
+    clip = read_one_item(codec, codes)
+    parts = Joiner(windows, 1, TENSORS).computed(Cutter(windows, 1, TENSORS).pieces([clip]), embed)
+    return torch.cat(list(parts) or embed([clip]), dim=1)
 
 
 def read_one_item(codec: WindowCodec, codes: Array) -> Tensor:
@@ -206,17 +178,3 @@ def _blocks(audio: Array | Iterable[Array]) -> Iterator[Tensor]:
         yield read_block(audio)
     else:
         yield from map(read_block, audio)
-
-
-class CountedBlocks(Generic[Block]):
-    """Blocks of one clip that are passed on, their samples counted and `advance` told their seconds."""
-
-    def __init__(self, blocks: Iterable[Block], rate: int = 1, advance: Advance = unwatched) -> None:
-        self.blocks: Iterable[Block] = blocks
-        self.rate, self.advance, self.samples = rate, advance, 0
-
-    def __iter__(self) -> Iterator[Block]:
-        for block in self.blocks:
-            self.samples += block.shape[0]
-            self.advance(block.shape[0] / self.rate)
-            yield block

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from xycodec.errors import XycodecError
 from xycodec.models.inputs import Array, read_block
-from xycodec.models.longform import BATCH, WindowCodec, choose_windows, read_one_item
-from xycodec.models.windows import FADE, Cutter, Held, Joiner, Piece, Windows
+from xycodec.models.longform import TENSORS, WindowCodec, read_one_item
+from xycodec.models.windows import BATCH, FADE, Cutter, Held, Joiner, Piece, Windows, choose_windows
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class _Stream(ABC):
         if codec.reference:
             raise XycodecError("a stream follows the length-true rule: load the codec without reference")
         self.codec, self.windows = codec, choose_windows(codec, windows=windows)
-        self._cutter, self._joiner = Cutter(self.windows, units[0]), Joiner(self.windows, units[1], fade)
+        self._cutter = Cutter(self.windows, units[0], TENSORS)
+        self._joiner = Joiner(self.windows, units[1], TENSORS, fade)
         self._taken, self._given = 0, 0
         self._layers: int | None = None
 
@@ -146,7 +147,7 @@ class StreamingEncoder(_Stream):
 
     def compute(self, items: list[Tensor]) -> list[Tensor]:
         """Codes of windows of audio."""
-        return self.codec.encode_windows(items, self.n_q, self.search)
+        return [item.cpu() for item in self.codec.encode_windows(items, self.n_q, self.search)]
 
     def _read(self, block: Array) -> Tensor:
         return read_block(block).to("cpu", copy=True)
@@ -196,7 +197,7 @@ class StreamingDecoder(_Stream):
 
     def compute(self, items: list[Tensor]) -> list[Tensor]:
         """Audio of windows of codes."""
-        return self.codec.decode_windows(items)
+        return [item.cpu() for item in self.codec.decode_windows(items)]
 
     def _read(self, block: Array) -> Tensor:
         codes = read_one_item(self.codec, block).clone()

@@ -26,7 +26,7 @@ class WhisperEncoder(Transformer):
     def stem(self, mel: Tensor, frames: int) -> Tensor:
         """Log-mel (B, n_mels, L) -> the transformer's input (B, frames, D)."""
         h = F.gelu(convolve(mel.transpose(1, 2), self.conv1))
-        return F.gelu(convolve(h, self.conv2))[:, :frames]
+        return F.gelu(convolve(h, self.conv2)).narrow(1, 0, frames)
 
 
 class AcousticDecoder(Transformer):

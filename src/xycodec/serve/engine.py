@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from xycodec.models.base import Codec
-from xycodec.models.longform import BATCH
 from xycodec.models.streaming import StreamingDecoder, StreamingEncoder
-from xycodec.models.windows import Piece
+from xycodec.models.windows import BATCH, Piece
 from xycodec.serve.metrics import Metrics
 from xycodec.serve.settings import Settings
 

@@ -18,7 +18,8 @@ from xycodec.io.audio import Samples
 from xycodec.io.tokens.layout import Description, Windowing
 from xycodec.io.tokens.write import ShardWriter
 from xycodec.models.base import Codec, fingerprint
-from xycodec.models.longform import CountedBlocks, encode_long, overlap_frames
+from xycodec.models.longform import encode_long
+from xycodec.models.windows import CountedBlocks, overlap_frames
 from xycodec.tokenize.inputs.audio import blocks_of
 from xycodec.tokenize.inputs.item import Item
 

@@ -108,7 +108,8 @@ def _attend_whole(attention: Any, x: Tensor, mask: None, bias: Tensor | None = N
 
     A WavLM's own method has this signature. Clips are computed whole, so a mask is refused (ValueError).
     """
-    if mask is not None:
+    # Transformers makes a mask that hides nothing where its models are traced.
+    if mask is not None and not torch.compiler.is_exporting():
         raise ValueError("clips are computed whole, without a mask")
     heads = (*x.shape[:2], -1, attention.head_dim)
     q, k, v = (part(x).view(heads).transpose(1, 2) for part in (attention.q_proj, attention.k_proj, attention.v_proj))

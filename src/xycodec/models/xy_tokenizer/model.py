@@ -99,14 +99,23 @@ class XYTokenizer(Codec):
         mel = self.mel(self._with_margin(audio, lengths))
         mask = frame_mask(frames, longest)
         device_mask = None if mask is None else mask.to(audio.device, non_blocking=True)
-        joint = self.acoustic_encoder(mel, longest, device_mask, first)
-        semantic = None
-        if self.semantic_encoder is not None and self.semantic_encoder_adapter is not None:
-            semantic = self.semantic_encoder(mel, longest, device_mask, first)
-            joint = torch.cat([self.semantic_encoder_adapter(semantic, device_mask, first), joint], dim=-1)
-        latents = self.downsample(self.pre_rvq_adapter(joint, device_mask, first))
+        latents, semantic = self.latents_of(mel, longest, device_mask, first)
         code_frames = [count // self.downsample.factor for count in frames]
         return Encoded(latents, frame_mask(code_frames, latents.shape[1]), semantic)
+
+    def latents_of(
+        self, mel: Tensor, frames: int, mask: Tensor | None = None, first: int = 0
+    ) -> tuple[Tensor, Tensor | None]:
+        """Log-mel (B, n_mels, M) -> latents (B, frames // factor, latent_dim), and the semantic tower's states.
+
+        `frames`, `mask` (B, frames) and the position `first` are those of the towers, at 50 Hz.
+        """
+        joint = self.acoustic_encoder(mel, frames, mask, first)
+        semantic = None
+        if self.semantic_encoder is not None and self.semantic_encoder_adapter is not None:
+            semantic = self.semantic_encoder(mel, frames, mask, first)
+            joint = torch.cat([self.semantic_encoder_adapter(semantic, mask, first), joint], dim=-1)
+        return self.downsample(self.pre_rvq_adapter(joint, mask, first)), semantic
 
     def _tower_frames(self, num_samples: int) -> int:
         """Frames of a clip in the towers, at 50 Hz: those of whole code frames, or (reference) of its mel frames."""

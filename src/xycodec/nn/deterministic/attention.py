@@ -20,8 +20,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, bias:
     if mask is not None and bias is not None:
         raise ValueError("attention takes a mask or a bias, not both")
     learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    here = uses_onednn("attention") or (q.shape[2] in _DIVIDED and has_onednn())
-    if q.device.type != "cpu" or q.dtype != torch.float32 or learns or not here:
+    plain = q.device.type != "cpu" or q.dtype != torch.float32 or learns or torch.compiler.is_exporting()
+    if plain or not (uses_onednn("attention") or (q.shape[2] in _DIVIDED and has_onednn())):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias if mask is None else mask[:, None, None, :])
     out = torch.zeros_like(q, memory_format=torch.contiguous_format)
     lengths = [q.shape[2]] * len(q) if mask is None else mask.sum(dim=1).tolist()

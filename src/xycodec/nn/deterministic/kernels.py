@@ -34,6 +34,8 @@ SETTING = "XYCODEC_KERNELS"
 
 def uses_onednn(part: Part) -> bool:
     """Whether oneDNN computes this part of a model on this machine's CPU; else torch's own choice does (MKL)."""
+    if torch.compiler.is_exporting():  # a program for elsewhere holds torch's own operators only
+        return False
     return has_onednn() and (_measured.get() or TABLE[processor()][part]) == "onednn"
 
 

@@ -61,7 +61,7 @@ class Linear(nn.Linear):
 
 def gelu(x: Tensor) -> Tensor:
     """Exact GELU; in place where no gradient is asked for, which saves fresh memory on the widest tensors."""
-    return F.gelu(x) if x.requires_grad else torch.ops.aten.gelu_(x)
+    return F.gelu(x) if x.requires_grad or torch.compiler.is_exporting() else torch.ops.aten.gelu_(x)
 
 
 def convolve(x: Tensor, conv: nn.Conv1d) -> Tensor:
@@ -69,5 +69,8 @@ def convolve(x: Tensor, conv: nn.Conv1d) -> Tensor:
 
     oneDNN's own convolution divides its sums by the number of threads.
     """
+    if torch.compiler.is_exporting():
+        convolved: Tensor = conv(x.transpose(1, 2)).transpose(1, 2)
+        return convolved
     patches = F.pad(x, (0, 0, 1, 1)).unfold(1, 3, conv.stride[0]).flatten(2)
     return product(patches, conv.weight.flatten(1), conv.bias)

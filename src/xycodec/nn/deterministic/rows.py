@@ -22,11 +22,11 @@ _LONG, _SHORT = 512, 256  # terms of a piece
 
 
 def plain_inference(module: nn.Module, x: Tensor) -> bool:
-    """Whether products of our own compute a module here: in float32 on a CPU, where nothing learns."""
+    """Whether products of our own compute a module here: in float32 on a CPU, where nothing learns or is exported."""
     weights = list(module.parameters())
     learns = torch.is_grad_enabled() and (x.requires_grad or any(weight.requires_grad for weight in weights))
     plain = x.dtype == weights[0].dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    return x.device.type == "cpu" and plain and not learns
+    return x.device.type == "cpu" and plain and not learns and not torch.compiler.is_exporting()
 
 
 def padded(x: Tensor, before: int, after: int) -> Tensor:
