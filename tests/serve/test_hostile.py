@@ -145,11 +145,11 @@ HEAD = b"POST /v1/encode HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-dat
 
 
 def test_slow_clients_are_given_up():
-    with running(tiny_codec(), limits=Limits(header_s=0.5, upload_time_s=0.5)) as (url, _):
+    with running(tiny_codec(), limits=Limits(header_s=2, upload_time_s=2)) as (url, _):
         starts = [b"", b"GET /v1/mod", HEAD, HEAD + b"Content-Length: 1000\r\n\r\n" + PART]
         slow = [talk(url, start) for start in starts]
         begun = time.monotonic()
-        while time.monotonic() < begun + 1.2:  # a byte now and then does not help
+        while time.monotonic() < begun + 3:  # a byte now and then does not help
             for connection in slow:
                 try:
                     connection.sendall(b"x")
@@ -230,10 +230,10 @@ def test_too_many_requests_are_refused_at_once_and_the_others_done(limits, statu
 def test_what_takes_too_long_is_given_up():
     codec = tiny_codec()
     gate = Gate(codec)
-    with running(codec, limits=Limits(request_s=0.5)) as (url, _):
+    with running(codec, limits=Limits(request_s=4)) as (url, _):
         response = ask(url, audio_file(speech()))
         assert response.status_code == 503
-        assert "0.5 s" in response.json()["detail"]
+        assert "4 s" in response.json()["detail"]
         gate.open.set()
         assert ask(url, audio_file(speech())).status_code == 200
 
