@@ -22,7 +22,7 @@ AUDIO = 1e-4
 
 @dataclass(frozen=True)
 class Parity:
-    """What a comparison found; `near_ties` of `frames` have another code, which is as near as the codec's own."""
+    """Result of a comparison; `near_ties` of `frames` have another code, which is as near as the codec's own."""
 
     frames: int
     near_ties: int

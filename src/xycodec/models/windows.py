@@ -23,12 +23,12 @@ FADE = 1
 
 
 class Arrays(NamedTuple):
-    """What the windows ask of a library of arrays."""
+    """Functions that the windows need of a library of arrays."""
 
     join: Callable[[Sequence[Any]], Any]
     """Concatenate along the last axis."""
     lerp: Callable[[Any, Any, Any], Any]
-    """From the first array to the second, by a weight from 0 to 1."""
+    """Move from the first array to the second, by a weight from 0 to 1."""
 
 
 class Windowed(Protocol):
@@ -69,7 +69,7 @@ class Plan:
         left, fade = (0, 0) if codec.reference else (overlap // 2, min(FADE, overlap - overlap // 2))
         return cls(arrays, codec.window_frames, codec.window_frames - overlap, left, fade, codec.reference)
 
-    def encoded(self, blocks: Iterable[Block], hop: int, encode: Callable[[list[Block]], list[Block]]) -> Iterator[Any]:
+    def encoded(self, blocks: Iterable[Block], hop: int, encode: Callable[[list[Block]], list[Any]]) -> Iterator[Any]:
         """Codes (n_q, n) of a stream of samples (n,), in consecutive pieces."""
         windows = self._windows(blocks, hop)
         while batch := list(islice(windows, BATCH)):
