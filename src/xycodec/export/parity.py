@@ -47,9 +47,9 @@ def check_parity(codec: OwnCodec, exported: OnnxCodec, clip: Tensor) -> Parity:
 
 
 def other_choices(codec: OwnCodec, clip: Tensor, codes: NDArray[Any]) -> list[float]:
-    """How near the codec's own code and that in `codes` (n_q, L) are, for every frame in which they differ.
+    """Gaps between the codec's own code and that in `codes` (n_q, L), for every frame in which they differ.
 
-    That is the relative difference of their distances to the residual, in the first layer that differs: later ones
+    A gap is the relative difference of their distances to the residual, in the first layer that differs: later ones
     quantize another residual.
     """
     own = codec.encode(clip).codes[0].numpy()
@@ -68,7 +68,7 @@ def other_choices(codec: OwnCodec, clip: Tensor, codes: NDArray[Any]) -> list[fl
 
 @torch.no_grad()
 def _vectors(codec: OwnCodec, clip: Tensor) -> Tensor:
-    """What the first layer compares with its codebook, (L, D)."""
+    """Vectors (L, D) that the first layer compares with its codebook."""
     if isinstance(codec, XCodec):
         return codec.encode_latents(F.pad(clip, (0, -len(clip) % codec.hop_length))[None])[0]
     vectors: Tensor = codec.quantizer.input_proj(codec.encode_latents(clip[None], [len(clip)]).latents)[0]
