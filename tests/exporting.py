@@ -1,6 +1,5 @@
 """Small codecs of every kind that can be exported, clips for them, and what may differ between two computations."""
 
-import numpy as np
 import onnxruntime
 import torch
 from tests.published_xcodec import tiny_config as tiny_xcodec
@@ -8,8 +7,8 @@ from tests.published_xcodec import tiny_config as tiny_xcodec
 from reference import tiny_config
 from xycodec.checkpoints.build import random_codec
 from xycodec.checkpoints.load import BUNDLED
-from xycodec.export.parity import NEAR, other_choices
 from xycodec.io.audio import read_audio
+from xycodec.models.agreement import compare_codes
 from xycodec.models.config import CodebooksConfig, TowerConfig
 from xycodec.models.xcodec.config import SelfSupervisedConfig, SemanticTowerConfig
 
@@ -52,6 +51,6 @@ def speech(samples, seed=0):
 
 def differing(codec, clip, codes):
     """Number of frames of `codes` (n_q, L) that are not the codec's own; an error where that is no near-tie."""
-    gaps = other_choices(codec, clip, np.asarray(codes))
-    assert max(gaps, default=0) <= NEAR, gaps
-    return len(gaps)
+    found = compare_codes(codec, clip, torch.as_tensor(codes))
+    assert found.mistakes == 0, found
+    return found.near_ties

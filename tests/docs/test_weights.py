@@ -14,7 +14,7 @@ from xycodec.nn.folding import built_folded
 
 CONFIGS = {
     **CODECS,
-    **{name: NAMED_CONFIGS[name] for name in ("xy-mini", "xy-tokenizer-24k", "x-mini", "x-mini-baseline")},
+    **{name: NAMED_CONFIGS[name] for name in ("xy-mini", "xy-tokenizer-24k")},
 }
 
 

@@ -96,10 +96,10 @@ def test_a_folder_that_is_no_codec_is_refused(pair, tmp_path):
     config = (tmp_path / "mixed" / "config.json").read_text()
     (tmp_path / "mixed" / "config.json").write_text(config.replace(json.loads(config)["checksum"], "0" * 16))
     with pytest.raises(CheckpointError, match="of another codec"):
-        OnnxCodec.load(tmp_path / "mixed")
+        OnnxCodec.load(tmp_path / "mixed").decode(np.zeros((1, 2), np.int64))
     (tmp_path / "mixed" / "encoder.onnx").write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match=r"encoder.onnx: damaged"):
-        OnnxCodec.load(tmp_path / "mixed")
+        OnnxCodec.load(tmp_path / "mixed").encode(np.zeros(100, np.float32))
     (tmp_path / "mixed" / "config.json").write_text(config.replace('"format_version": 1', '"format_version": 9'))
     with pytest.raises(CheckpointError, match="no codec exported for this version"):
         OnnxCodec.load(tmp_path / "mixed")

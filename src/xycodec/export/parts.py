@@ -76,7 +76,8 @@ class SemanticTowerProducts(nn.Module):
         """(B, T) -> (B, frames_of(T), d_model)."""
         frames = frames_of(audio.shape[1])
         positions = len(self.tower.positional_embedding)
-        padded = torch.sym_min(2 * frames + MARGIN, 2 * positions) * self.mel.hop_length
+        hops = torch.sym_min(2 * frames + MARGIN, 2 * positions)  # type: ignore[no-untyped-call]
+        padded = hops * self.mel.hop_length
         mel = self.mel(F.pad(audio, (0, padded - audio.shape[1])))
         states = self.tower.states(self.tower.stem(mel, frames))
         return torch.stack([F.layer_norm(state, state.shape[-1:]) for state in states]).mean(dim=0)

@@ -51,7 +51,8 @@ def export_programs(codec: OwnCodec) -> Programs:
 
 def _exported(half: nn.Module, example: Tensor, shape: dict[int, Dim]) -> ExportedProgram:
     # Else the program would hold for one clip or for several, and for one frame or for more, not for all of them.
-    with torch.no_grad(), shape_settings.patch(backed_size_oblivious=True):
+    any_size = shape_settings.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
+    with torch.no_grad(), any_size:
         program = torch.export.export(
             half, (example,), dynamic_shapes=(shape,), prefer_deferred_runtime_asserts_over_guards=True
         )
@@ -97,7 +98,8 @@ class _XYEncoder(_Half):
         codec = self.codec
         frames = self.frames(audio)
         factor = codec.downsample.factor
-        hops = torch.sym_min(2 * factor * frames + MARGIN, 2 * factor * codec.window_frames)
+        room = 2 * factor * codec.window_frames
+        hops = torch.sym_min(2 * factor * frames + MARGIN, room)  # type: ignore[no-untyped-call]
         mel = codec.mel(F.pad(audio, (0, hops * codec.mel.hop_length - audio.shape[1])))
         latents, _ = codec.latents_of(mel, factor * frames)
         codes: Tensor = codec.quantizer.encode(latents)

@@ -7,6 +7,7 @@ codec.decode_file("talk.xyc", "talk.wav")
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
@@ -76,23 +77,31 @@ class OnnxCodec(CodecFacts):
 
     reference = False
 
-    def __init__(self, about: About, encoder: Any, decoder: Any) -> None:
+    def __init__(self, about: About, folder: Path, threads: int | None) -> None:
         self.about = about
         self.model_id = about.model_id
         self.input_sample_rate, self.output_sample_rate = about.input_sample_rate, about.output_sample_rate
         self.n_q, self.codebook_size = about.n_q, about.codebook_size
         self.hop_length, self.window_frames = about.hop_length, about.window_frames
-        self._encoder, self._decoder = encoder, decoder
+        self._folder, self._threads = folder, threads
 
     @classmethod
     def load(cls, folder: FilePath, *, threads: int | None = None) -> "OnnxCodec":
         """Load an exported folder, to compute on so many CPU threads (default: ONNX Runtime's choice).
 
-        Raises CheckpointError if it holds no exported codec, or graphs of different ones.
+        A graph is read when it is first needed. Raises CheckpointError if the folder holds no exported codec; then also
+        if a graph is damaged, or of another codec.
         """
         path = Path(folder)
-        about = read_folder(path)
-        return cls(about, *(_session(path / name, about, threads) for name in (ENCODER, DECODER)))
+        return cls(read_folder(path), path, threads)
+
+    @cached_property
+    def _encoder(self) -> Any:
+        return _session(self._folder / ENCODER, self.about, self._threads)
+
+    @cached_property
+    def _decoder(self) -> Any:
+        return _session(self._folder / DECODER, self.about, self._threads)
 
     def encode(self, audio: Any, *, n_q: int | None = None) -> Encoded:
         """Turn audio of any length into codes.
