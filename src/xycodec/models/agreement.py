@@ -6,6 +6,7 @@ another residual and differ too, so that only a frame's first difference tells.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,8 +50,9 @@ def compare_codes(codec: Codec, audio: Tensor, other: Tensor) -> CodeAgreement:
     Distances are taken in float64 between the latents of `codec` and its codebooks. Raises ValueError if the
     shapes of the codes differ.
     """
+    quantizer: Any = codec.quantizer
     vectors: list[Tensor] = []
-    hook = codec.quantizer.input_proj.register_forward_hook(lambda *call: vectors.append(call[-1]))
+    hook = quantizer.input_proj.register_forward_hook(lambda *call: vectors.append(call[-1]))
     try:
         own = codec.encode(audio[None], n_q=len(other)).codes[0]
     finally:
@@ -61,7 +63,7 @@ def compare_codes(codec: Codec, audio: Tensor, other: Tensor) -> CodeAgreement:
     residual = vectors[0].flatten(0, 1)[: own.shape[1]].double()
     equal_so_far = torch.ones(own.shape[1], dtype=torch.bool, device=own.device)
     near_ties = mistakes = 0
-    for codes, others, codebook in zip(own, other, codec.quantizer.codebook.double(), strict=False):
+    for codes, others, codebook in zip(own, other, quantizer.codebook.double(), strict=False):
         first = equal_so_far & (codes != others)
         d = distances(residual, codebook)
         chosen, instead = d.gather(1, codes[:, None])[first, 0], d.gather(1, others[:, None])[first, 0]
