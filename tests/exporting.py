@@ -1,5 +1,6 @@
 """Small codecs of every kind that can be exported, clips for them, and what may differ between two computations."""
 
+import numpy as np
 import onnxruntime
 import torch
 from tests.published_xcodec import tiny_config as tiny_xcodec
@@ -51,6 +52,6 @@ def speech(samples, seed=0):
 
 def differing(codec, clip, codes):
     """Number of frames of `codes` (n_q, L) that are not the codec's own; an error where that is no near-tie."""
-    found = compare_codes(codec, clip, torch.as_tensor(codes))
+    found = compare_codes(codec, clip, torch.from_numpy(np.array(codes, np.int64)))
     assert found.mistakes == 0, found
     return found.near_ties
