@@ -82,17 +82,22 @@ element.addEventListener('play', (event) => {
 
 
 def add_page(app: FastAPI, service: Service) -> None:
-    """Mount the page at `PATH`."""
+    """Mount the page at `PATH`. Not to be called where an event loop runs."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     import gradio as gr
 
     system = ["system-ui", "sans-serif"]
     theme = gr.themes.Default(font=system, font_mono=["ui-monospace", "monospace"])
 
-    gr.mount_gradio_app(
-        app, _blocks(gr, service), PATH, theme=theme, css=_STYLE, footer_links=[], show_error=True,
-        max_file_size=service.settings.limits.upload_mb * 1_000_000, ssr_mode=False, enable_monitoring=False, pwa=False,
-    )  # fmt: skip
+    async def mount() -> None:
+        gr.mount_gradio_app(
+            app, _blocks(gr, service), PATH, theme=theme, css=_STYLE, footer_links=[], show_error=True,
+            max_file_size=service.settings.limits.upload_mb * 1_000_000, ssr_mode=False, enable_monitoring=False,
+            pwa=False,
+        )  # fmt: skip
+
+    # Where no event loop runs, Gradio makes some for its locks and never closes them.
+    asyncio.run(mount())
 
 
 def _blocks(gr: Any, service: Service) -> Any:
