@@ -1,102 +1,112 @@
-"""A headless Chromium, told what to do through a pipe by its own protocol: no driver is needed."""
+"""Headless Chromium, driven over its debugging port."""
 
 import base64
+import itertools
 import json
-import os
 import shutil
 import subprocess
+import tempfile
 import time
+from contextlib import contextmanager
+from pathlib import Path
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+import httpx
+from websockets.sync.client import connect
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-class Browser:
-    """A browser with one page; a context manager, which ends it."""
+class Tab:
+    """One tab. `requested` are the addresses that it has asked for, but for data: and blob:."""
 
-    def __init__(self, profile, *flags):
-        commands, self._commands = os.pipe()
-        self._answers, answers = os.pipe()
-        # The browser reads descriptor 3 and writes 4.
-        launch = f'exec "$0" "$@" 3<&{commands} 4>&{answers}'
-        options = [
-            "--headless=new",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--remote-debugging-pipe",
-            f"--user-data-dir={profile}",
-        ]
-        self._process = subprocess.Popen(
-            ["bash", "-c", launch, CHROMIUM, *options, *flags],
-            pass_fds=(commands, answers), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        os.close(commands)
-        os.close(answers)
-        self._number, self._buffer, self._session = 0, b"", None
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        self.call("Page.enable")
+    def __init__(self, connection):
+        self._connection, self._numbers = connection, itertools.count(1)
+        self.requested, self.problems = set(), []
+        for domain in ("Page", "Runtime", "Network", "DOM"):
+            self.call(f"{domain}.enable")
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._process.kill()
-        self._process.wait()
-        os.close(self._commands)
-        os.close(self._answers)
-
-    def call(self, method, **parameters):
-        """Call a method of the protocol and return its result."""
-        self._number += 1
-        message = {"id": self._number, "method": method, "params": parameters}
-        if self._session:
-            message["sessionId"] = self._session
-        os.write(self._commands, json.dumps(message).encode() + b"\0")
+    def call(self, method, **params):
+        number = next(self._numbers)
+        self._connection.send(json.dumps({"id": number, "method": method, "params": params}))
         while True:
-            answer = self._read()
-            if answer.get("id") == self._number:
-                assert "error" not in answer, answer
-                return answer["result"]
+            message = json.loads(self._connection.recv(timeout=60))
+            if message.get("id") == number:
+                assert "error" not in message, message
+                return message["result"]
+            self._note(message)
 
-    def _read(self):
-        while b"\0" not in self._buffer:
-            piece = os.read(self._answers, 1 << 16)
-            assert piece, "the browser ended"
-            self._buffer += piece
-        message, _, self._buffer = self._buffer.partition(b"\0")
-        return json.loads(message)
+    def _note(self, message):
+        if message.get("method") == "Network.requestWillBeSent":
+            url = message["params"]["request"]["url"]
+            if not url.startswith(("data:", "blob:")):
+                self.requested.add(url)
+        elif message.get("method") == "Runtime.exceptionThrown":
+            self.problems.append(message["params"]["exceptionDetails"]["text"])
 
-    def evaluate(self, expression):
-        """Value of a JavaScript expression, awaited."""
-        result = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
-        assert "exceptionDetails" not in result, result["exceptionDetails"]
-        return result["result"].get("value")
+    def js(self, expression):
+        """The value of an expression; promises are waited for."""
+        found = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in found, found
+        return found["result"].get("value")
 
-    def open(self, address):
-        """Load a page and wait for it."""
-        self.call("Page.navigate", url=address)
-        self.wait_for(f"location.href === {address!r} && document.readyState === 'complete'", 60)
-
-    def wait_for(self, expression, seconds):
-        """Value of an expression once it is true. Raises AssertionError after so many seconds."""
-        end = time.monotonic() + seconds
-        while not (value := self.evaluate(expression)):
-            assert time.monotonic() < end, (
-                f"waited {seconds} s for {expression}: {self.evaluate('document.body.innerText')}"
-            )
-            time.sleep(0.2)
+    def wait(self, expression, seconds=40):
+        """Wait until an expression is true, and return it; while a page is built, one may also fail."""
+        deadline = time.monotonic() + seconds
+        while not (value := self.js(f"(() => {{ try {{ return {expression} }} catch {{ return null }} }})()")):
+            shown = self.js("document.body?.innerText")
+            assert time.monotonic() < deadline, f"never came: {expression}, in {shown}"
+            time.sleep(0.1)
         return value
 
-    def choose_file(self, selector, path):
-        """Put a file into an input, as a person would."""
+    def look(self, width, height, *, dark=False, mobile=False):
+        """Take the size of a screen, and a preference for light or dark."""
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)
+        scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+        self.call("Emulation.setEmulatedMedia", features=scheme)
+
+    def open(self, url):
+        self.call("Page.navigate", url=url)
+        self.wait("document.readyState == 'complete'")
+
+    def upload(self, selector, path):
         root = self.call("DOM.getDocument")["root"]["nodeId"]
         node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
         self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
 
-    def picture(self, path, width, height):
-        """Write a picture of the whole page at so many CSS pixels."""
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
-        )
-        data = self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]
-        path.write_bytes(base64.b64decode(data))
+    def press(self, key, code):
+        for kind in ("keyDown", "keyUp"):
+            text = {"Enter": "\r", " ": " "}.get(key, "") if kind == "keyDown" else ""
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, text=text)
+
+    def screenshot(self, path):
+        size = self.call("Page.getLayoutMetrics")["cssContentSize"]
+        clip = {"x": 0, "y": 0, "width": size["width"], "height": min(size["height"], 4000), "scale": 1}
+        shot = self.call("Page.captureScreenshot", format="png", clip=clip, captureBeyondViewport=True)
+        Path(path).write_bytes(base64.b64decode(shot["data"]))
+
+
+@contextmanager
+def chromium():
+    """A tab of a browser that ends with the block, and leaves nothing on the disk."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        command = [
+            *(CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--mute-audio", "--no-first-run"),
+            *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
+            *("--autoplay-policy=no-user-gesture-required", f"--user-data-dir={folder}", "--remote-debugging-port=0"),
+            "about:blank",
+        ]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            try:
+                port_file = Path(folder) / "DevToolsActivePort"
+                deadline = time.monotonic() + 60
+                while not (port_file.exists() and port_file.read_text().strip()):
+                    assert process.poll() is None
+                    assert time.monotonic() < deadline
+                    time.sleep(0.05)
+                port = port_file.read_text().split()[0]
+                tabs = httpx.get(f"http://127.0.0.1:{port}/json", trust_env=False).json()
+                address = next(tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page")
+                with connect(address, proxy=None, max_size=None, ping_interval=None) as connection:
+                    yield Tab(connection)
+            finally:
+                process.kill()

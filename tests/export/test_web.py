@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 import soundfile as sf
-from tests.browser import CHROMIUM, Browser
+from tests.browser import CHROMIUM, chromium
 from tests.exporting import make_codec, speech
 
 from xycodec.errors import CheckpointError
@@ -54,12 +54,12 @@ def test_a_file_becomes_the_codes_of_python_and_back(page, tmp_path):
     codec, address = page
     samples = codec.window_samples + 12_345  # two windows
     sf.write(tmp_path / "talk.wav", speech(samples).numpy(), 16_000, "FLOAT")
-    with Browser(tmp_path / "profile") as browser:
+    with chromium() as browser:
         browser.open(address)
-        browser.wait_for("document.getElementById('status').textContent.startsWith('ready')", 60)
-        browser.choose_file("#file", tmp_path / "talk.wav")
-        browser.wait_for("typeof saved === 'object'", 60)
-        written = CodecFile.from_bytes(bytes(browser.evaluate(SAVED)))
+        browser.wait("document.getElementById('status').textContent.startsWith('ready')", 60)
+        browser.upload("#file", tmp_path / "talk.wav")
+        browser.wait("typeof saved === 'object'", 60)
+        written = CodecFile.from_bytes(bytes(browser.js(SAVED)))
         wanted = codec.encode_file(tmp_path / "talk.wav")
         assert written.to_bytes()[:-4][: 8 + 150].startswith(wanted.to_bytes()[:100])
         assert (written.num_samples, written.model, written.codes.shape) == (
@@ -69,23 +69,23 @@ def test_a_file_becomes_the_codes_of_python_and_back(page, tmp_path):
         )
         agreement = np.mean(written.codes == wanted.codes)
         assert agreement > 0.999, agreement  # near-ties apart
-        assert browser.evaluate("document.getElementById('status').className") == ""
-        assert browser.evaluate("document.getElementById('decoded').querySelector('canvas').width") > 100
+        assert browser.js("document.getElementById('status').className") == ""
+        assert browser.js("document.getElementById('decoded').querySelector('canvas').width") > 100
         # Python's file, one layer less, in the browser
         CodecFile.from_codes(wanted.codes[:2], codec, num_samples=samples).write(tmp_path / "python.xyc")
-        browser.evaluate("saved = undefined")
-        browser.choose_file("#file", tmp_path / "python.xyc")
-        browser.wait_for("saved !== undefined", 60)
-        assert bytes(browser.evaluate(SAVED)) == (tmp_path / "python.xyc").read_bytes()
+        browser.js("saved = undefined")
+        browser.upload("#file", tmp_path / "python.xyc")
+        browser.wait("saved !== undefined", 60)
+        assert bytes(browser.js(SAVED)) == (tmp_path / "python.xyc").read_bytes()
         decode = "codec.decode(opened.codes, opened.samples, async () => {}).then((audio) => Array.from(audio))"
-        heard = browser.evaluate(f"(() => {{ const opened = codec.unpack(saved.bytes); return {decode}; }})()")
+        heard = browser.js(f"(() => {{ const opened = codec.unpack(saved.bytes); return {decode}; }})()")
         np.testing.assert_allclose(heard, codec.decode_file(tmp_path / "python.xyc"), atol=1e-4, rtol=0)
         # A damaged one is refused in a line.
         damaged = bytearray((tmp_path / "python.xyc").read_bytes())
         damaged[-6] ^= 1
         (tmp_path / "damaged.xyc").write_bytes(damaged)
-        browser.choose_file("#file", tmp_path / "damaged.xyc")
-        assert "checksum" in browser.wait_for("document.querySelector('#status.bad')?.textContent", 20)
+        browser.upload("#file", tmp_path / "damaged.xyc")
+        assert "checksum" in browser.wait("document.querySelector('#status.bad')?.textContent", 20)
 
 
 def test_without_npm_it_says_so_and_leaves_nothing(monkeypatch, tmp_path):

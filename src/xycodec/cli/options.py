@@ -62,13 +62,10 @@ Store = Annotated[Storage, typer.Option(help="float16 takes half the size.")]
 
 
 def set_threads(threads: int | None) -> None:
-    """Compute on so many threads; by default on a core each, as many as this process may use."""
-    import torch
+    """Compute on so many CPU threads, or on a core each."""
+    from xycodec.io.cores import use_threads
 
-    from xycodec.io.cores import available_cores
-
-    # torch's own number is of physical cores, or what OMP_NUM_THREADS says.
-    torch.set_num_threads(threads or min(torch.get_num_threads(), available_cores()))
+    use_threads(threads)
 
 
 def require_extra(extra: str, *modules: str) -> None:

@@ -1,4 +1,4 @@
-"""The number of cores that this process may use where a machine is shared."""
+"""The number of cores that this process may use where a machine is shared, and as many threads."""
 
 import os
 from collections.abc import Iterator
@@ -15,6 +15,14 @@ def available_cores() -> int:
     """
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, int(min([bound, *_quotas()])))
+
+
+def use_threads(threads: int | None) -> None:
+    """Compute on so many threads; by default on a core each, as many as this process may use."""
+    import torch
+
+    # torch's own number is of physical cores, or what OMP_NUM_THREADS says.
+    torch.set_num_threads(threads or min(torch.get_num_threads(), available_cores()))
 
 
 def _quotas() -> Iterator[float]:

@@ -28,7 +28,7 @@ class CodeAgreement:
     near_ties: int
     """Frames whose first difference is between two vectors that are nearly as near."""
     mistakes: int
-    """Frames whose first difference is none of these: 0 if both computed the same."""
+    """Frames whose first difference is larger than that: 0 if both computed the same."""
 
     def __add__(self, other: "CodeAgreement") -> "CodeAgreement":
         return CodeAgreement(

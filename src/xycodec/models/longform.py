@@ -20,6 +20,7 @@ from xycodec.models.windows import (
     CountedBlocks,
     Cutter,
     Joiner,
+    Windowed,
     Windows,
     choose_windows,
     first_samples,
@@ -34,27 +35,14 @@ def _rise(count: int) -> Tensor:
 TENSORS = Arrays(join=partial(torch.cat, dim=-1), lerp=torch.lerp, rise=_rise)
 
 
-class WindowCodec(Protocol):
-    """A codec that computes clips of up to one window; `xycodec.Codec` explains its members."""
+class WindowCodec(Windowed, Protocol):
+    """A codec that computes tensors of up to one window; `xycodec.Codec` explains its members."""
 
     n_q: int
     codebook_size: int
-    hop_length: int
-    window_frames: int
-    reference: bool
-
-    @property
-    def frame_rate(self) -> float:
-        """Code frames a second."""
-
-    def num_frames(self, num_samples: int) -> int:
-        """Code frames of so many input samples."""
 
     def reference_frames(self, num_samples: int) -> int:
         """Code frames of so many input samples under the published rule."""
-
-    def num_output_samples(self, num_samples: int) -> int:
-        """Output samples that last as long as so many input samples."""
 
     def check_layers(self, n_q: int | None) -> int:
         """Number of layers that `n_q` asks for."""

@@ -30,7 +30,7 @@ class Arrays(NamedTuple):
     lerp: Callable[[Any, Any, Any], Any]
     """Go from the first array to the second, by weights from 0 to 1."""
     rise: Callable[[int], Any]
-    """Return n weights in equal steps, each at the middle of its nth part of 0 to 1."""
+    """Return n weights that rise evenly from just above 0 to just below 1."""
 
 
 class Windowed(Protocol):

@@ -19,6 +19,7 @@ from websockets.sync.client import connect as connect_sync
 from xycodec.errors import XycodecError
 from xycodec.io.files import FilePath
 from xycodec.io.xyc import CodecFile
+from xycodec.serve.settings import PORT
 
 if TYPE_CHECKING:
     from xycodec.models.windows import Windows
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 Content = FilePath | bytes | BinaryIO
 """A file: its path, its bytes, or an open binary file."""
 _TYPES = {"wav": "audio/wav", "flac": "audio/flac", "opus": "audio/ogg"}
+ADDRESS = f"http://127.0.0.1:{PORT}"
+"""Address of a server of this machine, by default."""
 _WAIT_S = 8.0  # between two tries, at most
 
 
@@ -48,7 +51,7 @@ class _Shared:
     """The part that both clients share: addresses, requests, and answers as results or errors."""
 
     def __init__(
-        self, url: str = "http://127.0.0.1:8765", *, token: str | None = None, timeout_s: float = 120, retries: int = 5
+        self, url: str = ADDRESS, *, token: str | None = None, timeout_s: float = 120, retries: int = 5
     ) -> None:
         self.url, self.retries, self._timeout = url.rstrip("/"), retries, timeout_s
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -172,7 +175,7 @@ class Client(_Shared):
     or not there is asked again, `retries` times with growing pauses. Errors are ServerError, one line each.
     """
 
-    def __init__(self, url: str = "http://127.0.0.1:8765", **options: Any) -> None:
+    def __init__(self, url: str = ADDRESS, **options: Any) -> None:
         super().__init__(url, **options)
         self._http = httpx.Client(**self._options)
 
@@ -265,7 +268,7 @@ class Client(_Shared):
 class AsyncClient(_Shared):
     """A server's client for programs on asyncio; an asynchronous context manager, else as `Client`."""
 
-    def __init__(self, url: str = "http://127.0.0.1:8765", **options: Any) -> None:
+    def __init__(self, url: str = ADDRESS, **options: Any) -> None:
         super().__init__(url, **options)
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
         self._http = httpx.AsyncClient(**self._options, limits=limits)

@@ -3,6 +3,8 @@
 from html import escape
 from typing import Any
 
+from xycodec.serve.settings import PORT
+
 _STYLE = """
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
 body { max-width: 50rem; margin: 2rem auto; padding: 0 1rem; }
@@ -26,14 +28,14 @@ answered when all of it was sent; <code>{"type": "ping"}</code> is answered by <
 """
 
 
-def handbook(openapi: dict[str, Any], url: str = "http://127.0.0.1:8765") -> str:
+def handbook(openapi: dict[str, Any]) -> str:
     """Return the page, HTML."""
     parts = []
     for path, methods in openapi["paths"].items():
         for method, route in methods.items():
             parts.append(f"<h2><code>{method.upper()} {escape(path)}</code> {escape(route['summary'])}</h2>")
             if path in _EXAMPLES:
-                parts.append(f"<pre>{escape(_EXAMPLES[path].format(url=url))}</pre>")
+                parts.append(f"<pre>{escape(_EXAMPLES[path].format(url=f'http://127.0.0.1:{PORT}'))}</pre>")
             parts.append(_fields(route.get("requestBody", {})) + _answers(route["responses"]))
     head = f"<title>xycodec API</title><style>{_STYLE}</style>"
     intro = "<p>As a description for programs: <a href='openapi.json'>openapi.json</a>.</p>"

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from xycodec.checkpoints.load import load_codec
 from xycodec.errors import XycodecError
-from xycodec.io.cores import available_cores
+from xycodec.io.cores import use_threads
 from xycodec.io.xyc import CodecFile
 from xycodec.models.base import Codec
 from xycodec.serve.engine import Engine
@@ -22,8 +22,7 @@ from xycodec.serve.workers import AudioWorkers
 
 def load_models(settings: Settings) -> dict[str, Codec]:
     """Load the models of a server, by their ids. Raises CheckpointError."""
-    # torch's own number is of physical cores, or what OMP_NUM_THREADS says.
-    torch.set_num_threads(settings.threads or min(torch.get_num_threads(), available_cores()))
+    use_threads(settings.threads)
     codecs = [load_codec(name, device=settings.device) for name in settings.models]
     return {codec.model_id: codec for codec in codecs}
 
