@@ -66,6 +66,12 @@ def test_split_makes_several_of_one(xycodec, tmp_path, way, names):
     assert "0" not in parts or [len(parts[name]) for name in "012"] == [4, 3, 3]
 
 
+def test_split_by_a_field_that_no_clip_has(xycodec, store, tmp_path):
+    code, _, err = xycodec("tokens", "split", store, "-o", tmp_path / "parts", "--by", "speakr")
+    assert (code, "no clip has a field 'speakr': fields are" in err) == (1, True)
+    assert not (tmp_path / "parts").exists()
+
+
 def test_verify_names_what_is_damaged(xycodec, store):
     code, out, _ = xycodec("tokens", "verify", store)
     assert (code, "10 clips in 3 shards are as they were written" in out) == (0, True)
@@ -91,6 +97,8 @@ def test_show_prints_and_decodes(xycodec, tmp_path):
     assert np.array_equal(CodecFile.read(tmp_path / "b.xyc").codes, codes)
     code, _, err = xycodec("tokens", "show", tmp_path / "store", "b.wav")
     assert (code, "holds no clip 'b.wav'" in err) == (1, True)
+    code, _, err = xycodec("tokens", "show", tmp_path / "store", "1")
+    assert (code, "has no clip called 1, and its numbers end at 0" in err) == (1, True)
 
 
 def test_export_and_import(xycodec, store, tmp_path):
@@ -102,7 +110,8 @@ def test_export_and_import(xycodec, store, tmp_path):
     assert code == 0, err
     assert tree(tmp_path / "back") == tree(store)
     options = ("--from", "memmap", "--like", store)
-    assert xycodec("tokens", "import", tmp_path / "x.memmap", "-o", tmp_path / "numbered", *options)[0] == 0
+    code, _, err = xycodec("tokens", "import", tmp_path / "x.memmap", "-o", tmp_path / "numbered", *options)
+    assert (code, "clips are called by their numbers" in err) == (0, True)
     clips = zip(TokenStore(tmp_path / "numbered"), TokenStore(store), strict=True)
     assert all(np.array_equal(one.codes, other.codes) for one, other in clips)
     code, _, err = xycodec("tokens", "export", store, "-o", tmp_path / "y", "--to", "other")

@@ -212,6 +212,19 @@ def test_audio_that_is_none(codec, audio):
     assert "window" not in str(error.value)
 
 
+def test_floats_of_the_size_of_integers(codec):
+    quiet_talk = np.array([0, 200, -300], np.int16)
+    with pytest.raises(AudioError, match=r"has samples of 300, but floats lie in .* divide int16 by 32768"):
+        codec.encode(quiet_talk.astype(np.float32))
+    codec.encode(quiet_talk)
+    codec.encode(np.array([0, 3.0, -2.5], np.float32))  # loud, as float files can be
+
+
+def test_a_file_of_codes_has_its_own_method(codec):
+    with pytest.raises(XycodecError, match=r"not str; for a \.xyc file, use decode_file"):
+        codec.decode("a.xyc")
+
+
 @pytest.mark.parametrize("audio", ["talk.wav", b"RIFF", None, 3, {"array": SILENCE[0]}, [0.0], [SILENCE], ["talk.wav"]])
 def test_a_clip_or_stream_that_is_none(codec, audio):
     with pytest.raises(AudioError) as error:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from xycodec.cli.options import AsJson, Device
-from xycodec.cli.terminal import print_error, print_table
+from xycodec.cli.terminal import print_error, print_note, print_table
 from xycodec.errors import XycodecError
 
 tokens_app = typer.Typer(help="Stores of tokens.", no_args_is_help=True)
@@ -71,9 +71,10 @@ def tokens_show(
     from xycodec.io.tokens.read import TokenStore
 
     opened = TokenStore(store)
-    number = (
-        int(clip) if clip not in opened and clip.isdecimal() and int(clip) < len(opened) else opened.number_of(clip)
-    )
+    by_number = clip not in opened and clip.isdecimal()
+    if by_number and int(clip) >= len(opened):
+        raise XycodecError(f"{store}: has no clip called {clip}, and its numbers end at {len(opened) - 1}")
+    number = int(clip) if by_number else opened.number_of(clip)
     found = opened[number]
     print(json.dumps(found.meta | {"number": number, "frames": found.codes.shape[1], "samples": found.samples}))
     if output is None:
@@ -124,7 +125,7 @@ def tokens_split(
     opened = TokenStore(store)
     ways = [
         *([equal_parts(len(opened), parts)] if parts is not None else []),
-        *([by_field(by)] if by is not None else []),
+        *([by_field(opened, by)] if by is not None else []),
         *([held_out(hold_out)] if hold_out is not None else []),
     ]
     if len(ways) != 1:
@@ -192,4 +193,6 @@ def tokens_import(
     about = read_description(like if like.is_dir() else like.parent)
     clips = read_memmap(source, about, first) if form == "memmap" else IMPORTS[form](source, about)
     write_store(output, about, clips, shard_clips)
+    if form == "memmap":
+        print_note("a map keeps no ids, so clips are called by their numbers")
     print(f"{output}: {len(TokenStore(output)):,} clips")

@@ -21,6 +21,7 @@ Codes = Array | Sequence[Array]
 Lengths = Array | Sequence[int]
 
 INT16_SCALE = 32768
+_LOUDEST = 64  # far above what a float file of real sound holds, and below the peak of a quiet one of int16's scale
 _CHANNELS = 8  # more clips than that, of so few samples each, are one clip's samples and its channels
 
 
@@ -43,7 +44,13 @@ def read_clips(audio: Audio, lengths: Lengths | None) -> list[Tensor]:
             raise AudioError(f"audio of shape {shape} looks like (T, channels): give one channel, as audio[:, 0]")
         clips = list(batch)
     counts = read_lengths(lengths, [len(clip) for clip in clips])
-    return [_samples(clip[:count], f"item {i}") for i, (clip, count) in enumerate(zip(clips, counts, strict=True))]
+    found = [_samples(clip[:count], f"item {i}") for i, (clip, count) in enumerate(zip(clips, counts, strict=True))]
+    for i, clip in enumerate(found):
+        if len(clip) and (peak := float(clip.abs().max())) > _LOUDEST:
+            raise AudioError(
+                f"item {i} has samples of {peak:.0f}, but floats lie in [-1, 1]: divide int16 by {INT16_SCALE}"
+            )
+    return found
 
 
 def read_block(block: Array) -> Tensor:
@@ -150,7 +157,8 @@ def _codes_tensor(array: Codes, name: str) -> Tensor:
     tensor = _tensor(array)
     if tensor is None or tensor.dtype == torch.bool or tensor.is_floating_point() or tensor.is_complex():
         what = array.dtype if isinstance(array, Tensor | np.ndarray) else type(array).__name__
-        raise XycodecError(f"{name} must be a torch or numpy array of integers, not {what}")
+        hint = "" if isinstance(array, Tensor | np.ndarray) else "; for a .xyc file, use decode_file"
+        raise XycodecError(f"{name} must be a torch or numpy array of integers, not {what}{hint}")
     return tensor.to(torch.int64)
 
 

@@ -56,11 +56,14 @@ def equal_parts(clips: int, parts: int) -> Callable[[int, StoredClip], str]:
     return lambda number, clip: str(number * parts // clips)
 
 
-def by_field(field: str) -> Callable[[int, StoredClip], str]:
+def by_field(store: TokenStore, field: str) -> Callable[[int, StoredClip], str]:
     """Put clips with one value of a metadata field together; those without the field are `none`.
 
-    What a file system minds is written as %XX.
+    What a file system minds is written as %XX. Raises StoreError if no clip of the store has the field.
     """
+    if not any(field in clip.meta for clip in store):
+        known = sorted({key for clip in store for key in clip.meta})
+        raise StoreError(f"{store.folder}: no clip has a field {field!r}: fields are {', '.join(known) or 'none'}")
     return lambda number, clip: _file_name(clip.meta, field)
 
 
