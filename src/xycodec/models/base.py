@@ -3,7 +3,7 @@
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -69,6 +69,8 @@ class Codec(Pretrained, CodecFacts, nn.Module, ABC):
 
     can_search: ClassVar[bool] = False
     """Whether `encode` takes a `search` above 1."""
+    decoder_parts: ClassVar[tuple[str, ...]] = ()
+    """Beginnings of the names of tensors that encoding does not read."""
 
     def __init__(
         self,
@@ -342,8 +344,22 @@ class Codec(Pretrained, CodecFacts, nn.Module, ABC):
 
 def fingerprint(codec: Codec) -> str:
     """Return 16 hexadecimal digits that tell codecs apart: by class, name, weights, their types, and length rules."""
+    return _digest(codec, codec.state_dict())
+
+
+def codes_fingerprint(codec: Codec) -> str:
+    """`fingerprint` of what makes the codes alone: equal for a codec whose decoder has learned more."""
+    apart = (*_APART, *codec.decoder_parts)
+    return _digest(codec, {name: one for name, one in codec.state_dict().items() if not name.startswith(apart)})
+
+
+_APART = ("quantizer.output_proj.", "quantizer.embed_avg", "quantizer.cluster_size", "quantizer.inited")
+"""What decoding or training alone reads of a quantizer."""
+
+
+def _digest(codec: Codec, tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.blake2b(f"{type(codec).__name__} {codec.model_id} {codec.reference}".encode(), digest_size=8)
-    for name, tensor in sorted(codec.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

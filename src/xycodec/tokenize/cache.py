@@ -5,7 +5,7 @@ from contextlib import closing
 from pathlib import Path
 
 from xycodec.io.tokens.grow import GrowingStore
-from xycodec.models.base import Codec, fingerprint
+from xycodec.models.base import Codec, codes_fingerprint
 from xycodec.tokenize.inputs.item import Item
 from xycodec.tokenize.shard import AdvanceClips, Encoding, encode_into
 
@@ -21,7 +21,7 @@ def encode_once(
     Raises StoreError if the folder cannot be read or written.
     """
     encoding = Encoding(codec)
-    folder = parent / f"{codec.model_id.replace('/', '_')}-{fingerprint(codec)}"
+    folder = parent / f"{codec.model_id.replace('/', '_')}-{codes_fingerprint(codec)}"
     store = GrowingStore(folder, encoding.describe())
     with closing(store):
         missing = {item.id: item for item in items if item.id not in store}

@@ -17,7 +17,7 @@ from xycodec.errors import XycodecError, described
 from xycodec.io.audio import Samples
 from xycodec.io.tokens.layout import Description, Windowing
 from xycodec.io.tokens.write import ShardWriter
-from xycodec.models.base import Codec, fingerprint
+from xycodec.models.base import Codec, codes_fingerprint
 from xycodec.models.longform import encode_long
 from xycodec.models.windows import CountedBlocks, overlap_frames
 from xycodec.tokenize.inputs.audio import blocks_of
@@ -77,7 +77,7 @@ class Encoding:
         low = next((str(one.dtype)[6:] for one in codec.parameters() if one.dtype is torch.bfloat16), "float32")
         return Description(
             model=codec.model_id,
-            weights=fingerprint(codec),
+            weights=codes_fingerprint(codec),
             n_q=codec.check_layers(self.n_q),
             codebook_size=codec.codebook_size,
             hop_length=codec.hop_length,

@@ -35,6 +35,7 @@ class XCodec(Codec):
     """
 
     can_search = True
+    decoder_parts = ("semantic_proj.", "semantic_decoder.", "acoustic_proj.", "acoustic_decoder.")
 
     def __init__(self, config: XCodecConfig) -> None:
         super().__init__(

@@ -45,6 +45,7 @@ class XYTokenizer(Codec):
     """The whole model. Parts carry the names of the published checkpoint (docs/models/xy_tokenizer.md, Overview)."""
 
     can_search = True
+    decoder_parts = ("post_rvq_adapter.", "upsample.", "acoustic_decoder.", "vocos.")
 
     def __init__(self, config: XYTokenizerConfig) -> None:
         super().__init__(
