@@ -1,4 +1,4 @@
-"""The folder of an evaluation that can be interrupted: its small files, its journals of scores, and its circumstances."""
+"""The folder of an evaluation that can be interrupted: small files, journals of scores, and circumstances."""
 
 import json
 import os
