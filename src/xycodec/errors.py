@@ -40,7 +40,7 @@ class ConfigError(XycodecError):
 
 
 class EmptySpeechError(XycodecError):
-    """A language model ended its speech before the first frame."""
+    """A text-to-speech model said nothing, also when asked again with other seeds."""
 
 
 class AudioWarning(UserWarning):

@@ -15,7 +15,7 @@ others do not count.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ from xycodec.eval.record import (
     known_scores,
     machine_of,
     no_stage,
+    only_asked,
     package_versions,
     read_record,
     settled,
@@ -319,7 +320,7 @@ def _gathered(
                 bits=of_clip.get("bits"),
                 encode_s=of_clip.get("encode_s"),
                 decode_s=of_clip.get("decode_s"),
-                scores=_only(scores.get(item.clip, Scores()), names),
+                scores=only_asked(scores.get(item.clip, Scores()), names),
                 error=unread.get(item.clip) or of_clip.get("error"),
                 language=item.language,
             )
@@ -342,14 +343,4 @@ def _gathered(
         codebooks=() if counts is None else codebook_use(counts),
         clips=tuple(results),
         search=row.spec.search,
-    )
-
-
-def _only(scores: Scores, names: Sequence[str]) -> Scores:
-    """Drop metrics of earlier calls that were not asked for now."""
-    return replace(
-        scores,
-        values={name: value for name, value in scores.values.items() if name in names},
-        missing={name: why for name, why in scores.missing.items() if name in names},
-        weights={name: weight for name, weight in scores.weights.items() if name in names},
     )

@@ -5,7 +5,7 @@ import os
 import platform
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,16 @@ def settled(scores: Scores, names: Sequence[str]) -> bool:
     passing = ("not installed", "not computed")
     lasting = {name for name, why in scores.missing.items() if not why.startswith(passing)}
     return all(name in scores.values or name in lasting for name in names)
+
+
+def only_asked(scores: Scores, names: Sequence[str]) -> Scores:
+    """Drop metrics of earlier calls that were not asked for now."""
+    return replace(
+        scores,
+        values={name: value for name, value in scores.values.items() if name in names},
+        missing={name: why for name, why in scores.missing.items() if name in names},
+        weights={name: weight for name, weight in scores.weights.items() if name in names},
+    )
 
 
 def judge_clips(

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from scipy.linalg import sqrtm
@@ -97,7 +99,7 @@ def test_inception_score_by_hand():
     drawn = logits[np.random.RandomState(2020).permutation(43)]
     p = np.exp(drawn) / np.exp(drawn).sum(1, keepdims=True)
     bounds = [number * 43 // SPLITS for number in range(SPLITS + 1)]
-    parts = [p[low:high] for low, high in zip(bounds, bounds[1:], strict=False)]
+    parts = [p[low:high] for low, high in pairwise(bounds)]
     expected = np.mean([np.exp((q * np.log(q / q.mean(0))).sum(1).mean()) for q in parts])
     assert inception_score(logits) == pytest.approx(expected, rel=1e-9)
     assert inception_score(logits[:1]) == pytest.approx(1)

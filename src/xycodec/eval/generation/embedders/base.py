@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,6 +49,7 @@ def read_weights(path: Path) -> State:
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file: give the published file of weights")
+    saved: Any
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

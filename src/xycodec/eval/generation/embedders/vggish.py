@@ -76,7 +76,7 @@ class Vggish(Embedder):
         if not len(windows):
             raise AudioError("is under 0.975 s, the least that VGGish hears")
         device = self._model.embeddings[0].weight.device
-        made = [self._model(part.to(device)).cpu().numpy() for part in windows.split(_AT_ONCE)]
+        made = [self._model(part.to(device)).cpu().numpy() for part in torch.split(windows, _AT_ONCE)]
         return {EMBEDDING: np.concatenate(made)}
 
 
