@@ -22,11 +22,6 @@ def shapes(state):
     return {key: tuple(value.shape) for key, value in state.items()}
 
 
-@pytest.fixture(scope="module")
-def clap(tmp_path_factory):
-    return save_clap(tmp_path_factory.mktemp("clap") / "clap")
-
-
 # ---- PANNs -------------------------------------------------------------------------------------
 
 
@@ -209,7 +204,7 @@ def test_mert_refuses_what_it_is_not(tmp_path, changes, complaint):
 def test_clap_vectors_have_unit_length_and_are_transformers_own(clap):
     import transformers
 
-    embedder = Clap(str(clap), "cpu")
+    embedder = Clap(clap, "cpu")
     assert embedder.sample_rate == 48_000
     made = embedder.captions(["a dog barks", "rain"])
     np.testing.assert_allclose(np.linalg.norm(made, axis=1), 1, rtol=1e-5)
@@ -224,7 +219,7 @@ def test_clap_vectors_have_unit_length_and_are_transformers_own(clap):
 
 
 def test_clap_hears_the_middle_at_one_level(clap):
-    embedder, level = Clap(str(clap), "cpu"), Clap(str(clap), "cpu", keep_level=True)
+    embedder, level = Clap(clap, "cpu"), Clap(clap, "cpu", keep_level=True)
     (clip,) = tones(1, seconds=2, rate=48_000)
     heard = embedder(clip)[EMBEDDING]
     np.testing.assert_allclose(np.linalg.norm(heard, axis=1), 1, rtol=1e-5)
@@ -236,7 +231,7 @@ def test_clap_hears_the_middle_at_one_level(clap):
 
 
 def test_clap_that_finds_all_captions_alike_is_refused(tmp_path, clap):
-    one, two = Clap(str(clap), "cpu").captions(UNRELATED)
+    one, two = Clap(clap, "cpu").captions(UNRELATED)
     assert one @ two < 0.9
     with pytest.raises(CheckpointError, match=r"unrelated captions have a cosine of 1\.0000, at least 0\.9"):
         Clap(str(save_clap(tmp_path / "alike", alike=True)), "cpu")
@@ -264,7 +259,7 @@ def test_what_is_asked_for_is_made(tmp_path, clap):
         panns=save_panns(tmp_path / "p.pth"),
         vggish=save_vggish(tmp_path / "v.pth"),
         mert=str(folder),
-        clap=str(clap),
+        clap=clap,
         log_mel_statistics=True,
         device="cpu",
     )

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 import soundfile as sf
-from tests.embedding import save_clap, save_panns, save_vggish, tones
+from tests.embedding import save_panns, save_vggish, tones
 
 from xycodec.errors import ConfigError, XycodecError
 from xycodec.eval.generation.choose import make_embedders
@@ -29,11 +29,6 @@ def write(folder, clips, rate=16_000, suffix="wav"):
 def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
     return {"panns": save_panns(folder / "panns.pth", rate=32_000), "vggish": save_vggish(folder / "vggish.pth")}
-
-
-@pytest.fixture(scope="module")
-def clap(tmp_path_factory):
-    return str(save_clap(tmp_path_factory.mktemp("clap") / "clap"))
 
 
 @pytest.fixture

@@ -97,5 +97,5 @@ def test_parts_of_recordings_are_refused(tmp_path):
     part = type(item)("part", "x", None, "SO", 5.0, item.cut.truncate(duration=5.0))
     with pytest.raises(ConfigError, match="part: is no file of its own"):
         select_utterances([part], "x")
-    with pytest.raises(ConfigError, match="no-such.jsonl: there is no such file"):
-        open_utterances("no-such.jsonl")
+    with pytest.raises(ConfigError, match="no-such: there is no such file"):
+        open_utterances("no-such")
