@@ -50,11 +50,9 @@ def evaluate_tts(
     seeds: Annotated[str, typer.Option(help="Of sampling, with commas.")] = "0,1,2",
     ar_only: Annotated[bool, typer.Option("--ar-only", help="Only the first codebook: there is no NAR yet.")] = False,
     similarity: Annotated[
-        str,
-        typer.Option(
-            help="Speaker model: wavlm_large_finetune.pth (the papers'), microsoft/wavlm-base-plus-sv, ..., or none."
-        ),
-    ] = "resemblyzer",
+        str | None,
+        typer.Option(help="Speaker model: wavlm_large_finetune.pth (the papers'), microsoft/wavlm-base-plus-sv, ..."),
+    ] = None,
     recogniser: Annotated[
         str | None, typer.Option(help="For WER and CER: facebook/hubert-large-ls960-ft (the papers'), a Whisper, ...")
     ] = None,
@@ -77,7 +75,7 @@ def evaluate_tts(
     from xycodec.eval.tts.utterances import open_utterances
 
     models, made = _named_folders(model or ()), _named_folders(generated or ())
-    judges = make_judges(None if similarity == "none" else similarity, recogniser, opinion, device)
+    judges = make_judges(similarity, recogniser, opinion, device)
     measured = [name for judge in judges for name in judge.names]
     table = None if expected is None else read_expected(expected, row_names(models, made, ar_only), measured)
     utterances = open_utterances(test)

@@ -1,7 +1,7 @@
 """MERT (Li et al. 2023, arXiv 2306.00107), layer 9: 768 numbers of each of 75 frames a second.
 
-MERT-v1-95M comes with Python code for options that it does not use: without them its network is Transformers' HuBERT,
-which loads its weights, and none of that code is run. A MERT that does use them is refused.
+MERT comes with Python code for options of its own. Where its settings use none of them, its network is Transformers'
+HuBERT, which loads its weights, and none of that code is run; a MERT that uses one is refused.
 """
 
 import json
@@ -66,7 +66,7 @@ def _config(source: Source) -> object:
     own += ["attention_relax"] if settings.get("attention_relax", -1) > 0 else []
     if own:
         raise CheckpointError(
-            f"{source.name}: {own[0]} needs the model's own code, which is never run: choose MERT-v1-95M"
+            f"{source.name}: {own[0]} needs the model's own code, which is never run: choose a MERT without"
         )
     if settings.get("num_hidden_layers", 0) < LAYER:
         raise CheckpointError(f"{source.name}: has no layer {LAYER}")
