@@ -85,7 +85,7 @@ def evaluate_tts(
         models=models,
         generated=made,
         codecs=codec or (),
-        load=_loader(device),
+        load=_loader(device) if models else None,
         setting=Setting(setting.value),
         seeds=_numbers(seeds),
         first_codebook_only=ar_only,

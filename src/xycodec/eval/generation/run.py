@@ -26,7 +26,7 @@ CLAP_SCORE = "clap_laion"
 
 @dataclass(frozen=True)
 class _Heard:
-    """What one embedder made of both sets."""
+    """An embedder, and the vectors that it made of both sets."""
 
     embedder: Embedder
     generated: Embedded

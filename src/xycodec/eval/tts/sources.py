@@ -1,4 +1,4 @@
-"""What speaks in an evaluation: true speech, models, files that were made elsewhere, codecs; each has its rows."""
+"""Sources of speech in an evaluation: recordings, models, files that were made elsewhere, codecs; each has its rows."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ class SpeechRow:
 
 @dataclass(frozen=True)
 class Source:
-    """What speaks, and the rows that it fills: its ways by the name of the row's."""
+    """A source of speech, and the row of the report that each of its ways fills."""
 
     rows: Mapping[str, SpeechRow]
     speakers: Sequence[Speak]

@@ -30,7 +30,7 @@ SPEECH, AUDIO = "speech.jsonl", "audio"
 
 
 class Setting(StrEnum):
-    """What a model is prompted with."""
+    """Speech that a model is prompted with."""
 
     continual = "continual"
     """The utterance's own first 3 s: the text is all that is said, and the model goes on."""
