@@ -191,7 +191,7 @@ def _row(
 
 
 def _protocol(embedders: Sequence[Embedder]) -> dict[str, str]:
-    choices = {", ".join(METRICS[name].title for name in one.metrics): one.about for one in embedders}
+    choices = {", ".join(one.metrics): one.about for one in embedders}
     return choices | {
         "resampler": RESAMPLER,
         "covariances": "divided by N - 1, float64; the root's trace by eigenvalues of a symmetric product",
