@@ -249,7 +249,7 @@ def test_tables_in_markdown_survive_every_name(evaluation, tmp_path):
     assert f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f}) (n 4 of 6)" in text
     assert "<" not in text
     tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
-    assert len(tables) == 1 + len(NAMED) + 4
+    assert len(tables) == 1 + len(NAMED) + 4 + len(evaluation.sections)
     for table in tables:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
 

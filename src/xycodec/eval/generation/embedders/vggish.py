@@ -63,7 +63,8 @@ class Vggish(Embedder):
     sample_rate = SPEECH_RATE
 
     def __init__(self, path: Path, device: str) -> None:
-        self._model = _loaded(read_weights(path), path).to(resolve_device(device))
+        self._place = resolve_device(device)
+        self._model = _loaded(read_weights(path), path).to(self._place)
         self.weights = file_digest(path)
         self.about = (
             f"VGGish ({path.name}), {SPEECH_RATE} Hz, windows of 0.96 s one after the other, no PCA, no last activation"
@@ -75,8 +76,7 @@ class Vggish(Embedder):
         windows = torch.from_numpy(log_mel_windows(audio))
         if not len(windows):
             raise AudioError("is under 0.975 s, the least that VGGish hears")
-        device = self._model.embeddings[0].weight.device
-        made = [self._model(part.to(device)).cpu().numpy() for part in torch.split(windows, _AT_ONCE)]
+        made = [self._model(part.to(self._place)).cpu().numpy() for part in torch.split(windows, _AT_ONCE)]
         return {EMBEDDING: np.concatenate(made)}
 
 
