@@ -18,7 +18,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 export PATH="$here/../.venv/bin:$PATH"
 
 xycodec tokenize "$sounds" --model "$codec" --output "$output/tokens"
-xycodec tokens describe "$output/tokens"
+xycodec tokens describe "$output/tokens" --clap "$clap"
 torchrun --nproc-per-node "${GPUS:-4}" -m xycodec train lm/sound.yaml "data.train=[$output/tokens]" "data.valid=[]" \
   "output=$output/run"
 python "$here/generate_audio.py" sound "$captions" "$output/run" "$output/generated" --codec "$codec" --clap "$clap"
