@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from xycodec.eval.abx.run import AbxResult
     from xycodec.eval.asr_probe.run import ProbeProgress, ProbeResult
-    from xycodec.eval.evaluate import Stage
+    from xycodec.eval.record import Stage
     from xycodec.eval.results import Evaluation, Metric, Scores
     from xycodec.eval.roundtrip import Comparison
     from xycodec.io.parallel import Outcome
@@ -231,7 +231,7 @@ def print_evaluation(result: "Evaluation", page: str) -> None:
     """The report of `xycodec evaluate`, in short: one row a codec, and what lacks."""
     from rich.console import Console
 
-    from xycodec.eval.results import METRICS, pooled
+    from xycodec.eval.results import METRICS, overall
 
     # Metrics down the side, there are more of them than codecs; and as many codecs at a time as a terminal is wide.
     per_table = max(1, (Console().width - 14) // 19)
@@ -240,11 +240,13 @@ def print_evaluation(result: "Evaluation", page: str) -> None:
         rates = ("" if codec.bitrate is None else f"{codec.bitrate:,.0f}" for codec in codecs)
         rows = [("bit/s", *rates)]
         for name in result.metrics:
-            values = (pooled(codec.clips, name) for codec in codecs)
+            values = (overall(codec, name) for codec in codecs)
             shown = ("--" if value is None else f"{value:.{METRICS[name].digits}f}" for value in values)
             rows.append((METRICS[name].title, *shown))
         columns = [("", "left"), *((_shortened(codec.title), "right") for codec in codecs)]
         print_table(f"{result.title}: {len(codecs[0].clips)} clips", columns, rows)
+    for warning in result.warnings:
+        print_note(warning)
     told: set[str] = set()  # what cannot be read is so for every codec
     for codec in result.codecs:
         errors = [clip.error for clip in codec.clips if clip.error and clip.error not in told]

@@ -126,7 +126,7 @@ def _row_item(row: dict[str, Any], manifest: Path) -> Item:
         folder = PurePosixPath(row["audio"]).parent
         source = folder.as_posix() if folder.name else _bare(manifest.name)
         return Item(
-            clip=_safe(row["audio"]),
+            clip=safe_name(row["audio"]),
             source=source,
             speaker=row.get("speaker"),
             text=row.get("text"),
@@ -141,7 +141,7 @@ def _item(cut: Cut, corpus: str) -> Item:
     speakers = {words.speaker for words in cut.supervisions if words.speaker}
     folder = PurePosixPath(cut.id).parent
     return Item(
-        clip=_safe(cut.id),
+        clip=safe_name(cut.id),
         source=folder.as_posix() if folder.name else corpus,
         speaker=speakers.pop() if len(speakers) == 1 else None,
         text=" ".join((words.text or "").strip() for words in said) or None,
@@ -151,7 +151,7 @@ def _item(cut: Cut, corpus: str) -> Item:
     )
 
 
-def _safe(name: str) -> str:
+def safe_name(name: str) -> str:
     """Turn a clip's name into a plain relative path that cannot lead out of its folder."""
     path = PurePosixPath(name)
     if path.suffix.lower() in audio_extensions():

@@ -14,13 +14,8 @@ Scores are of the files, which anyone can score again. Each row says which audio
 others do not count.
 """
 
-import json
-import os
-import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,38 +40,32 @@ from xycodec.eval.foreign import decode_clips, is_foreign, open_foreign
 from xycodec.eval.identity import Identity, identify
 from xycodec.eval.judges.base import Judge, Pair
 from xycodec.eval.metrics.quality import METERS, PROTOCOL, measure_quality, require_metrics
+from xycodec.eval.record import (
+    SCORES,
+    Stage,
+    claim_judges,
+    judge_clips,
+    known_scores,
+    machine_of,
+    no_stage,
+    only_asked,
+    package_versions,
+    read_record,
+    settled,
+    write_record,
+)
 from xycodec.eval.results import ORIGINAL, ClipResult, CodecResult, Evaluation, Scores
 from xycodec.io.audio import ignore, read_audio, write_audio
 from xycodec.io.digests import digest_of
-from xycodec.io.files import atomic_path
 from xycodec.io.journal import Journal
 from xycodec.io.parallel import Job, Work, run_jobs
 from xycodec.io.progress import Advance
 from xycodec.io.rate import SPEECH_RATE
 from xycodec.models.base import fingerprint
 
-Stage = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
-"""Context manager of a stage's progress: takes its name and number of clips, gives a function to call after each."""
 Clips = Mapping[str, Identity]
 """Clips that can be read, by name, and what they are known by."""
 SETTINGS = "evaluation.json"
-JUDGED_AT_ONCE = 8  # clips in a batch of a model
-_PACKAGES = (
-    "xycodec",
-    "torch",
-    "transformers",
-    "numpy",
-    "soxr",
-    "pesq",
-    "pystoi",
-    "praat-parselmouth",
-    "swift-f0",
-    "jiwer",
-)
-
-
-def _no_stage(name: str, clips: int) -> AbstractContextManager[Callable[[], None]]:
-    return nullcontext(lambda: None)
 
 
 @dataclass(frozen=True)
@@ -97,7 +86,7 @@ def evaluate(
     processes: int = 1,
     device: str = "auto",
     title: str = "evaluation",
-    stage: Stage = _no_stage,
+    stage: Stage = no_stage,
 ) -> Evaluation:
     """Compare codecs on `items`, the originals with themselves first; go on where an earlier call was interrupted.
 
@@ -142,8 +131,8 @@ def evaluate(
     return Evaluation(
         title=title,
         protocol=protocol,
-        versions=dict(_versions()),
-        machine=_machine(device),
+        versions=package_versions(),
+        machine=machine_of(device),
         metrics=names,
         codecs=tuple(_gathered(row, items, clips, unread, folder, names) for row in rows),
     )
@@ -186,26 +175,21 @@ def _claim(folder: Path, items: Sequence[Item], judges: Sequence[Judge], about: 
     digest = digest_of(sorted(item.clip for item in items))
     wanted: dict[str, Any] = {"clips": digest, "protocol": PROTOCOL, "judges": {}}
     path = folder / SETTINGS
-    known = _read(path) if path.exists() else wanted
+    known = read_record(path) if path.exists() else wanted
     for what in ("clips", "protocol"):
         if known[what] != wanted[what]:
             raise XycodecError(f"{folder}: holds an evaluation with other {what}: choose another folder")
-    for judge in judges:
-        for name in judge.names:
-            if known["judges"].setdefault(name, judge.describe()) != judge.describe():
-                raise XycodecError(
-                    f"{folder}: {name} was scored by {known['judges'][name]!r}: choose another folder for another model"
-                )
+    claim_judges(folder, known["judges"], judges)
     for name, found in about.items():
         place = folder / name / "codec.json"
-        if place.exists() and _read(place)["weights"] != found["weights"]:
+        if place.exists() and read_record(place)["weights"] != found["weights"]:
             raise XycodecError(
                 f"{found['spec']}: {folder / name} holds scores of other weights: remove it, or choose another folder"
             )
-    _write(path, known)
+    write_record(path, known)
     for name, found in about.items():
         (folder / name).mkdir(exist_ok=True)
-        _write(folder / name / "codec.json", found)
+        write_record(folder / name / "codec.json", found)
 
 
 def _originals(items: Sequence[Item], folder: Path, stage: Stage) -> tuple[dict[str, Identity], dict[str, str]]:
@@ -250,26 +234,11 @@ def _code(spec: CodecSpec, clips: Clips, originals: Path, folder: Path, device: 
 # ---- scores ------------------------------------------------------------------------------------
 
 
-def _scores(clips: Clips, folder: Path) -> dict[str, Scores]:
-    known: dict[str, Scores] = {}
-    for row in Journal(folder / "scores.jsonl").rows():
-        if row.get("of") in clips.get(row["clip"], ()):
-            known[row["clip"]] = known.get(row["clip"], Scores()) | Scores(**row["scores"])
-    return known
-
-
 def _unscored(row: _Row, clips: Clips, folder: Path, names: Sequence[str]) -> list[str]:
     """Clips that have audio, and lack a value of any of `names` without a reason that lasts."""
-    known = _scores(clips, folder / row.name)
+    known = known_scores(clips, folder / row.name)
     failed = {clip for clip, one in coded_clips(_audio_of(clips), folder / row.name).items() if "error" in one}
-    return [clip for clip in clips if clip not in failed and not _settled(known.get(clip, Scores()), names)]
-
-
-def _settled(scores: Scores, names: Sequence[str]) -> bool:
-    # What was not installed may be there now, and what died may live.
-    passing = ("not installed", "not computed")
-    lasting = {name for name, why in scores.missing.items() if not why.startswith(passing)}
-    return all(name in scores.values or name in lasting for name in names)
+    return [clip for clip in clips if clip not in failed and not settled(known.get(clip, Scores()), names)]
 
 
 def _score_signals(
@@ -278,7 +247,7 @@ def _score_signals(
     if not metrics:
         return
     (folder / row.name).mkdir(exist_ok=True)
-    journal = Journal(folder / row.name / "scores.jsonl")
+    journal = Journal(folder / row.name / SCORES)
     todo = _unscored(row, clips, folder, metrics)
     jobs = {
         Job(str(folder / ORIGINAL / AUDIO / f"{clip}.flac"), str(folder / row.name / AUDIO / f"{clip}.flac")): clip
@@ -304,21 +273,22 @@ def _signal_scorer(metrics: tuple[str, ...]) -> Work:
 
 
 def _score_by(judge: Judge, row: _Row, items: Sequence[Item], clips: Clips, folder: Path, stage: Stage) -> None:
-    journal = Journal(folder / row.name / "scores.jsonl")
     todo = _unscored(row, clips, folder, judge.names)
     item_of = {item.clip: item for item in items}
     # The originals come first: where there is no text, what is heard in them is the reference.
-    originals = {} if row.spec is None else _scores(clips, folder / ORIGINAL)
+    originals = {} if row.spec is None else known_scores(clips, folder / ORIGINAL)
     heard = {clip: one.transcript for clip, one in originals.items()}
     # Of like length together, so that a batch holds little but speech.
     todo.sort(key=lambda clip: item_of[clip].seconds)
     with stage(f"{row.name}: {', '.join(judge.names)}", len(todo)) as done:
-        for start in range(0, len(todo), JUDGED_AT_ONCE):
-            batch = todo[start : start + JUDGED_AT_ONCE]
-            pairs = [_pair(folder, row.name, item_of[clip], heard.get(clip)) for clip in batch]
-            for clip, scores in zip(batch, judge(pairs), strict=True):
-                journal.append({"clip": clip, "of": clips[clip].whole, "scores": asdict(scores)})
-                done()
+        judge_clips(
+            judge,
+            todo,
+            lambda clip: _pair(folder, row.name, item_of[clip], heard.get(clip)),
+            lambda clip: clips[clip].whole,
+            folder / row.name,
+            done,
+        )
 
 
 def _pair(folder: Path, codec: str, item: Item, heard: str | None) -> Pair:
@@ -336,7 +306,7 @@ def _gathered(
 ) -> CodecResult:
     place = folder / row.name
     coded = coded_clips(_audio_of(clips), place)
-    scores = _scores(clips, place)
+    scores = known_scores(clips, place)
     results = []
     for item in items:
         of_clip = coded.get(item.clip, {})
@@ -350,14 +320,14 @@ def _gathered(
                 bits=of_clip.get("bits"),
                 encode_s=of_clip.get("encode_s"),
                 decode_s=of_clip.get("decode_s"),
-                scores=_only(scores.get(item.clip, Scores()), names),
+                scores=only_asked(scores.get(item.clip, Scores()), names),
                 error=unread.get(item.clip) or of_clip.get("error"),
                 language=item.language,
             )
         )
     if row.spec is None:
         return CodecResult(row.name, "original", "", None, None, None, None, (), tuple(results))
-    about = _read(place / "codec.json")
+    about = read_record(place / "codec.json")
     done = [clip for clip in results if "bits" in coded.get(clip.clip, {})]
     seconds, bits = sum(clip.seconds for clip in done), [clip.bits for clip in done if clip.bits is not None]
     size = about["codebook_size"]
@@ -374,45 +344,3 @@ def _gathered(
         clips=tuple(results),
         search=row.spec.search,
     )
-
-
-def _only(scores: Scores, names: Sequence[str]) -> Scores:
-    """Drop metrics of earlier calls that were not asked for now."""
-    return replace(
-        scores,
-        values={name: value for name, value in scores.values.items() if name in names},
-        missing={name: why for name, why in scores.missing.items() if name in names},
-        weights={name: weight for name, weight in scores.weights.items() if name in names},
-    )
-
-
-def _versions() -> Iterator[tuple[str, str]]:
-    for package in _PACKAGES:
-        try:
-            yield package, version(package)
-        except PackageNotFoundError:
-            continue
-
-
-def _machine(device: str) -> str:
-    if device != "cpu" and torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-
-
-# ---- small files -------------------------------------------------------------------------------
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise XycodecError(f"{path}: cannot be read ({error}): remove its folder to begin again") from error
-    if not isinstance(data, dict):
-        raise XycodecError(f"{path}: is not what an evaluation writes: remove its folder to begin again")
-    return data
-
-
-def _write(path: Path, data: dict[str, Any]) -> None:
-    with atomic_path(path, XycodecError) as temporary:
-        temporary.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

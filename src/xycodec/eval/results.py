@@ -23,8 +23,9 @@ class Metric:
     """One sentence: what it is, its range, what equality has, how the clips become one number if not by their mean."""
     equality: str = ""
     """Value for equal audio, where a round trip shows it."""
-    pooling: Literal["mean", "root"] = "mean"
-    """`root`: the clips' values are squares, and a table shows the root of their mean."""
+    pooling: Literal["mean", "root", "set"] = "mean"
+    """`root`: the clips' values are squares, and a table shows the root of their mean; `set`: clips have no value of
+    their own, only all of them together (`CodecResult.of_set`)."""
 
 
 METRICS: dict[str, Metric] = {
@@ -93,6 +94,57 @@ METRICS: dict[str, Metric] = {
         Metric("utmos", "UTMOS", "higher", 2, "Predicted mean opinion, 1 to 5; hears the decoded audio only."),
         Metric(
             "dnsmos", "DNSMOS", "higher", 2, "Predicted mean opinion (P.808), 1 to 5; hears the decoded audio only."
+        ),
+        Metric(
+            "fd_panns",
+            "FD (PANNs)",
+            "lower",
+            2,
+            "Fréchet distance of PANNs Cnn14 embeddings, one of each clip; 0 is equality.",
+            pooling="set",
+        ),
+        Metric(
+            "kad",
+            "KAD (PANNs)",
+            "lower",
+            2,
+            "Kernel audio distance of the same embeddings, times 100; about 0 for sets of one distribution.",
+            pooling="set",
+        ),
+        Metric(
+            "inception_score",
+            "IS (PANNs)",
+            "higher",
+            2,
+            "Inception score by the classes of PANNs Cnn14, 1 to 527; mean of 10 splits.",
+            pooling="set",
+        ),
+        Metric(
+            "fad_vggish",
+            "FAD (VGGish)",
+            "lower",
+            2,
+            "Fréchet distance of VGGish embeddings, one of each 0.96 s; 0 is equality.",
+            pooling="set",
+        ),
+        Metric(
+            "fd_mert_l9",
+            "FD (MERT l. 9)",
+            "lower",
+            2,
+            "Fréchet distance of MERT's layer 9, one vector of each frame; 0 is equality.",
+            pooling="set",
+        ),
+        Metric(
+            "fd_log_mel_statistics",
+            "log-mel statistics (no FAD)",
+            "lower",
+            3,
+            "Fréchet distance of log-mel means and deviations: for tests, not a FAD.",
+            pooling="set",
+        ),
+        Metric(
+            "clap_laion", "CLAP (LAION)", "higher", 3, "Cosine of the CLAP embeddings of a clip and its caption, to 1."
         ),
     )
 }
@@ -191,6 +243,8 @@ class CodecResult:
     clips: tuple[ClipResult, ...]
     search: int = 1
     """Width of the search over codes; 1 is greedy."""
+    of_set: dict[str, float] = field(default_factory=dict)
+    """Values of the metrics that only a whole set of clips has."""
 
     @property
     def encode_speed(self) -> float | None:
@@ -215,6 +269,22 @@ class CodecResult:
 
 
 @dataclass(frozen=True)
+class Section:
+    """A table of a report beside those of metrics, in words."""
+
+    title: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+    """A sentence below it."""
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> "Section":
+        """The inverse of `dataclasses.asdict`, also after JSON."""
+        return Section(**data | {"heads": tuple(data["heads"]), "rows": tuple(map(tuple, data["rows"]))})
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Codecs compared on the same clips, the original first."""
 
@@ -228,6 +298,9 @@ class Evaluation:
     metrics: tuple[str, ...]
     """Names of those that were asked for."""
     codecs: tuple[CodecResult, ...]
+    sections: tuple[Section, ...] = ()
+    warnings: tuple[str, ...] = ()
+    """Sentences at the head of the report: why its numbers should not be compared with others."""
 
     def to_dict(self) -> dict[str, Any]:
         """Everything in plain types."""
@@ -236,7 +309,12 @@ class Evaluation:
     @staticmethod
     def from_dict(data: dict[str, Any]) -> "Evaluation":
         """The inverse of `to_dict`, also after JSON."""
-        changed = {"metrics": tuple(data["metrics"]), "codecs": tuple(map(CodecResult.from_dict, data["codecs"]))}
+        changed = {
+            "metrics": tuple(data["metrics"]),
+            "codecs": tuple(map(CodecResult.from_dict, data["codecs"])),
+            "sections": tuple(map(Section.from_dict, data.get("sections", ()))),
+            "warnings": tuple(data.get("warnings", ())),
+        }
         return Evaluation(**data | changed)
 
 
@@ -250,6 +328,11 @@ def pooled(clips: Iterable[ClipResult], metric: str) -> float | None:
     if not weight:
         return None
     return sqrt(total / weight) if METRICS[metric].pooling == "root" else total / weight
+
+
+def overall(codec: CodecResult, metric: str) -> float | None:
+    """One number of a metric for all clips of a codec; None where it has none."""
+    return codec.of_set.get(metric) if METRICS[metric].pooling == "set" else pooled(codec.clips, metric)
 
 
 def _speed(clips: Iterable[ClipResult], field_name: str) -> float | None:

@@ -17,11 +17,23 @@ from matplotlib.image import imread
 import xycodec
 from xycodec.errors import XycodecError
 from xycodec.eval.report.listen import SHOWN_S, choose_clips
+from xycodec.eval.report.markdown import make_markdown
 from xycodec.eval.report.page import SHOWN_SPEAKERS, make_page
 from xycodec.eval.report.published import published_points
 from xycodec.eval.report.tables import make_tables
 from xycodec.eval.report.write import REPORTS, write_report
-from xycodec.eval.results import METRICS, ORIGINAL, ClipResult, CodebookUse, CodecResult, Evaluation, Scores, pooled
+from xycodec.eval.results import (
+    METRICS,
+    ORIGINAL,
+    ClipResult,
+    CodebookUse,
+    CodecResult,
+    Evaluation,
+    Scores,
+    Section,
+    overall,
+    pooled,
+)
 from xycodec.io.audio import read_audio, write_audio
 
 NASTY = "</script><script>alert('name')</script> | & $title"
@@ -61,7 +73,10 @@ def evaluation():
         codec("ours", results("ours", 0.0)),
         codec("theirs", results("theirs", 0.1, fails="plain"), bitrate=3200.0),
     )
-    return Evaluation(NASTY, {"level": NASTY}, {"xycodec": "0.1.0"}, "two cores", NAMED, codecs)
+    sections = (Section(NASTY, (NASTY, "seeds"), ((NASTY, "0, 1"), ("", "2")), NASTY), Section("bare", ("one",), ()))
+    return Evaluation(
+        NASTY, {"level": NASTY}, {"xycodec": "0.1.0"}, "two cores", NAMED, codecs, sections, (NASTY, "off")
+    )
 
 
 @pytest.fixture
@@ -154,6 +169,26 @@ def test_only_the_other_codecs_are_compared_with_the_first(evaluation):
     assert (alone.baseline, alone.differences) == (None, {})
 
 
+def test_what_only_a_set_has_stands_in_the_table_of_all_clips_alone(evaluation):
+    ours = replace(evaluation.codecs[1], of_set={"fd_panns": 12.5})
+    codecs = (evaluation.codecs[0], ours, evaluation.codecs[2])
+    tables = make_tables(replace(evaluation, metrics=(*NAMED, "fd_panns"), codecs=codecs), {"ours": {"fd_panns": 12.0}})
+    found = tables.overall.scores["ours"]["fd_panns"]
+    assert (found.value, found.low, found.clips) == (12.5, None, len(CLIPS))
+    assert [name for name, scores in tables.overall.scores.items() if "fd_panns" in scores] == ["ours"]
+    assert not any("fd_panns" in scores for group in tables.sources for scores in group.scores.values())
+    assert not any(gap.metric == "fd_panns" for gap in tables.gaps)
+    assert [one.difference for one in tables.expected] == [0.5]
+    assert (overall(ours, "fd_panns"), overall(codecs[2], "fd_panns")) == (12.5, None)
+    assert overall(ours, "stoi") == pooled(ours.clips, "stoi")
+
+
+def test_sections_and_warnings_are_shown(evaluation):
+    text = make_markdown(make_tables(evaluation))
+    assert text.index("**Warning: off.**") < text.index("## Overall") < text.index("## bare")
+    assert "| 0, 1 |" in text
+
+
 def test_expected_values_stand_beside_the_measured(evaluation):
     tables = make_tables(evaluation, {"ours": {"stoi": 0.75, "wer": 0.5}}, "the paper, table 1")
     measured = tables.overall.scores["ours"]
@@ -214,7 +249,7 @@ def test_tables_in_markdown_survive_every_name(evaluation, tmp_path):
     assert f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f}) (n 4 of 6)" in text
     assert "<" not in text
     tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
-    assert len(tables) == 1 + len(NAMED) + 4
+    assert len(tables) == 1 + len(NAMED) + 4 + len(evaluation.sections)
     for table in tables:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
 
@@ -399,6 +434,8 @@ def test_a_browser_shows_the_page_without_complaint(evaluation, audio, tmp_path,
         "By metric",
         "Listen",
         "Expected values",
+        NASTY,
+        "bare",
         "Missing",
         "Words",
         "Codebooks",

@@ -65,7 +65,7 @@ const listening = () => {
   if (!listen.length) return null;
   const [{ metric, by }] = listen;
   return section("Listen",
-    note(`Best, median and worst clip by ${metrics.get(metric).title} of ${title(by)}. Pictures are mel spectrograms `
-      + "up to 8 kHz over 80 dB, on one scale for each clip; click one to play from there."),
+    note(`${metric ? `Best, median and worst clip by ${metrics.get(metric).title} of ${title(by)}.` : "The first clips."} `
+      + "Pictures are mel spectrograms up to 8 kHz over 80 dB, on one scale for each clip; click one to play from there."),
     listen.map(clip));
 };

@@ -159,6 +159,16 @@ const wordErrors = () => {
     table("Word errors by reference", columns, tables.words.map(row)));
 };
 
+const warnings = () =>
+  tables.warnings.length ? h("div", {}, tables.warnings.map((line) => h("p", { class: "lacks" }, `Warning: ${line}.`))) : null;
+
+const sections = () => {
+  const one = ({ title: name, heads, rows, note: below }) => section(name,
+    table(name, heads.map((head) => words(head)), rows.map((row) => ({ cells: row.map((cell) => text(cell)) }))),
+    below ? note(below) : null);
+  return tables.sections.length ? h("div", {}, tables.sections.map(one)) : null;
+};
+
 const codebooks = () => {
   const used = measured.filter((codec) => codec.codebooks.length);
   if (!used.length) return null;
@@ -217,5 +227,7 @@ const lead = () => h("p", { class: "lead" }, [
   tables.speaker_count ? count(tables.speaker_count, "named speaker") : "no named speakers",
 ].join(" \u00b7 "));
 
-const parts = [lead, overview, byMetric, listening, expectations, gaps, wordErrors, codebooks, published, protocol];
+const parts = [
+  lead, warnings, overview, byMetric, listening, expectations, sections, gaps, wordErrors, codebooks, published, protocol,
+];
 page.append(...parts.map((part) => part()).filter((part) => part !== null));

@@ -117,6 +117,10 @@ class Recognition(Judge):
         heard = self._transcriber([pair.decoded for pair in pairs], languages)
         return list(map(self._compare, pairs, languages, heard))
 
+    def unheard(self, pair: Pair) -> Scores:
+        """The scores of a clip in which nothing is said at all: every word of its text is missed."""
+        return self._compare(pair, self._language_of(pair), Transcript(""))
+
     def _compare(self, pair: Pair, language: str, heard: Transcript) -> Scores:
         reference = pair.heard if pair.text is None else pair.text
         if reference is None:

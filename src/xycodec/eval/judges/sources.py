@@ -57,10 +57,10 @@ def load_part(source: Source, loader: str, what: str, **options: Any) -> Any:
         raise CheckpointError(f"{source.name}: gives no {what} ({reason_of(error)})") from None
 
 
-def load_model(source: Source, loader: str, what: str, device: str) -> Any:
+def load_model(source: Source, loader: str, what: str, device: str, **options: Any) -> Any:
     """The model in float32 and eval mode, with every weight that it uses. Raises CheckpointError otherwise."""
     place = resolve_device(device)
-    model, report = load_part(source, loader, what, dtype=torch.float32, output_loading_info=True)
+    model, report = load_part(source, loader, what, dtype=torch.float32, output_loading_info=True, **options)
     lacking = sorted(str(key) for part in ("missing_keys", "mismatched_keys") for key in report[part])
     lacking = [key for key in lacking if not key.endswith(_UNUSED)]
     if lacking:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +16,13 @@ from xycodec.io.audio import ignore, stream_audio
 from xycodec.io.rate import SPEECH_RATE
 
 SHOWN_S = 10.0
+SAMPLES = 3
 _RANGE_DB = 80
 _COLOURS = 64  # a picture of few colours is a small file
 
 Samples = NDArray[np.float32]
+FileOf = Callable[[str, str], Path]
+"""The audio file of a codec's clip, which may not be there."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,9 @@ class ListenClip:
     """A clip, and what every codec made of it, the original first."""
 
     rank: str
-    """`best`, `median` or `worst`."""
+    """`best`, `median` or `worst`; `sample` where no metric tells."""
     metric: str
-    """Metric by which the clip was chosen."""
+    """Metric by which the clip was chosen; empty where none has values of clips."""
     by: str
     """The codec whose values chose it."""
     clip: str
@@ -58,18 +62,23 @@ class ListenClip:
     players: tuple[Player, ...]
 
 
-def choose_clips(evaluation: Evaluation, audio: Path | None, metric: str = "stoi") -> tuple[ListenClip, ...]:
+def choose_clips(evaluation: Evaluation, audio: Path | FileOf | None, metric: str = "stoi") -> tuple[ListenClip, ...]:
     """The best, median and worst clip of the first codec that is not the original.
+
+    Where a report has metrics of whole sets alone, they are the codec's first three clips.
 
     Args:
         evaluation: what was found, with at least one codec.
-        audio: folder with `CODEC/audio/CLIP.flac`; None: the clips come without sound. A file may be absent.
+        audio: folder with `CODEC/audio/CLIP.flac`, or a function that tells the file of a codec's clip; None: the
+            clips come without sound. A file may be absent.
         metric: that ranks them; where the codec lacks it, the first metric that it has.
     """
     first = next((codec for codec in evaluation.codecs if codec.name != ORIGINAL), evaluation.codecs[0])
     metric = next((name for name in (metric, *evaluation.metrics) if _known(first, name)), "")
     if not metric:
-        return ()
+        sets = any(METRICS[name].pooling == "set" for name in evaluation.metrics)
+        chosen_ones = first.clips[:SAMPLES] if sets else ()
+        return tuple(_listen_clip(evaluation, audio, "sample", "", first, clip) for clip in chosen_ones)
     sign = -1 if METRICS[metric].better == "higher" else 1
     best_first = sorted(_known(first, metric), key=lambda clip: sign * clip.scores.values[metric])
     # Of two clips none is the median, and a single one is the best.
@@ -86,10 +95,10 @@ def _known(codec: CodecResult, metric: str) -> list[ClipResult]:
 
 
 def _listen_clip(
-    evaluation: Evaluation, folder: Path | None, rank: str, metric: str, by: CodecResult, clip: ClipResult
+    evaluation: Evaluation, audio: Path | FileOf | None, rank: str, metric: str, by: CodecResult, clip: ClipResult
 ) -> ListenClip:
     results = {codec.name: one for codec in evaluation.codecs for one in codec.clips if one.clip == clip.clip}
-    sounds = {name: _read(folder, name, clip.clip) for name in results}
+    sounds = {name: _read(audio, name, clip.clip) for name in results}
     return ListenClip(
         rank=rank,
         metric=metric,
@@ -128,11 +137,11 @@ def _players(results: dict[str, ClipResult], sounds: dict[str, Samples | str | N
     return tuple(players)
 
 
-def _read(folder: Path | None, codec: str, clip: str) -> Samples | str | None:
+def _read(audio: Path | FileOf | None, codec: str, clip: str) -> Samples | str | None:
     """The clip's first 10 s, why it cannot be read, or None if it was not kept."""
-    if folder is None:
+    if audio is None:
         return None
-    path = folder / codec / "audio" / f"{clip}.flac"
+    path = audio / codec / "audio" / f"{clip}.flac" if isinstance(audio, Path) else audio(codec, clip)
     if not path.is_file():
         return None
     try:

@@ -13,11 +13,12 @@ def make_markdown(tables: Tables) -> str:
     """Every table of the report but those by speaker. Intervals are those of 95 %."""
     title_of = {codec.name: codec.title for codec in tables.codecs}
     parts = [
-        [f"# {_plain(tables.title)}", _about(tables)],
+        [f"# {_plain(tables.title)}", *(f"**Warning: {_plain(line)}.**" for line in tables.warnings), _about(tables)],
         ["## Overall", _overall(tables)],
         ["## By source", *(_by_source(tables, metric) for metric in tables.metrics)] if len(tables.sources) > 1 else [],
         _differences(tables, title_of),
         _expected(tables, title_of),
+        _sections(tables),
         ["## Missing", _missing(tables, title_of)],
         _words(tables, title_of),
         ["## Speed and codes", _codes(tables)],
@@ -92,6 +93,14 @@ def _expected(tables: Tables, title_of: dict[str, str]) -> Iterator[str]:
         for values in [((one.expected, f".{digits}f"), (one.measured, f".{digits}f"), (one.difference, f"+.{digits}f"))]
     )
     yield _table(["codec", "metric", "expected", "measured", "difference"], rows)
+
+
+def _sections(tables: Tables) -> Iterator[str]:
+    for section in tables.sections:
+        yield f"## {_plain(section.title)}"
+        yield _table(section.heads, section.rows)
+        if section.note:
+            yield _plain(section.note)
 
 
 def _missing(tables: Tables, title_of: dict[str, str]) -> str:

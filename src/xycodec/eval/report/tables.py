@@ -2,13 +2,23 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from xycodec.errors import XycodecError
 from xycodec.eval.report.published import PublishedPoint, published_points
 from xycodec.eval.report.statistics import Difference, Estimate, Intervals
-from xycodec.eval.results import METRICS, ORIGINAL, ClipResult, CodebookUse, CodecResult, Evaluation, Metric, pooled
+from xycodec.eval.results import (
+    METRICS,
+    ORIGINAL,
+    ClipResult,
+    CodebookUse,
+    CodecResult,
+    Evaluation,
+    Metric,
+    Section,
+    pooled,
+)
 
 Results = Mapping[str, Mapping[str, ClipResult]]
 """Results of clips by codec and clip."""
@@ -111,6 +121,8 @@ class Tables:
     protocol: dict[str, str]
     versions: dict[str, str]
     machine: str
+    sections: tuple[Section, ...]
+    warnings: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything in plain types."""
@@ -137,7 +149,7 @@ def make_tables(
     if not evaluation.metrics:
         raise XycodecError(f"{evaluation.title}: there is no metric to report on, ask for at least one")
     compared = [codec.name for codec in evaluation.codecs if codec.name != ORIGINAL]
-    overall = _group("all", list(clips.values()), results, evaluation.metrics)
+    overall = _with_sets(_group("all", list(clips.values()), results, evaluation.metrics), evaluation)
     sources = _groups({name: clip.source for name, clip in clips.items()}, clips, results, evaluation.metrics)
     speakers = _groups(_speakers(clips), clips, results, evaluation.metrics)
     return Tables(
@@ -158,6 +170,8 @@ def make_tables(
         protocol=evaluation.protocol,
         versions=evaluation.versions,
         machine=evaluation.machine,
+        sections=evaluation.sections,
+        warnings=evaluation.warnings,
     )
 
 
@@ -209,6 +223,16 @@ def _group(name: str, clips: Sequence[ClipResult], results: Results, metrics: Se
     )
 
 
+def _with_sets(group: Group, evaluation: Evaluation) -> Group:
+    """Add what only whole sets of clips have."""
+    scores = {
+        codec.name: group.scores[codec.name]
+        | {name: Estimate(value, None, None, len(codec.clips)) for name, value in codec.of_set.items()}
+        for codec in evaluation.codecs
+    }
+    return replace(group, scores=scores)
+
+
 def _differences(
     compared: Sequence[str], results: Results, clips: Sequence[ClipResult], metrics: Sequence[str]
 ) -> dict[str, dict[str, Difference]]:
@@ -222,6 +246,7 @@ def _differences(
 def _gaps(codec: str, results: Mapping[str, ClipResult], names: Iterable[str], metrics: Sequence[str]) -> Iterator[Gap]:
     """Every clip that does not count somewhere, by reason."""
     lacking: dict[tuple[str | None, str], list[str]] = defaultdict(list)
+    metrics = [metric for metric in metrics if METRICS[metric].pooling != "set"]
     for name in names:
         clip = results.get(name)
         if clip is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from xycodec.errors import XycodecError
-from xycodec.eval.report.listen import choose_clips
+from xycodec.eval.report.listen import FileOf, choose_clips
 from xycodec.eval.report.markdown import make_markdown
 from xycodec.eval.report.page import make_page
 from xycodec.eval.report.tables import Tables, make_tables
@@ -26,7 +26,7 @@ def write_report(
     evaluation: Evaluation,
     folder: Path,
     *,
-    audio: Path | None = None,
+    audio: Path | FileOf | None = None,
     expected: Mapping[str, Mapping[str, float]] | None = None,
     expected_source: str = "",
 ) -> dict[str, Path]:
@@ -35,7 +35,8 @@ def write_report(
     Args:
         evaluation: what was found.
         folder: made where it is not there.
-        audio: folder with `CODEC/audio/CLIP.flac`, for the page's players; None: a page without sound.
+        audio: folder with `CODEC/audio/CLIP.flac`, or a function that tells the file of a codec's clip, for the page's
+            players; None: a page without sound.
         expected: codec name -> metric -> the value it is said to have, shown with the difference to the measured.
         expected_source: where these values are from, in a line.
 

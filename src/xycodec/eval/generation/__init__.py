@@ -1,0 +1,1 @@
+"""Evaluation of generated audio against a reference set: music, sounds."""

@@ -1,0 +1,1 @@
+"""Networks that turn clips into vectors, each in the layout of its published weights."""

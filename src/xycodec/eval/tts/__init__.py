@@ -1,0 +1,1 @@
+"""Evaluation of speech that language models of codes make of text."""
