@@ -95,9 +95,7 @@ class Autoencoder(torch.nn.Module):
         else:
             self.encoder = FrozenSpeechModel(config.encoder)
         self.adapter = Linear(config.encoder.d_model, config.decoder.d_model)
-        self.decoder = AcousticDecoder(
-            n_mels=N_MELS, max_positions=config.window_frames, **config.decoder.model_dump()
-        )
+        self.decoder = AcousticDecoder(n_mels=N_MELS, max_positions=config.window_frames, **config.decoder.model_dump())
         self.vocos = Vocos(input_dim=N_MELS, hop_length=HOP // 2, **config.vocos.model_dump())
 
     @staticmethod
