@@ -143,7 +143,7 @@ def print_classify(result: "ClassifyResult") -> None:
     tap = "" if result.tap is None else f", {result.tap}"
     tests = sum(fold.test for fold in result.folds)
     runs = "one split" if len(result.folds) == 1 else f"{len(result.folds)} folds"
-    title = f"{result.dataset}: {result.model}{tap}, {result.pooling} of frames, {result.classes} labels, {tests:,} clips, {runs}"
+    title = f"{result.dataset}: {result.model}{tap}, {result.pooling}: {result.classes} labels, {tests:,} clips, {runs}"
     print_table(title, [("%", "left"), ("", "right"), ("95 % over folds", "left")], rows)
     if result.published:
         print_note("published values are X-Codec's table 5, which does not say what tensor was probed (docs/probes.md)")

@@ -41,8 +41,8 @@ def embed_clips(
     """Features of each clip, cut to `max_seconds`; those that `cache` lacks are computed first.
 
     `mean` pools over the clip alone; `padded` over the clip and the silence that completes it to `max_seconds`, which
-    has to be given then, as ARCH's code does; `attention` keeps all frames, which take much more room. `advance` is told
-    the number of clips that are done.
+    has to be given then, as ARCH's code does; `attention` keeps all frames, which take much more room. `advance` is
+    told the number of clips that are done.
 
     Raises XycodecError if no clip can be read, StoreError if the cache cannot be written.
     """

@@ -27,6 +27,7 @@ from xycodec.train.init.autoencoder import start_encoder
 from xycodec.train.optimize import Updater
 from xycodec.train.stage import Measured, Networks, Stage, StepReport, joint_values, register
 
+SHORTEST = 1280  # samples: half the longest window of the mel distance fits in
 TOLERANCE = 0.03
 """Share by which the decoder's parameters may differ from those that the recipe states."""
 
@@ -64,6 +65,7 @@ class AutoencodeTraining(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Total, with its gradient, and count of the distance's `Mean`; the audio (B, T)."""
         audio = self.autoencoder(batch.audio, batch.lengths)
+        audio = F.pad(audio, (0, max(0, SHORTEST - audio.shape[1])))
         target = F.pad(batch.audio, (0, audio.shape[1] - batch.audio.shape[1]))
         mean = self.mel(audio, target, torch.tensor(batch.lengths))
         # A copy, because FSDP cannot guard views.

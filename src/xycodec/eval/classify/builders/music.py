@@ -31,7 +31,7 @@ def fma_small(root: Path) -> list[LabelledClip]:
 
 
 def magnatagatune(root: Path) -> list[LabelledClip]:
-    """MagnaTagATune: `annotations_final.csv`, folders `0` to `f`, and musicnn's `train_gt_mtt.tsv`, `val_...`, `test_...`.
+    """MagnaTagATune: `annotations_final.csv`, folders `0` to `f`, musicnn's `train_gt_mtt.tsv`, `val_...`, `test_...`.
 
     The tags are the 50 that most clips of the table have; a clip without any of them is left out.
     """
@@ -39,7 +39,7 @@ def magnatagatune(root: Path) -> list[LabelledClip]:
     rows = list(table_rows(table, ("clip_id", "mp3_path"), "\t"))
     tags = [name for name in (rows[0] if rows else ()) if name not in ("clip_id", "mp3_path")]
     counts = {tag: sum(row[tag] == "1" for row in rows) for tag in tags}
-    top = sorted(tags, key=lambda tag: -counts[tag])[:TOP_TAGS]
+    top = set(sorted(tags, key=lambda tag: -counts[tag])[:TOP_TAGS])
     by_id = {row["clip_id"]: row for row in rows}
     clips = []
     names: dict[str, Split] = {"train": "train", "val": "valid", "test": "test"}
@@ -48,7 +48,7 @@ def magnatagatune(root: Path) -> list[LabelledClip]:
         for number, line in enumerate(text_of(path).splitlines(), 1):
             if (row := by_id.get(line.partition("\t")[0])) is None:
                 raise ConfigError(f"{path}:{number}: a clip that {table.name} does not have: take musicnn's lists")
-            if labels := tuple(tag for tag in top if row[tag] == "1"):
+            if labels := tuple(tag for tag in tags if tag in top and row[tag] == "1"):
                 clips.append(LabelledClip(root / row["mp3_path"], labels, split))
     return clips
 
