@@ -16,7 +16,7 @@ import json
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +28,20 @@ from xycodec.eval.classify.probe import ClassifierConfig
 from xycodec.eval.classify.run import ClassifyResult, run_classify
 
 FOLDS = 5
+TAKES, COMMANDS, SPEAKERS, WAKES = 6, 10, 17, 30
+"""What is drawn of the data, to take minutes: takes of a digit, commands, speakers of words, clips of a wake word."""
 TAPS = ("pre_quant", "post_quant", "semantic")
 Row = dict[str, Any]
 
 
 def digits(folder: Path) -> list[Row]:
-    """Spoken digits, a fold for each of six speakers: 20 of the 50 takes of each."""
+    """Spoken digits, a fold for each of six speakers: the first `TAKES` of 50 takes of each."""
     found = [(path, *path.stem.split("_")) for path in sorted(folder.glob("[0-9]_*_*.wav"))]
     speakers = sorted({speaker for _, _, speaker, _ in found})
     return [
         {"audio": str(path.resolve()), "label": digit, "fold": speakers.index(speaker), "speaker": speaker}
         for path, digit, speaker, take in found
-        if int(take) < 20
+        if int(take) < TAKES
     ]
 
 
@@ -68,6 +70,12 @@ def one_of_each(rows: Iterable[Row], key: Callable[[Row], Any], count: int = 1) 
     return [row for found in chosen.values() for row in found]
 
 
+def drawn(rows: Sequence[Row], key: Callable[[Row], Any], count: int) -> list[Row]:
+    """The rows of `count` keys, drawn at random."""
+    keys = random.Random(0).sample(sorted({key(row) for row in rows}), count)
+    return [row for row in rows if key(row) in keys]
+
+
 def command(row: Row) -> str:
     """`.../arabic_commands-01-zoom out-07.opus` -> `zoom out`."""
     return Path(row["audio"]).stem.split("-", 2)[2].rpartition("-")[0]
@@ -75,15 +83,17 @@ def command(row: Row) -> str:
 
 def tasks(speech: Path, digit_folder: Path | None) -> dict[str, list[Row]]:
     """Every task by its title."""
-    commands = one_of_each(listed(speech, "arabic-speech-commands-dataset"), lambda row: (row["speaker"], command(row)))
-    words = one_of_each(listed(speech, "DSPSpeech-20"), lambda row: (row["speaker"], row["text"]))
-    wake = one_of_each(listed(speech, "wake-word-benchmark"), lambda row: row["text"], 60)
+    commands = drawn(listed(speech, "arabic-speech-commands-dataset"), command, COMMANDS)
+    commands = one_of_each(commands, lambda row: (row["speaker"], command(row)))
+    words = drawn(listed(speech, "DSPSpeech-20"), lambda row: row["speaker"], SPEAKERS)
+    words = one_of_each(words, lambda row: (row["speaker"], row["text"]))
+    wake = one_of_each(listed(speech, "wake-word-benchmark"), lambda row: row["text"], WAKES)
     found = {} if digit_folder is None else {"10 digits": digits(digit_folder)}
     return found | {
-        "40 commands (ar)": folded(commands, command, lambda row: row["speaker"]),
+        "10 commands (ar)": folded(commands, command, lambda row: row["speaker"]),
         "20 words (zh, en)": folded(words, lambda row: row["text"], lambda row: row["speaker"]),
         "6 wake words (en)": folded(wake, lambda row: row["text"], lambda row: row["audio"]),
-        "34 speakers": folded(words, lambda row: row["speaker"], lambda row: row["text"]),
+        "17 speakers": folded(words, lambda row: row["speaker"], lambda row: row["text"]),
         "2 languages": folded(words, lambda row: row["language"], lambda row: row["text"]),
     }
 

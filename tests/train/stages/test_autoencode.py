@@ -208,13 +208,12 @@ def test_a_run_resumes_with_its_encoder_and_is_no_codec(tmp_path):
     source = tmp_path / "whisper"
     save_whisper(source)
     settings = recipe_of(source=str(source)).model_dump(mode="json") | {
-        "output": str(tmp_path / "run"), "steps": 2,
+        "output": str(tmp_path / "run"), "steps": 1,
         "data": {"train": [cuts], "clip_seconds": 1, "batch_clips": 1, "workers": 0, "buckets": 1},
     }  # fmt: skip
-    first = train(parse_recipe(settings | {"minutes": 1e-9}, "test"), quiet=True)
-    assert not first.finished
+    assert train(parse_recipe(settings, "test"), quiet=True).finished
     (source / "model.safetensors").unlink()  # the checkpoint has it
-    assert train(parse_recipe(settings, "test"), resume=True, quiet=True).finished
+    assert train(parse_recipe(settings | {"steps": 2}, "test"), resume=True, quiet=True).step == 2
     with pytest.raises(CheckpointError, match="holds an autoencoder and no codec"):
         load_codec(tmp_path / "run")
     export_weights(tmp_path / "run", tmp_path / "export")
