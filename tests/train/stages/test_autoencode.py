@@ -143,33 +143,40 @@ def trained(autoencoder):
     return sum(p.numel() for p in autoencoder.parameters() if p.requires_grad)
 
 
+ENCODER_SIZES = {"whisper": 87_002_112, "hubert": 315_438_720, "wavlm": 315_453_120}
+
+
 @pytest.mark.parametrize(
     ("names", "stated"),
-    [(("whisper", "whisper_bare", "hubert", "wavlm"), 250_000_000), (("small_whisper", "small_hubert"), 4_260_000)],
+    [(("whisper", "hubert", "wavlm"), 250_000_000), (("small_whisper", "small_hubert"), 4_260_000)],
 )
 def test_decoders_that_are_compared_are_of_one_size(names, stated):
-    recipes = [load_recipe(f"xy_tokenizer/encoders/{name}.yaml") for name in names]
+    recipes = {name: load_recipe(f"xy_tokenizer/encoders/{name}.yaml") for name in names}
     counts = []
-    for one in recipes:
+    for name, one in recipes.items():
         with torch.device("meta"):
-            counts.append(trained(Autoencoder(one.model)))
+            model = Autoencoder(one.model)
+        counts.append(trained(model))
         assert one.model.decoder_parameters == stated
         assert abs(counts[-1] - stated) <= 0.03 * stated
+        # The paper's encoders.
+        size = sum(p.numel() for p in model.encoder.parameters())
+        assert size == ENCODER_SIZES.get(name, size)
     assert all(abs(a - b) <= 0.03 * min(a, b) for a, b in itertools.combinations(counts, 2))
     # Beside the encoder nothing differs.
-    plain = [one.model_dump(exclude={"model": {"encoder"}, "encoder": True, "output": True}) for one in recipes]
+    plain = [
+        one.model_dump(exclude={"model": {"encoder"}, "encoder": True, "output": True}) for one in recipes.values()
+    ]
     assert all(other == plain[0] for other in plain)
 
 
-def test_the_encoders_are_those_of_the_paper():
-    sizes = {"whisper": 87_002_112, "hubert": 315_438_720, "wavlm": 315_453_120}
-    for name, size in sizes.items():
-        with torch.device("meta"):
-            encoder = Autoencoder(load_recipe(f"xy_tokenizer/encoders/{name}.yaml").model).encoder
-        assert sum(p.numel() for p in encoder.parameters()) == size
-    bare = load_recipe("xy_tokenizer/encoders/whisper_bare.yaml").model.encoder
-    assert isinstance(bare, FrozenWhisperConfig)
-    assert not bare.use_positions | bare.stem_gelu
+def test_the_bare_recipe_drops_two_parts_and_changes_nothing_else():
+    whole, bare = (load_recipe(f"xy_tokenizer/encoders/{name}.yaml") for name in ("whisper", "whisper_bare"))
+    assert isinstance(bare.model.encoder, FrozenWhisperConfig)
+    changed = bare.model.encoder.model_copy(update={"use_positions": True, "stem_gelu": True})
+    assert not bare.model.encoder.use_positions | bare.model.encoder.stem_gelu
+    assert bare.model.model_copy(update={"encoder": changed}) == whole.model
+    assert bare.encoder == whole.encoder
 
 
 def test_a_decoder_of_another_size_is_refused():

@@ -64,7 +64,7 @@ class LogMelFeatures(Features):
 
 
 class CodecFeatures(Features):
-    """What a codec knows of a clip at one of its taps.
+    """A codec's frames of a clip, at one of its taps.
 
     `post_quant`: what its first `n_q` codebooks pass on, which is what a language model has of the clip. `semantic`: of
     an X-Codec the output of the semantic decoder, which reads that; of an XY-Tokenizer the frozen semantic tower, which

@@ -101,7 +101,7 @@ class Attended:
 
 @dataclass(frozen=True)
 class Scale:
-    """What is taken off each run's features, and what they are divided by: (P, 1, D) each."""
+    """Mean that is taken off each run's features, and the deviation that they are divided by: (P, 1, D) each."""
 
     mean: Tensor
     deviation: Tensor

@@ -27,7 +27,7 @@ class FeatureStore:
             folder.mkdir(parents=True, exist_ok=True)
             self._data.touch()
             self.rows: dict[str, dict[str, Any]] = {row["key"]: row for row in self._journal.rows()}
-            """What is known of each clip: `seconds`, or `error` where it has no features."""
+            """Facts on each clip: `seconds`, or `error` where it has no features."""
             self._end = max((row["first"] + row["count"] for row in self.rows.values() if "first" in row), default=0)
             if self._data.stat().st_size < self._end * ITEM:
                 raise StoreError(f"{self._data}: shorter than {self._journal.path.name} says: remove the folder")
