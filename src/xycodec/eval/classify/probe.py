@@ -85,7 +85,8 @@ class Attended:
         chosen = [self.frames[row] for row in rows.flatten().tolist()]
         frames = torch.nn.utils.rnn.pad_sequence(chosen, batch_first=True)
         inside = torch.arange(frames.shape[1]) < torch.tensor([len(one) for one in chosen])[:, None]
-        frames = scale(frames.unflatten(0, tuple(rows.shape)).flatten(1, 2)).unflatten(1, (rows.shape[1], -1))
+        runs, batch = rows.shape
+        frames = scale(frames.reshape(runs, -1, self.width)).view(runs, batch, -1, self.width)
         scores = torch.einsum("pbld,pd->pbl", frames, parameters["score"])
         weights = scores.masked_fill(~inside.view(scores.shape), -math.inf).softmax(dim=-1)
         return torch.einsum("pbl,pbld->pbd", weights, frames)
