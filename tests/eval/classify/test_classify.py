@@ -163,25 +163,32 @@ def test_floors(codec, tmp_path):
 
 
 def test_a_store_is_whole_after_a_kill(tmp_path):
-    store = FeatureStore(tmp_path)
-    store.add("a", np.ones((2, 3), np.float32), 1.0)
-    store.add("b", np.full((1, 3), 5, np.float32), 2.0)
-    store.fail("c", "no audio")
+    with FeatureStore(tmp_path) as store:
+        store.add("a", np.ones((2, 3), np.float32), 1.0)
+        store.add("b", np.full((1, 3), 5, np.float32), 2.0)
+        store.fail("c", "no audio")
+        assert store.features("a").shape == (2, 3)  # at once
     with open(tmp_path / "features.f32", "ab") as file:  # data without a row, and a row that was cut short
         file.write(b"12345")
     with open(tmp_path / "clips.jsonl", "ab") as file:
         file.write(b'{"key": "d"')
-    again = FeatureStore(tmp_path)
-    assert ("a" in again, "c" in again, "d" in again) == (True, False, False)
-    again.add("d", np.full((2, 3), 7, np.float32), 1.0)
-    third = FeatureStore(tmp_path)
-    assert [third.features(key)[0, 0] for key in "abd"] == [1, 5, 7]
-    assert third.features("a").shape == (2, 3)
-    with pytest.raises(KeyError):
-        third.features("c")
+    with FeatureStore(tmp_path) as store:
+        assert ("a" in store, "c" in store, "d" in store) == (True, False, False)
+        store.add("d", np.full((2, 3), 7, np.float32), 1.0)
+    with FeatureStore(tmp_path) as store:
+        assert [store.features(key)[0, 0] for key in "abd"] == [1, 5, 7]
+        assert store.features("a").shape == (2, 3)
+        with pytest.raises(KeyError):
+            store.features("c")
     (tmp_path / "features.f32").write_bytes(b"")
     with pytest.raises(StoreError, match="shorter than"):
         FeatureStore(tmp_path)
+
+
+def test_one_process_has_a_store_at_a_time(tmp_path):
+    with FeatureStore(tmp_path), pytest.raises(StoreError, match="another process has it"):
+        FeatureStore(tmp_path)
+    FeatureStore(tmp_path).close()
 
 
 # ---- probes ------------------------------------------------------------------------------------
@@ -343,12 +350,12 @@ def test_padded_means_are_over_the_silence_too(tones, codec, tmp_path):
     config = ClassifierConfig(epochs=1)
     run_classify(f"jsonl:{tones}", codec, tmp_path, config, pooling="padded", max_seconds=0.3)
     (folder,) = (tmp_path / "features").iterdir()
-    store = FeatureStore(folder)
     audio = torch.from_numpy(read_audio(tones.parent / "0.wav"))
     assert len(audio) == 3200
     features = open_features(codec, "post_quant")
     expected = features.frames(torch.nn.functional.pad(audio, (0, 1600))).mean(dim=0)
-    assert any(np.array_equal(store.features(key)[0], expected.numpy()) for key in store.rows)
+    with FeatureStore(folder) as store:
+        assert any(np.array_equal(store.features(key)[0], expected.numpy()) for key in store.rows)
     with pytest.raises(XycodecError, match="give max_seconds"):
         run_classify(f"jsonl:{tones}", codec, tmp_path, config, pooling="padded")
 

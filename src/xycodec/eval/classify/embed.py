@@ -50,25 +50,26 @@ def embed_clips(
         raise XycodecError("padded means need a length to pad to: give max_seconds")
     name = features.name.replace("/", "_").replace(":", "_")
     kind = "frames" if pooling == "attention" else pooling
-    store = FeatureStore(cache / f"{name}-{digest_of([features.identity, kind, max_seconds])[:16]}")
+    folder = cache / f"{name}-{digest_of([features.identity, kind, max_seconds])[:16]}"
     kept: list[LabelledClip] = []
     arrays: list[Rows] = []
     failed: list[tuple[str, str]] = []
-    for number, clip in enumerate(labelled.clips):
-        advance(number)
-        try:
-            key = file_digest(clip.audio)
-        except OSError as error:
-            failed.append((str(clip.audio), f"{clip.audio}: {error.strerror or error}"))
-            continue
-        if key not in store:
-            _compute(features, store, key, clip.audio, pooling, max_seconds)
-        row = store.rows[key]
-        if "error" in row:
-            failed.append((str(clip.audio), row["error"]))
-            continue
-        kept.append(replace(clip, duration=row["seconds"]))
-        arrays.append(store.features(key))
+    with FeatureStore(folder) as store:
+        for number, clip in enumerate(labelled.clips):
+            advance(number)
+            try:
+                key = file_digest(clip.audio)
+            except OSError as error:
+                failed.append((str(clip.audio), f"{clip.audio}: {error.strerror or error}"))
+                continue
+            if key not in store:
+                _compute(features, store, key, clip.audio, pooling, max_seconds)
+            row = store.rows[key]
+            if "error" in row:
+                failed.append((str(clip.audio), row["error"]))
+                continue
+            kept.append(replace(clip, duration=row["seconds"]))
+            arrays.append(store.features(key))
     if not kept:
         raise XycodecError(f"none of {len(failed)} clips can be read, first: {failed[0][1]}")
     return Embedded(LabelledSet(tuple(kept), labelled.several), tuple(arrays), tuple(failed))

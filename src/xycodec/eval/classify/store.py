@@ -1,7 +1,8 @@
 """Features of clips on disk, computed once: arrays of float32 in one file, with a journal of what is whole."""
 
+import fcntl
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,8 @@ ITEM = 4  # bytes of a number
 class FeatureStore:
     """Arrays (n, D) of clips by their keys, each n its own. What a kill left behind is cut off and made again.
 
-    Raises StoreError if the folder cannot be read or written.
+    One process has it at a time, until it is closed. Raises StoreError if another has it, or the folder cannot be read
+    or written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -25,16 +27,30 @@ class FeatureStore:
         self._data, self._journal = folder / "features.f32", Journal(folder / "clips.jsonl")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._data.touch()
+            self._file = open(self._data, "ab+")  # noqa: SIM115  # held until `close`, and the lock with it
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.rows: dict[str, dict[str, Any]] = {row["key"]: row for row in self._journal.rows()}
             """Facts on each clip: `seconds`, or `error` where it has no features."""
             self._end = max((row["first"] + row["count"] for row in self.rows.values() if "first" in row), default=0)
             if self._data.stat().st_size < self._end * ITEM:
+                self._file.close()
                 raise StoreError(f"{self._data}: shorter than {self._journal.path.name} says: remove the folder")
-            with open(self._data, "r+b") as file:
-                file.truncate(self._end * ITEM)
+            self._file.truncate(self._end * ITEM)
+        except BlockingIOError:
+            self._file.close()
+            raise StoreError(f"{folder}: another process has it: wait for its end, or choose another cache") from None
         except OSError as error:
             raise StoreError(os_error_line(str(folder), "written", error)) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let others have it."""
+        self._file.close()
 
     def __contains__(self, key: str) -> bool:
         return "first" in self.rows.get(key, {})
@@ -43,8 +59,8 @@ class FeatureStore:
         """Keep the features (n, D) of a clip. Raises StoreError if the disk does not take them."""
         flat = np.ascontiguousarray(features, dtype="<f4")
         try:
-            with open(self._data, "ab") as file:
-                file.write(flat.tobytes())
+            self._file.write(flat.tobytes())
+            self._file.flush()
         except OSError as error:
             raise StoreError(os_error_line(str(self._data), "written", error)) from error
         # After the data: a kill between the two loses a clip and nothing else.
