@@ -188,7 +188,7 @@ def test_a_decoder_of_another_size_is_refused():
 # ---- training ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("encoder", ["whisper", "hubert"])
+@pytest.mark.parametrize("encoder", ["whisper", pytest.param("hubert", marks=pytest.mark.long)])
 def test_it_learns_a_clip_by_heart_and_the_encoder_stays(encoder):
     stage = stage_of(encoder, optimizer={"lr": 1e-2, "warmup_steps": 0, "clip": 10})
     before = {key: value.clone() for key, value in stage.autoencoder.state_dict().items()}
