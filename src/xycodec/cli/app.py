@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn, TextIO
 import typer
 
 from xycodec import __version__
+from xycodec.cli.classify import classify
 from xycodec.cli.coding import decode, encode, roundtrip
 from xycodec.cli.data import data_app
 from xycodec.cli.evaluate import abx, evaluate, probe
@@ -56,8 +57,7 @@ def _options(
 
 for command in (
     encode, decode, roundtrip, info, models, convert, export_onnx, export_web, bench, train, evaluate, probe, abx,
-    export, tokenize, transcribe, serve, evaluate_tts,
-    evaluate_generation,
+    classify, export, tokenize, transcribe, serve, evaluate_tts, evaluate_generation,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(data_app, name="data")

@@ -8,10 +8,24 @@ from xycodec.nn.transformer import Transformer
 
 
 class WhisperEncoder(Transformer):
-    """Two convolutions (the second halves the rate), then a transformer (docs/models/xy_tokenizer.md, Transformer)."""
+    """Two convolutions (the second halves the rate), then a transformer (docs/models/xy_tokenizer.md, Transformer).
 
-    def __init__(self, *, n_mels: int, d_model: int, layers: int, heads: int, ffn_dim: int, max_positions: int) -> None:
+    Without `stem_gelu` nothing follows the convolutions, unlike in a Whisper.
+    """
+
+    def __init__(
+        self,
+        *,
+        n_mels: int,
+        d_model: int,
+        layers: int,
+        heads: int,
+        ffn_dim: int,
+        max_positions: int,
+        stem_gelu: bool = True,
+    ) -> None:
         super().__init__(d_model=d_model, layers=layers, heads=heads, ffn_dim=ffn_dim, max_positions=max_positions)
+        self.stem_gelu = stem_gelu
         self.conv1 = nn.Conv1d(n_mels, d_model, 3, padding=1)
         self.conv2 = nn.Conv1d(d_model, d_model, 3, stride=2, padding=1)
 
@@ -25,8 +39,9 @@ class WhisperEncoder(Transformer):
 
     def stem(self, mel: Tensor, frames: int) -> Tensor:
         """Log-mel (B, n_mels, L) -> the transformer's input (B, frames, D)."""
-        h = F.gelu(convolve(mel.transpose(1, 2), self.conv1))
-        return F.gelu(convolve(h, self.conv2)).narrow(1, 0, frames)
+        h = convolve(mel.transpose(1, 2), self.conv1)
+        h = convolve(F.gelu(h) if self.stem_gelu else h, self.conv2)
+        return (F.gelu(h) if self.stem_gelu else h).narrow(1, 0, frames)
 
 
 class AcousticDecoder(Transformer):

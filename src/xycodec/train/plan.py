@@ -77,10 +77,12 @@ def _modules(networks: Networks) -> list[nn.Module]:
 
 
 def _parts(network: nn.Module) -> list[Part]:
-    """The codec's or the recogniser's parts, the language model's two, the families of discriminators."""
+    """Parts of the codec, recogniser or autoencoder, the language model's two, the families of discriminators."""
     parts: list[Part] = []
     for name, child in network.named_children():
-        inner = child.named_children() if name in ("codec", "recogniser", "semantic_lm") else [(name, child)]
+        inner = (
+            child.named_children() if name in ("codec", "recogniser", "autoencoder", "semantic_lm") else [(name, child)]
+        )
         for label, part in inner:
             count = sum(p.numel() for p in part.parameters())
             trained = sum(p.numel() for p in part.parameters() if p.requires_grad)

@@ -86,13 +86,13 @@ class Stage(ABC, Generic[RecipeT]):
     presets: ClassVar[Mapping[str, Config]] = {}
     """Configurations that `model.preset` of a recipe may name."""
     trains: ClassVar[str] = "codec"
-    """Field of a checkpoint that holds `model_config`: `codec`, `recogniser` or `self_supervised`."""
+    """Field of a checkpoint that holds `model_config`: `codec`, `recogniser`, `self_supervised` or `autoencoder`."""
     needs: ClassVar[Needs | None] = None
     """Condition on the clips that are read; None: all are."""
 
     networks: dict[str, nn.Module]
-    """Networks as the engine wrapped them. `model` holds the codec as `codec`, a recogniser as `recogniser`, or a
-    HuBERT as `hubert`; `ema` holds the codec's average, if there is one."""
+    """Networks as the engine wrapped them. `model` holds the codec as `codec`, a recogniser as `recogniser`, a HuBERT
+    as `hubert`, or an autoencoder as `autoencoder`; `ema` holds the codec's average, if there is one."""
     updaters: dict[str, Updater]
     output_sample_rate: int
     words_name = "wer"

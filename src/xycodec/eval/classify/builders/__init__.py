@@ -1,0 +1,1 @@
+"""Readers of ARCH's twelve data sets as they are unpacked, one function each."""
