@@ -17,7 +17,7 @@ from xycodec.io.libraries import transformers_library
 from xycodec.models.registry import MODELS
 from xycodec.models.xcodec.config import SemanticTowerConfig
 from xycodec.models.xcodec.model import XCodec
-from xycodec.models.xcodec.semantic import SemanticTower
+from xycodec.models.xcodec.semantic import SelfSupervisedModel, SemanticTower
 from xycodec.models.xy_tokenizer.model import XYTokenizer
 from xycodec.train.init.weights import find_checkpoint, find_hubert, find_recogniser
 
@@ -59,10 +59,22 @@ def start_semantic(codec: XCodec, source: str) -> None:
     own: Any = codec.semantic_model.model
     _adopt(
         own,
-        _from_codec(codec, source) if folder is None else _from_transformers(own, folder, source),
+        _from_codec(codec, source) if folder is None else _from_transformers(own, folder, source, "model.semantic"),
         source,
         "model.semantic",
     )
+
+
+def start_self_supervised(model: SelfSupervisedModel, source: str, setting: str) -> None:
+    """Give `model`, of the size that `setting` of a recipe says, the weights of `source`.
+
+    `source` is a hub id or a folder of Transformers with a HuBERT or a WavLM. Raises CheckpointError, one line, if it
+    gives none, ConfigError if that is of another size.
+    """
+    folder = _transformers_folder(source)
+    if folder is None:
+        raise CheckpointError(f"{source}: holds no HuBERT and no WavLM of Transformers: name a hub id or a folder")
+    _adopt(model.model, _from_transformers(model.model, folder, source, setting), source, setting)
 
 
 def _start_tower(codec: XCodec, wanted: SemanticTowerConfig, source: str) -> None:
@@ -113,12 +125,12 @@ def _kind(folder: Path) -> str | None:
     return settings.get("model_type") if isinstance(settings, dict) else None
 
 
-def _from_transformers(own: Any, folder: Path, source: str) -> dict[str, Tensor]:
+def _from_transformers(own: Any, folder: Path, source: str, setting: str) -> dict[str, Tensor]:
     theirs = type(own.config).from_pretrained(folder, local_files_only=True)
     for key in DECISIVE:
         wanted, given = (_plain(getattr(config, key, None)) for config in (own.config, theirs))
         if given != wanted:
-            raise ConfigError(f"{source}: its {key} is {given}, model.semantic asks for {wanted}: make them equal")
+            raise ConfigError(f"{source}: its {key} is {given}, {setting} asks for {wanted}: make them equal")
     if not Path(source).exists():
         folder = fetch(source, ["config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*"])
     transformers_library().utils.logging.disable_progress_bar()
