@@ -17,7 +17,7 @@ from xycodec.io.libraries import transformers_library
 from xycodec.models.registry import MODELS
 from xycodec.models.xcodec.config import SemanticTowerConfig
 from xycodec.models.xcodec.model import XCodec
-from xycodec.models.xcodec.semantic import SelfSupervisedModel, SemanticTower
+from xycodec.models.xcodec.semantic import SemanticTower
 from xycodec.models.xy_tokenizer.model import XYTokenizer
 from xycodec.train.init.weights import find_checkpoint, find_hubert, find_recogniser
 
@@ -31,6 +31,7 @@ DECISIVE = (
 )  # fmt: skip
 # A model that was never trained with masks lacks it; in eval mode nothing reads it.
 UNREAD = {"masked_spec_embed"}
+_SEMANTIC = "semantic_weights is a hub id or a folder of Transformers, or an X-Codec"
 
 
 def start_codec(codec: XCodec, source: str) -> None:
@@ -55,7 +56,7 @@ def start_semantic(codec: XCodec, source: str) -> None:
     if isinstance(codec.config.semantic, SemanticTowerConfig):
         _start_tower(codec, codec.config.semantic, source)
         return
-    folder = _transformers_folder(source)
+    folder = _transformers_folder(source, _SEMANTIC)
     own: Any = codec.semantic_model.model
     _adopt(
         own,
@@ -65,16 +66,20 @@ def start_semantic(codec: XCodec, source: str) -> None:
     )
 
 
-def start_self_supervised(model: SelfSupervisedModel, source: str, setting: str) -> None:
-    """Give `model`, of the size that `setting` of a recipe says, the weights of `source`.
+def fill_self_supervised(own: Any, source: str, setting: str = "model.encoder") -> None:
+    """Give a HuBERT or WavLM of Transformers, of the size that `setting` of a recipe says, the weights of `source`.
 
-    `source` is a hub id or a folder of Transformers with a HuBERT or a WavLM. Raises CheckpointError, one line, if it
-    gives none, ConfigError if that is of another size.
+    `source` is a hub id or a folder of Transformers, or a run of stage `hubert`. Raises CheckpointError, one line, if
+    it holds no such model, ConfigError if it is of another size.
     """
-    folder = _transformers_folder(source)
-    if folder is None:
-        raise CheckpointError(f"{source}: holds no HuBERT and no WavLM of Transformers: name a hub id or a folder")
-    _adopt(model.model, _from_transformers(model.model, folder, source, setting), source, setting)
+    checkpoint = find_checkpoint(Path(source))
+    if checkpoint and (found := find_hubert(checkpoint)):
+        state = found[1]
+    elif folder := _transformers_folder(source, "name a hub id or a folder of Transformers"):
+        state = _from_transformers(own, folder, source, setting)
+    else:
+        raise CheckpointError(f"{source}: holds no HuBERT and no WavLM: name one of Transformers")
+    _adopt(own, state, source, setting)
 
 
 def _start_tower(codec: XCodec, wanted: SemanticTowerConfig, source: str) -> None:
@@ -90,7 +95,7 @@ def _find_tower(source: str) -> FoundTower:
     checkpoint = find_checkpoint(Path(source))
     if checkpoint and (recogniser := find_recogniser(checkpoint)):
         return recogniser
-    if checkpoint is None and (folder := _transformers_folder(source)) is not None:
+    if checkpoint is None and (folder := _transformers_folder(source, _SEMANTIC)) is not None:
         return find_whisper(str(folder) if Path(source).exists() else source)
     loaded = load_codec(checkpoint or source, device="cpu")
     config: Any = loaded.config
@@ -105,16 +110,17 @@ def _find_tower(source: str) -> FoundTower:
     )
 
 
-def _transformers_folder(source: str) -> Path | None:
-    """Folder of a model of Transformers, its configuration at least; None if `source` is something else."""
+def _transformers_folder(source: str, known: str) -> Path | None:
+    """Folder of a model of Transformers, its configuration at least; None if `source` is something else.
+
+    `known` tells in words what the source may be.
+    """
     folder = Path(source)
     if source in MODELS or folder.exists():
         return folder if _kind(folder) in KINDS else None
     if is_path(source) or source.count("/") != 1:
-        raise CheckpointError(
-            f"{source}: no such file or folder; semantic_weights is a hub id or a folder of Transformers, or an X-Codec"
-        )
-    return _transformers_folder(str(fetch(source, ["config.json"])))
+        raise CheckpointError(f"{source}: no such file or folder; {known}")
+    return _transformers_folder(str(fetch(source, ["config.json"])), known)
 
 
 def _kind(folder: Path) -> str | None:
@@ -125,12 +131,12 @@ def _kind(folder: Path) -> str | None:
     return settings.get("model_type") if isinstance(settings, dict) else None
 
 
-def _from_transformers(own: Any, folder: Path, source: str, setting: str) -> dict[str, Tensor]:
+def _from_transformers(own: Any, folder: Path, source: str, ours: str) -> dict[str, Tensor]:
     theirs = type(own.config).from_pretrained(folder, local_files_only=True)
     for key in DECISIVE:
         wanted, given = (_plain(getattr(config, key, None)) for config in (own.config, theirs))
         if given != wanted:
-            raise ConfigError(f"{source}: its {key} is {given}, {setting} asks for {wanted}: make them equal")
+            raise ConfigError(f"{source}: its {key} is {given}, {ours} asks for {wanted}: make them equal")
     if not Path(source).exists():
         folder = fetch(source, ["config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*"])
     transformers_library().utils.logging.disable_progress_bar()

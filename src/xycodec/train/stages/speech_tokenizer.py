@@ -28,7 +28,7 @@ from xycodec.nn.transformer import frame_mask
 from xycodec.train.config import OptimizerConfig
 from xycodec.train.engine import Engine
 from xycodec.train.excerpt import Heard
-from xycodec.train.init.xcodec import start_self_supervised
+from xycodec.train.init.xcodec import fill_self_supervised
 from xycodec.train.stage import Measured, Networks, register, weighted
 from xycodec.train.stages.adversarial import AdversarialRecipe, AdversarialStage
 from xycodec.train.stages.posttrain import DiscriminatorsConfig
@@ -218,6 +218,6 @@ def build(
         # Engines wait for the gradient of all that is trained.
         codec.semantic_proj.requires_grad_(False)
     elif recipe.teacher is not None and not meta:
-        start_self_supervised(teacher, recipe.teacher, "teacher_model")
+        fill_self_supervised(teacher.model, recipe.teacher, "teacher_model")
     samples = max(round(recipe.data.clip_seconds * SPEECH_RATE), discriminators.min_samples)
     return SpeechTokenizerTraining(codec, teacher, samples), discriminators
