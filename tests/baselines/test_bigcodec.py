@@ -64,7 +64,10 @@ def state():
     c = TOP
     for number, stride in enumerate(STRIDES[::-1], 2):
         decoder |= snake(f"model.{number}.block.0", c)
-        decoder |= {f"model.{number}.block.1.weight": (c, c // 2, 2 * stride), f"model.{number}.block.1.bias": (c // 2,)}
+        decoder |= {
+            f"model.{number}.block.1.weight": (c, c // 2, 2 * stride),
+            f"model.{number}.block.1.bias": (c // 2,),
+        }
         c //= 2
         for place in range(2, 5):
             decoder |= unit(f"model.{number}.block.{place}", c)
@@ -150,13 +153,17 @@ def test_codes_and_audio_are_those_of_the_checkpoint(state, file, samples):
     # The published script adds silence to the next frame, and a whole frame where there is no part of one.
     latents = encoded(state["CodecEnc"], F.pad(audio, (0, 10 - samples % 10))[None, None])[0].T
     book, quantizer = state["generator"]["quantizer.layers.0._codebook.weight"], "quantizer.layers.0"
-    mapped = F.linear(latents, weight(state["generator"], f"{quantizer}.in_proj"), state["generator"][f"{quantizer}.in_proj.bias"])
+    mapped = F.linear(
+        latents, weight(state["generator"], f"{quantizer}.in_proj"), state["generator"][f"{quantizer}.in_proj.bias"]
+    )
     codes = F.cosine_similarity(mapped[:, None], book[None], dim=-1).argmax(dim=1)[: -(-samples // 10)]
     out = codec.encode(audio)
     assert torch.equal(out.codes[0, 0], codes)
     assert len(codes.unique()) > 3
     quantized = F.linear(
-        book[codes], weight(state["generator"], f"{quantizer}.out_proj"), state["generator"][f"{quantizer}.out_proj.bias"]
+        book[codes],
+        weight(state["generator"], f"{quantizer}.out_proj"),
+        state["generator"][f"{quantizer}.out_proj.bias"],
     )
     torch.testing.assert_close(codec.embed(out)[0].T, quantized, atol=1e-5, rtol=1e-4)
     wanted = decoded(state["generator"], quantized.T[None])[0, 0, :samples]

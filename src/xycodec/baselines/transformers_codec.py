@@ -161,7 +161,9 @@ def _encode_xcodec2(model: Any, audio: Tensor, n_q: int) -> Tensor:
     hop = model.config.hop_length
     audio = F.pad(audio, (0, hop - audio.shape[-1] % hop))
     bins = model.config.semantic_model_config.feature_projection_input_dim // 2
-    extractor = transformers_library().SeamlessM4TFeatureExtractor(feature_size=bins, num_mel_bins=bins, padding_value=1.0)
+    extractor = transformers_library().SeamlessM4TFeatureExtractor(
+        feature_size=bins, num_mel_bins=bins, padding_value=1.0
+    )
     padded = F.pad(audio[0, 0], (hop // 2, hop // 2)).cpu().numpy()
     features = extractor(padded, sampling_rate=model.config.sampling_rate, return_tensors="pt").input_features
     codes: Tensor = model.encode(audio, features.to(audio.device)).audio_codes

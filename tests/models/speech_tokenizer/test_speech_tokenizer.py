@@ -94,7 +94,9 @@ def unit(state, stem, x):
 
 def lstm(state, stem, x, both):
     layer = nn.LSTM(x.shape[1], x.shape[1], 1, bidirectional=both)
-    layer.load_state_dict({key.removeprefix(f"{stem}.lstm."): value for key, value in state.items() if key.startswith(f"{stem}.")})
+    layer.load_state_dict(
+        {key.removeprefix(f"{stem}.lstm."): value for key, value in state.items() if key.startswith(f"{stem}.")}
+    )
     steps = x.permute(2, 0, 1)
     return (layer(steps)[0] + torch.cat([steps] * (1 + both), dim=2)).permute(1, 2, 0)
 

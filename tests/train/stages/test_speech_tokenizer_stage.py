@@ -57,7 +57,9 @@ def test_the_teacher_stays_all_else_moves_and_a_checkpoint_has_the_codec_alone(t
     weights = stage.weights
     assert set(values) == {*weights, "discriminator", "loss", "grad_norm", "discriminator_grad_norm"}
     assert values["loss"] == pytest.approx(sum(weight * values[name] for name, weight in weights.items()))
-    networks = {name: network_state(net, lambda key, n=name: stage.kept(n, key)) for name, net in stage.networks.items()}
+    networks = {
+        name: network_state(net, lambda key, n=name: stage.kept(n, key)) for name, net in stage.networks.items()
+    }
     assert not any("teacher" in key for key in networks["model"])
     state = RunState(stage.name, 1, 0, 1, None, stage.model_config(), {}, networks)
     save_state(tmp_path / "run", state, 1, best=False)

@@ -73,7 +73,9 @@ class ItemFrames:
         for file, indices in by_file.items():
             self._add(indices, [items[index] for index in indices], recordings[file].codes, rate, repeat)
 
-    def _add(self, indices: Sequence[int], items: Sequence[PhoneItem], codes: NDArray[Any], rate: float, repeat: int) -> None:
+    def _add(
+        self, indices: Sequence[int], items: Sequence[PhoneItem], codes: NDArray[Any], rate: float, repeat: int
+    ) -> None:
         length = codes.shape[1]
         frames = [item_frames(item.onset, item.offset, rate, length, repeat) for item in items]
         kept = np.unique(np.concatenate(frames))

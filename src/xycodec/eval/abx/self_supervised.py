@@ -74,7 +74,9 @@ def open_self_supervised(text: str, device: str = "auto") -> SelfSupervisedFrame
     except Exception as error:
         raise CheckpointError(f"{source}: the model cannot be loaded ({reason_of(error)})") from None
     if not hasattr(model, "feature_extractor") or getattr(model.config, "inputs_to_logits_ratio", None) != HOP:
-        raise CheckpointError(f"{source}: reads no audio in frames of {HOP} samples: name a HuBERT, WavLM or wav2vec 2.0")
+        raise CheckpointError(
+            f"{source}: reads no audio in frames of {HOP} samples: name a HuBERT, WavLM or wav2vec 2.0"
+        )
     layer, layers = int(number) if number else None, model.config.num_hidden_layers
     if layer is not None and layer > layers:
         raise XycodecError(f"{text}: the model has states 0 to {layers}")

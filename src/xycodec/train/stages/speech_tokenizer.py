@@ -202,9 +202,7 @@ class SpeechTokenizerStage(AdversarialStage[SpeechTokenizerRecipe, SpeechTokeniz
         return self.config.model_dump(mode="json")
 
 
-def build(
-    recipe: SpeechTokenizerRecipe, *, meta: bool = False
-) -> tuple[SpeechTokenizerTraining, Discriminators]:
+def build(recipe: SpeechTokenizerRecipe, *, meta: bool = False) -> tuple[SpeechTokenizerTraining, Discriminators]:
     """Generator and discriminators of a recipe with their starting weights; `meta` builds them without any.
 
     Raises CheckpointError if `recipe.teacher` gives no model, ConfigError if it is of another size.
