@@ -1,4 +1,4 @@
-"""A run of stage `autoencode` as a codec of `xycodec evaluate`: AUTOENCODER=RUN, --codec runs/autoencoder.py:Autoencoded.
+"""A run of stage `autoencode` as a codec: AUTOENCODER=RUN xycodec evaluate --codec runs/autoencoder.py:Autoencoded...
 
 It has no codes: what stands for them are the frozen encoder's features. Clips longer than a window go through windows
 without overlap.

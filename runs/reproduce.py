@@ -5,8 +5,8 @@
 
 TABLE is a file of runs/tables/ without its suffix. NAME=VALUE is what the table needs: corpora, a verifier's weights. A
 command that lacks one, or a GPU (--cpu does without), is skipped, and the table says so. Run it again and it goes on.
---list prints what would be run. --debug runs the same commands at a size for minutes of a CPU, on FOLDER with train.jsonl
-and dev.jsonl: recipes are shrunk with what they differ in, published codecs are replaced by --stand-in.
+--list prints what would be run. --debug runs the same commands at a size for minutes of a CPU, on a FOLDER that has
+train.jsonl and dev.jsonl: recipes are shrunk with what they differ in, published codecs are replaced by --stand-in.
 """
 
 import argparse
@@ -175,7 +175,7 @@ class Debug:
         name = row.get("debug_recipe", row["recipe"])
         recipe = load_recipe(name).model_dump(mode="json")
         recipe |= {"output": run, "steps": self.steps, "minutes": None}
-        if "debug_recipe" not in row:
+        if "debug_recipe" not in row and "model" in recipe:
             recipe["model"] = _small(recipe["model"])
         recipe["data"] |= {
             "train": [str(output / "train.jsonl")], "valid": [str(output / "dev.jsonl")], "clip_seconds": 0.96,
@@ -320,12 +320,11 @@ def main(arguments: list[str] | None = None, run: Run = xycodec) -> str:
     if not rows:
         raise SystemExit(f"error: the table has no such row: {', '.join(row['name'] for row in whole.table['rows'])}")
     if args.list:
-        text = "\n".join(
+        return "\n".join(
             f"{row['name']}, {name}: {command if isinstance(command, str) else 'xycodec ' + ' '.join(command)}"
             for row in rows
             for name, _, command in whole.commands(row)
         )
-        return text
     if debug is not None:
         debug.prepare(output, run, lm=any("xy_tokenizer" in row.get("recipe", "") for row in rows))
     results = {row["name"]: whole.cells(row) for row in rows}

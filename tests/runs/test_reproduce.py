@@ -60,7 +60,8 @@ def test_rows_of_the_main_table_and_of_abx_have_the_published_values():
     known = {point.codec: point.values for point in published_points()}
     for row in TABLES["xy_main"]["rows"]:
         for source, values in row["published"].items():
-            name = f"XY-Tokenizer ({source.split()[0]})" if row["name"] == "XY-Tokenizer" else row["name"]
+            version = source.replace(" 2506.23325", "")
+            name = f"XY-Tokenizer ({version})" if row["name"] == "XY-Tokenizer" else row["name"]
             assert values == known[name], name
     for row in TABLES["xcodec_abx"]["rows"]:
         name = row["name"].replace("Acoustic", "X-Codec's acoustic")
@@ -158,8 +159,8 @@ def in_process(monkeypatch):
         if arguments[0] not in COMMANDS:
             return answer(arguments)
         said = io.StringIO()
-        with pytest.raises(SystemExit) as ended, contextlib.redirect_stdout(said):
-            monkeypatch.setattr(sys, "argv", ["xycodec", *arguments])
+        monkeypatch.setattr(sys, "argv", ["xycodec", *arguments])
+        with contextlib.redirect_stdout(said), pytest.raises(SystemExit) as ended:
             cli.main()
         if ended.value.code not in (0, None):
             raise RuntimeError(f"{arguments[0]} ended with {ended.value.code}")

@@ -1,4 +1,4 @@
-"""BigCodec (arXiv 2409.05377) for comparison: one codebook of 8192 entries at 80 Hz, 1.04 kbit/s, from its checkpoint."""
+"""BigCodec (arXiv 2409.05377) for comparison, from its checkpoint: 80 codes of 13 bits a second, 1.04 kbit/s."""
 
 import math
 import re
@@ -80,7 +80,7 @@ class BigCodec(Codec):
 
 
 class AntiAliasedSnake(nn.Module):
-    """x + sin(alpha x)^2 / beta at twice the rate, between two low-pass filters; alpha and beta are kept as logarithms."""
+    """x + sin(alpha x)^2 / beta at twice the rate, between low-pass filters; alpha and beta are kept as logarithms."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -104,8 +104,9 @@ def code_clips(
 ) -> None:
     """Encode and decode each `originals/CLIP.flac` into `folder`: its audio as a file, its codes in a `GrowingStore`.
 
-    `overlap_s` is how much windows of longer clips share (None: a third of one). `clips` are names and digests of audio, which rows hold as `of`. Each is computed and timed alone. A clip that the
+    `clips` are names and digests of audio, which rows hold as `of`. Each is computed and timed alone. A clip that the
     codec fails on has a row that says why. Rows are written last, so that what a kill interrupts is done again.
+    `overlap_s` is how much windows of longer clips share (None: a third of one).
     """
     encoding = Encoding(codec, n_q, overlap_s=overlap_s, search=search)
     with GrowingStore(folder / CODES, encoding.describe()) as store:

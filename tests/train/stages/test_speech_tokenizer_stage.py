@@ -39,7 +39,10 @@ def stage_of(**changes):
     return SpeechTokenizerStage(made, Engine(made.engine))
 
 
-def run(stage, steps, clips=(clip(0, SECONDS), clip(1, 0.5))):
+CLIPS = (clip(0, SECONDS), clip(1, 0.5))
+
+
+def run(stage, steps, clips=CLIPS):
     values = []
     for number in range(steps):
         seeded(number)

@@ -127,8 +127,8 @@ def run_abx(
     Every recording is encoded once, on `device`; distances are computed on the CPU, in bounded memory.
 
     Args:
-        model: a codec, or what `open_codec` takes; or a self-supervised model, `ssl:SOURCE` or `ssl:SOURCE:LAYER`, which
-            has features only (`xycodec.eval.abx.self_supervised`).
+        model: a codec, or what `open_codec` takes; or a self-supervised model, `ssl:SOURCE` or `ssl:SOURCE:LAYER`,
+            which has features only (`xycodec.eval.abx.self_supervised`).
         items: item file, see `xycodec.eval.abx.items`.
         audio: folder with the recordings, at any depth; they are found by their names without suffix.
         n_q: numbers of codebooks, each gives scores of its own; None: the first one, and all.

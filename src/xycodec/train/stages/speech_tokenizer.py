@@ -90,10 +90,8 @@ class SpeechTokenizerRecipe(AdversarialRecipe):
     @model_validator(mode="after")
     def _one_rate(self) -> "SpeechTokenizerRecipe":
         if self.loss.distillation and self.model.semantic_dim != self.teacher_model.d_model:
-            raise ValueError(
-                f"model.semantic_dim: {self.model.semantic_dim}, teacher_model.d_model is {self.teacher_model.d_model}: "
-                "make them equal"
-            )
+            given, taught = self.model.semantic_dim, self.teacher_model.d_model
+            raise ValueError(f"model.semantic_dim: {given}, teacher_model.d_model is {taught}: make them equal")
         if self.loss.distillation and self.model.hop_length != 320:
             raise ValueError(f"model.strides: they multiply to {self.model.hop_length}, the teacher's frame has 320")
         return self
