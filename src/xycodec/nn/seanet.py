@@ -1,6 +1,7 @@
 """Encoder and decoder of audio in the form of SEANet with LSTMs, as EnCodec introduced them (arXiv 2210.13438)."""
 
 from collections.abc import Sequence
+from typing import cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -100,7 +101,7 @@ class SeanetEncoder(nn.Module):
     def forward(self, audio: Tensor) -> Tensor:
         """(B, 1, T) -> (B, output_dim, ceil(T / product of the strides))."""
         x = self.stem(audio)
-        for block in self.blocks:
+        for block in cast(list[_Block], list(self.blocks)):
             x = block.conv(F.elu(block.unit(x)))
         latents: Tensor = self.head(F.elu(self.lstm(x)))
         return latents
@@ -123,7 +124,7 @@ class SeanetDecoder(nn.Module):
     def forward(self, latents: Tensor) -> Tensor:
         """(B, input_dim, L) -> (B, 1, L * product of the strides)."""
         x = self.lstm(self.stem(latents))
-        for block in self.blocks:
+        for block in cast(list[_Block], list(self.blocks)):
             x = block.unit(block.conv(F.elu(x)))
         audio: Tensor = self.head(F.elu(x))
         return audio
