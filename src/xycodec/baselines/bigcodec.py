@@ -73,7 +73,8 @@ class BigCodec(Codec):
         return [self.decoder(self._embed(item[None]))[0, 0] if item.shape[1] else nothing for item in codes]
 
     def _embed(self, codes: Tensor) -> Tensor:
-        return self.codebook(codes[:, 0]).transpose(1, 2)
+        vectors: Tensor = self.codebook(codes[:, 0])
+        return vectors.transpose(1, 2)
 
 
 # ---- the parts, numbered as in the checkpoint --------------------------------------------------
