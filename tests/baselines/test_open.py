@@ -25,7 +25,14 @@ def test_a_folder_of_transformers_is_opened_with_its_codebooks(spec, n_q, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("spec", "repo"), [*HUB_IDS.items(), ("dac-8", "descript/dac_24khz"), ("dac-16khz-8", "descript/dac_16khz")]
+    ("spec", "repo"),
+    [
+        *HUB_IDS.items(),
+        ("dac-8", "descript/dac_24khz"),
+        ("dac-16khz-8", "descript/dac_16khz"),
+        ("speech-tokenizer", "fnlp/SpeechTokenizer"),
+        ("bigcodec", "Alethia/BigCodec"),
+    ],
 )
 def test_short_names_ask_the_hub_for_the_codecs_of_the_papers(spec, repo):
     with pytest.raises(CheckpointError, match=f"^{repo}: cannot be had from the hub or its cache"):

@@ -201,3 +201,23 @@ def test_an_adaptive_coder_is_what_it_says():
     entropy = codebook_use(counts[None])[0].entropy_bits * 5000
     assert entropy < bits < entropy + 60
     assert adaptive_bits(np.stack([counts, counts])) == pytest.approx(2 * bits)
+
+
+def test_long_clips_go_through_windows_that_share_what_is_asked(codec, tmp_path):
+    (tmp_path / "original").mkdir()
+    audio = np.random.default_rng(0).uniform(-0.3, 0.3, 3 * codec.window_samples).astype(np.float32)
+    sf.write(tmp_path / "original" / "long.flac", audio, 16_000)
+    audio = sf.read(tmp_path / "original" / "long.flac", dtype="float32")[0]
+    found = {}
+    for name, overlap in (("apart", 0.0), ("third", None)):
+        (tmp_path / name).mkdir()
+        clips = {"long": "digest"}
+        code_clips(codec, None, clips, tmp_path / "original", tmp_path / name, lambda: None, overlap_s=overlap)
+        codes = encode_long(codec, audio, overlap)
+        assert np.array_equal(GrowingStore(tmp_path / name / "codes").codes("long"), codes.numpy())
+        decoded = decode_long(codec, codes, overlap, len(audio)).numpy().clip(-1, 1 - 2**-15)
+        found[name] = sf.read(tmp_path / name / "audio" / "long.flac", dtype="float32")[0]
+        assert np.abs(found[name] - decoded).max() <= 2**-15
+    assert not np.array_equal(found["apart"], found["third"])
+    with pytest.raises(XycodecError, match="was begun with other codes"):
+        code_clips(codec, None, {"b": "other"}, tmp_path / "original", tmp_path / "third", lambda: None, overlap_s=0.0)

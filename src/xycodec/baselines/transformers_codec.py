@@ -1,9 +1,9 @@
-"""Codecs of Transformers behind our interface: EnCodec, DAC, Mimi and X-Codec, for comparison with ours."""
+"""Codecs of Transformers behind our interface, for comparison: EnCodec, DAC, Mimi, X-Codec and X-Codec 2."""
 
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, prod
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ class TransformersCodec(Codec):
             input_sample_rate=rate,
             output_sample_rate=rate,
             n_q=n_q,
-            codebook_size=config.codebook_size,
+            codebook_size=family.codebook_size(config),
             hop_length=hop,
             window_frames=ceil(WINDOW_S * rate / hop),
         )
@@ -60,7 +60,7 @@ class TransformersCodec(Codec):
             return torch.zeros(n_q, 0, dtype=torch.int64, device=self.device)
         if self.family.whole_frames:
             clip = F.pad(clip, (0, frames * self.hop_length - len(clip)))
-        return self.family.encode(self.model, clip[None, None].float(), n_q)[0, :n_q].long()
+        return self.family.encode(self.model, clip[None, None].float(), n_q)[0, :n_q, :frames].long()
 
     def _decode(self, codes: Sequence[Tensor]) -> list[Tensor]:
         return [self._decode_one(item) for item in codes]
@@ -133,11 +133,12 @@ class Family:
     whole_frames: bool
     """Whether the feature extractor pads audio to whole frames; otherwise the model itself does."""
     encode: Callable[[Any, Tensor, int], Tensor]
-    """(model, audio, n_q) -> codes (1, n_q or more, L)."""
+    """(model, audio, n_q) -> codes (1, n_q or more, L or more)."""
     decode: Callable[[Any, Tensor], Tensor]
     """(model, codes of one clip) -> audio, in any shape."""
     embed: Callable[[Any, Tensor], Tensor]
     """(model, codes) -> what its quantizer passes to the decoder, (B, D, L)."""
+    codebook_size: Callable[[Any], int] = lambda config: int(config.codebook_size)
 
 
 def _bandwidth(model: Any, n_q: int) -> float:
@@ -148,6 +149,24 @@ def _bandwidth(model: Any, n_q: int) -> float:
 
 def _encode_mimi(model: Any, audio: Tensor, n_q: int) -> Tensor:
     codes: Tensor = model.encode(audio, num_quantizers=max(n_q, model.config.num_semantic_quantizers)).audio_codes
+    return codes
+
+
+def _encode_xcodec2(model: Any, audio: Tensor, n_q: int) -> Tensor:
+    """Codes of audio and the silence that the published class adds: up to a whole frame, or one more.
+
+    Its semantic half reads w2v-BERT's features with half a frame of silence at both ends. Transformers' extractor of
+    this codec takes them from torchaudio; the one of w2v-BERT, which the authors use, computes the same by NumPy.
+    """
+    hop = model.config.hop_length
+    audio = F.pad(audio, (0, hop - audio.shape[-1] % hop))
+    bins = model.config.semantic_model_config.feature_projection_input_dim // 2
+    extractor = transformers_library().SeamlessM4TFeatureExtractor(
+        feature_size=bins, num_mel_bins=bins, padding_value=1.0
+    )
+    padded = F.pad(audio[0, 0], (hop // 2, hop // 2)).cpu().numpy()
+    features = extractor(padded, sampling_rate=model.config.sampling_rate, return_tensors="pt").input_features
+    codes: Tensor = model.encode(audio, features.to(audio.device)).audio_codes
     return codes
 
 
@@ -191,6 +210,17 @@ FAMILIES = {
         encode=lambda model, audio, n_q: model.encode(audio, bandwidth=_bandwidth(model, n_q)).audio_codes,
         decode=lambda model, codes: model.decode(codes).audio_values,
         embed=lambda model, codes: model.quantizer.decode(codes.transpose(0, 1)),
+    ),
+    "xcodec2": Family(
+        "Xcodec2Model",
+        sample_rate=lambda config: config.sampling_rate,
+        hop_length=lambda config: config.hop_length,
+        codebooks=lambda config: 1,
+        whole_frames=False,
+        encode=_encode_xcodec2,
+        decode=lambda model, codes: model.decode(codes).audio_values,
+        embed=lambda model, codes: model.quantizer.from_codes(codes.transpose(1, 2)).transpose(1, 2),
+        codebook_size=lambda config: prod(config.quantization_levels),
     ),
 }
 """Families of codecs by the `model_type` of their configuration."""

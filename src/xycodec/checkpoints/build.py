@@ -11,6 +11,8 @@ from torch import Tensor
 from xycodec.errors import CheckpointError
 from xycodec.models.precision import own_precision
 from xycodec.models.presets import CodecConfig
+from xycodec.models.speech_tokenizer.config import SpeechTokenizerConfig
+from xycodec.models.speech_tokenizer.model import SpeechTokenizer
 from xycodec.models.xcodec.config import XCodecConfig
 from xycodec.models.xcodec.model import XCodec
 from xycodec.models.xy_tokenizer.config import XYTokenizerConfig
@@ -18,13 +20,15 @@ from xycodec.models.xy_tokenizer.model import XYTokenizer
 from xycodec.nn.folding import built_folded
 from xycodec.nn.quantize import smoothed_counts
 
-OwnCodec = XYTokenizer | XCodec
+OwnCodec = XYTokenizer | XCodec | SpeechTokenizer
 CODEBOOK, COUNTS, SUMS = (f"quantizer.{name}" for name in ("codebook", "cluster_size", "embed_avg"))
 
 
 def build_codec(config: CodecConfig) -> OwnCodec:
     """A codec of a configuration with torch's random weights, not folded."""
-    return XCodec(config) if isinstance(config, XCodecConfig) else XYTokenizer(config)
+    if isinstance(config, XYTokenizerConfig):
+        return XYTokenizer(config)
+    return XCodec(config) if isinstance(config, XCodecConfig) else SpeechTokenizer(config)
 
 
 def empty_codec(config: CodecConfig) -> OwnCodec:
@@ -66,6 +70,8 @@ def assemble(config: CodecConfig, state: dict[str, Tensor], name: str) -> OwnCod
 def random_codec(config: XYTokenizerConfig, seed: int = 0) -> XYTokenizer: ...
 @overload
 def random_codec(config: XCodecConfig, seed: int = 0) -> XCodec: ...
+@overload
+def random_codec(config: SpeechTokenizerConfig, seed: int = 0) -> SpeechTokenizer: ...
 @torch.inference_mode(False)
 def random_codec(config: CodecConfig, seed: int = 0) -> OwnCodec:
     """An untrained codec, the same for the same seed, folded for inference and in eval mode."""

@@ -26,6 +26,7 @@ from xycodec.io.hub import fetch
 from xycodec.models.presets import NAMED_CONFIGS, CodecConfig
 from xycodec.models.pretrained import register
 from xycodec.models.registry import MODELS, RANDOM, SEVERAL, of_file, of_repository
+from xycodec.models.speech_tokenizer.config import SpeechTokenizerConfig
 from xycodec.models.xcodec.config import XCodecConfig
 from xycodec.models.xy_tokenizer.config import XYTokenizerConfig
 from xycodec.models.xy_tokenizer.model import XYTokenizer
@@ -182,10 +183,11 @@ def _load_ours(folder: Path, settings: dict[str, Any]) -> OwnCodec:
 
 
 def _parse_codec_config(settings: Any, where: str) -> CodecConfig:
-    """The configuration of the class that its `model_type` names."""
-    if isinstance(settings, dict) and settings.get("model_type") == XCodecConfig.model_fields["model_type"].default:
-        return parse_config(XCodecConfig, settings, where, CheckpointError)
-    return parse_config(XYTokenizerConfig, settings, where, CheckpointError)
+    """The configuration of the class that its `model_type` names: an XY-Tokenizer's where there is none."""
+    kind = settings.get("model_type") if isinstance(settings, dict) else None
+    others: tuple[type[CodecConfig], ...] = (XCodecConfig, SpeechTokenizerConfig)
+    named = next((one for one in others if one.model_fields["model_type"].default == kind), XYTokenizerConfig)
+    return parse_config(named, settings, where, CheckpointError)
 
 
 def _load_trained(path: Path) -> OwnCodec:

@@ -11,6 +11,7 @@ from xycodec.checkpoints.build import OwnCodec, assemble
 from xycodec.checkpoints.training import read_mapping, read_state
 from xycodec.errors import CheckpointError
 from xycodec.models.presets import CodecConfig
+from xycodec.models.speech_tokenizer import convert as convert_speech_tokenizer
 from xycodec.models.xcodec import convert as convert_xcodec
 from xycodec.models.xy_tokenizer import convert
 from xycodec.models.xy_tokenizer.config import XYTokenizerConfig
@@ -31,11 +32,14 @@ def load_published(
     if convert_xcodec.is_published(state):
         ours = convert_xcodec.to_ours(state, name)
         config: CodecConfig = convert_xcodec.config_from_ours(ours, name, known or convert.CUSTOM, settings or {})
+    elif convert_speech_tokenizer.is_published(state):
+        ours = convert_speech_tokenizer.to_ours(state, name)
+        config = convert_speech_tokenizer.config_from_ours(ours, name, known or convert.CUSTOM)
     elif convert.is_published(state):
         config = _published_config(state, config_file, name)
         ours = convert.to_ours(state, name)
     else:
-        raise CheckpointError(f"{name}: holds no XY-Tokenizer and no X-Codec that is known here")
+        raise CheckpointError(f"{name}: holds no XY-Tokenizer, X-Codec or SpeechTokenizer that is known here")
     if config.model_id == convert.CUSTOM:
         # Code files name their model: two models of one's own must not share a name.
         fingerprint = zlib.crc32(ours["quantizer.codebook"].float().contiguous().numpy().tobytes())

@@ -16,8 +16,6 @@ from xycodec.io.files import new_folder, os_error_line
 from xycodec.io.hub import upload
 from xycodec.models.base import Codec
 from xycodec.models.pretrained import register
-from xycodec.models.xcodec.model import XCodec
-from xycodec.models.xy_tokenizer.model import XYTokenizer
 
 FORMAT_VERSION = 1
 CONFIG_FILE, WEIGHTS_STEM = "config.json", "model"
@@ -88,6 +86,6 @@ def push_to_hub(codec: Codec, repo: str, *, private: bool | None, token: str | N
 
 
 def _own(codec: Codec) -> OwnCodec:
-    if not isinstance(codec, XYTokenizer | XCodec):
+    if not isinstance(codec, OwnCodec):
         raise CheckpointError(f"{codec.model_id}: a {type(codec).__name__} has no layout here: save what it came from")
     return codec

@@ -5,7 +5,7 @@ import json
 import pickle
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,19 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if not isinstance(data, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in data.items()):
         raise CheckpointError(f"{path}: holds something other than named tensors")
     return dict(data)
+
+
+def read_entries(path: Path, names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
+    """Entries `names` of a torch checkpoint, each of named tensors, on the CPU. Nothing but tensors is unpickled.
+
+    Raises CheckpointError.
+    """
+    data = _unpickle(path)
+    for name in names:
+        entry = data.get(name) if isinstance(data, dict) else None
+        if not isinstance(entry, dict) or not all(isinstance(value, Tensor) for value in entry.values()):
+            raise CheckpointError(f"{path}: has no tensors under {name!r}: it is another model's checkpoint")
+    return {name: data[name] for name in names}
 
 
 def is_checkpoint(path: Path) -> bool:

@@ -49,6 +49,10 @@ def evaluate(
     opinion: Annotated[str | None, typer.Option(help="dnsmos, utmos, or both with a comma.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Number of clips, drawn at random by --seed.")] = None,
     seed: Seed = 0,
+    overlap: Annotated[
+        float | None,
+        typer.Option(min=0, help="Seconds that windows of long clips share (default: a third); papers: 0."),
+    ] = None,
     expected: Annotated[
         Path | None, typer.Option(help="YAML file of published values: the report shows the differences.")
     ] = None,
@@ -81,6 +85,7 @@ def evaluate(
         judges=judges,
         processes=jobs,
         device=device,
+        overlap_s=overlap,
         title=title,
         stage=stage_progress(quiet),
     )

@@ -292,7 +292,12 @@ def print_abx(result: "AbxResult") -> None:
     """The report of `xycodec abx`."""
     columns = [("frames", "left"), ("codebooks", "right"), ("speakers", "left"), ("error, %", "right")]
     rows = [
-        (score.kind, str(score.n_q), score.mode, "--" if score.error is None else f"{score.error:.2f}")
+        (
+            score.kind,
+            "" if score.n_q is None else str(score.n_q),
+            score.mode,
+            "--" if score.error is None else f"{score.error:.2f}",
+        )
         for score in result.scores
     ]
     triples = ", ".join(f"{one.triples:,} triples {one.mode}" for one in result.counts)

@@ -100,15 +100,18 @@ def code_clips(
     done: Callable[[], None],
     *,
     search: int = 1,
+    overlap_s: float | None = None,
 ) -> None:
     """Encode and decode each `originals/CLIP.flac` into `folder`: its audio as a file, its codes in a `GrowingStore`.
 
     `clips` are names and digests of audio, which rows hold as `of`. Each is computed and timed alone. A clip that the
     codec fails on has a row that says why. Rows are written last, so that what a kill interrupts is done again.
+    `overlap_s` is how much windows of longer clips share (None: a third of one).
     """
-    with GrowingStore(folder / CODES, Encoding(codec, n_q, search=search).describe()) as store:
+    encoding = Encoding(codec, n_q, overlap_s=overlap_s, search=search)
+    with GrowingStore(folder / CODES, encoding.describe()) as store:
         for clip, audio in clips.items():
-            made = _coded(codec, n_q, search, clip, originals, folder)
+            made = _coded(encoding, clip, originals, folder)
             if isinstance(made, str):
                 store.fail(clip, "", made, of=audio)
             else:
@@ -118,15 +121,16 @@ def code_clips(
 
 
 def _coded(
-    codec: Codec, n_q: int | None, search: int, clip: str, originals: Path, folder: Path
+    encoding: Encoding, clip: str, originals: Path, folder: Path
 ) -> tuple[NDArray[np.int64], int, dict[str, Any]] | str:
     """Codes of a clip, its samples, and what they cost; or why there are none."""
+    codec, overlap_s = encoding.codec, encoding.overlap_s
     audio = read_audio(originals / f"{clip}.flac", codec.input_sample_rate, tell=ignore)
     try:
         start = time.perf_counter()
-        codes = encode_long(codec, audio, n_q=n_q, search=search)
+        codes = encode_long(codec, audio, overlap_s, n_q=encoding.n_q, search=encoding.search)
         middle = time.perf_counter()
-        decoded = decode_long(codec, codes, num_samples=len(audio)).numpy()
+        decoded = decode_long(codec, codes, overlap_s, len(audio)).numpy()
         end = time.perf_counter()
     except Exception as error:  # whatever somebody's codec raises: the other clips are still worth having
         return described(error)

@@ -85,6 +85,7 @@ def evaluate(
     judges: Sequence[Judge] = (),
     processes: int = 1,
     device: str = "auto",
+    overlap_s: float | None = None,
     title: str = "evaluation",
     stage: Stage = no_stage,
 ) -> Evaluation:
@@ -100,6 +101,8 @@ def evaluate(
         judges: models that score.
         processes: that share the clips of signal metrics.
         device: of the codecs.
+        overlap_s: seconds that windows of clips longer than one share (None: a third of it). 0 is the rule of
+            XY-Tokenizer's own evaluation.
         title: of the report.
         stage: for progress.
 
@@ -120,7 +123,7 @@ def evaluate(
         raise XycodecError(f"none of the {len(items)} clips can be read, the first: {next(iter(unread.values()))}")
     for row in rows:
         if row.spec is not None:
-            _code(row.spec, clips, folder / ORIGINAL / AUDIO, folder / row.name, device, stage)
+            _code(row.spec, clips, folder / ORIGINAL / AUDIO, folder / row.name, device, overlap_s, stage)
     for row in rows:
         _score_signals(row, clips, folder, tuple(metrics), processes, stage)
     for judge in judges:
@@ -220,7 +223,9 @@ def _audio_of(clips: Clips) -> dict[str, str]:
     return {clip: identity.audio for clip, identity in clips.items()}
 
 
-def _code(spec: CodecSpec, clips: Clips, originals: Path, folder: Path, device: str, stage: Stage) -> None:
+def _code(
+    spec: CodecSpec, clips: Clips, originals: Path, folder: Path, device: str, overlap_s: float | None, stage: Stage
+) -> None:
     if todo := uncoded(_audio_of(clips), folder):  # a codec takes its time to load
         with stage(f"{spec.text}: coding", len(todo)) as done:
             if is_foreign(spec.text):
@@ -228,7 +233,7 @@ def _code(spec: CodecSpec, clips: Clips, originals: Path, folder: Path, device: 
                 decode_clips(open_foreign(spec.text), todo, originals, folder / AUDIO, journal, done)
                 return
             codec = open_codec(spec.model, device=device)
-            code_clips(codec, spec.n_q, todo, originals, folder, done, search=spec.search)
+            code_clips(codec, spec.n_q, todo, originals, folder, done, search=spec.search, overlap_s=overlap_s)
 
 
 # ---- scores ------------------------------------------------------------------------------------

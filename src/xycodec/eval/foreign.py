@@ -38,7 +38,7 @@ from xycodec.io.rate import SPEECH_RATE
 
 FOLDER = "folder:"
 _CLASS = re.compile(r"([\w.]+|[^:]+\.py):[A-Za-z_]\w*")
-_NOT_CLASSES = ("hf:",)
+_NOT_CLASSES = ("hf:", "bigcodec:")
 
 
 @dataclass(frozen=True)

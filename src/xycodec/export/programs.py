@@ -16,6 +16,7 @@ from xycodec.checkpoints.build import OwnCodec
 from xycodec.errors import CheckpointError
 from xycodec.export.parts import MARGIN, twin
 from xycodec.io.files import new_folder
+from xycodec.models.speech_tokenizer.model import SpeechTokenizer
 from xycodec.models.xcodec.model import XCodec
 
 
@@ -32,8 +33,10 @@ class Programs(NamedTuple):
 def export_programs(codec: OwnCodec) -> Programs:
     """Programs of both halves of a codec, with its weights. B, T, L and k may be any from 1 to the window's size.
 
-    Raises CheckpointError unless the codec is in float32 and follows the length-true rules.
+    Raises CheckpointError unless the codec is in float32 and follows the length-true rules, and of a SpeechTokenizer.
     """
+    if isinstance(codec, SpeechTokenizer):
+        raise CheckpointError(f"{codec.model_id}: a SpeechTokenizer cannot be exported: choose one of the other models")
     if codec.reference or any(part.dtype is not torch.float32 for part in codec.parameters()):
         raise CheckpointError(f"{codec.model_id}: only a float32 codec without reference rules can be exported")
     is_x = isinstance(codec, XCodec)

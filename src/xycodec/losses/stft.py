@@ -57,18 +57,17 @@ class SubBandStft(nn.Module):
 class LogMelDistance(nn.Module):
     """L1 distance of the logarithms of 80 mel magnitudes, not below 1e-5, up to Nyquist.
 
-    FFT 1024, window 800, hop 160. Slaney's filters and the natural logarithm are our choice: the paper leaves them
-    open.
+    Sizes are X-Codec's. Slaney's filters and the natural logarithm are our choice: its paper leaves them open.
     """
 
     floor = 1e-5
     filters: Tensor
 
-    def __init__(self, sample_rate: int) -> None:
+    def __init__(self, sample_rate: int, *, n_fft: int = 1024, window: int = 800, hop: int = 160) -> None:
         super().__init__()
-        self.spectrogram = _Spectrogram(1024, 800, 160)
+        self.spectrogram = _Spectrogram(n_fft, window, hop)
         # Derived, so not in checkpoints.
-        self.register_buffer("filters", mel_filterbank(1024, 80, sample_rate), persistent=False)
+        self.register_buffer("filters", mel_filterbank(n_fft, 80, sample_rate), persistent=False)
 
     def forward(self, decoded: Tensor, target: Tensor, lengths: Tensor | None = None) -> Mean:
         """Distance of (B, T) to (B, T) over `lengths` (B,) samples of each item, all without; float32, 1 entry."""

@@ -41,6 +41,8 @@ class QuantizerOutput:
     """One entry per layer that ran: mean over valid frames and channels."""
     counts: Tensor
     """(n_q, codebook_size) float32: how often each code was used in the batch of this process."""
+    first: Tensor
+    """(B, T, codebook_dim) float32: vectors of the first codebook alone, before the output map; 0 on padded frames."""
 
 
 class Gathered(NamedTuple):
@@ -191,6 +193,7 @@ class ResidualVectorQuantizer(nn.Module):
         if learning:
             self._follow(inputs, index, active, counts, (len(vectors),))
         padded = torch.zeros_like(projected).index_put((valid,), total + straight_through)
+        first = torch.zeros_like(projected).index_put((valid,), chosen[0] + straight_through)
         codes = torch.zeros(n_q, b * t, dtype=torch.int64, device=x.device)
         codes[:, valid] = index
         return QuantizerOutput(
@@ -198,6 +201,7 @@ class ResidualVectorQuantizer(nn.Module):
             codes=codes.view(n_q, b, t).transpose(0, 1),
             commitment_loss=loss,
             counts=F.pad(counts, (0, 0, 0, self.n_q - n_q)),
+            first=first.view(b, t, -1),
         )
 
     @staticmethod

@@ -60,7 +60,7 @@ def plan_run(recipe: RunConfig) -> RunPlan:
         batches = stream.batches_per_epoch()
         return RunPlan(
             stage=recipe.stage,
-            parts=tuple(part for network in _modules(networks) for part in _parts(network)),
+            parts=parts_of(networks),
             memory_gib=_memory(recipe, networks, engine),
             processes=engine.world_size,
             clips_per_step=recipe.data.batch_clips * recipe.engine.accumulate * engine.world_size,
@@ -70,6 +70,11 @@ def plan_run(recipe: RunConfig) -> RunPlan:
         )
     finally:
         engine.close()
+
+
+def parts_of(networks: Networks) -> tuple[Part, ...]:
+    """The parts of networks with their sizes."""
+    return tuple(part for network in _modules(networks) for part in _parts(network))
 
 
 def _modules(networks: Networks) -> list[nn.Module]:

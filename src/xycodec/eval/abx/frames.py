@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,6 @@ from xycodec.eval.abx.distances import item_frames
 from xycodec.eval.abx.items import Omissions, PhoneItem
 from xycodec.io.digests import digest_of, file_digest
 from xycodec.io.progress import Advance
-from xycodec.io.tokens.layout import Codes
 from xycodec.models.base import Codec
 from xycodec.models.longform import embed_long
 from xycodec.tokenize.cache import encode_once
@@ -21,9 +21,9 @@ from xycodec.tokenize.inputs.item import Item
 
 @dataclass(frozen=True)
 class Encoded:
-    """The codes (n_q, L) of a recording, and its seconds."""
+    """The codes (n_q, L) of a recording, or features (D, L), and its seconds."""
 
-    codes: Codes
+    codes: NDArray[Any]
     seconds: float
 
 
@@ -64,7 +64,7 @@ class ItemFrames:
     def __init__(self, items: Sequence[PhoneItem], recordings: Mapping[str, Encoded], rate: float, repeat: int) -> None:
         self.of_items: list[NDArray[np.int64]] = [np.empty(0, np.int64)] * len(items)
         """Rows of the features that belong to each item."""
-        self._codes: list[Codes] = []
+        self._codes: list[NDArray[Any]] = []
         self._kept: list[NDArray[np.int64]] = []
         self._rows = 0
         by_file = defaultdict(list)
@@ -73,7 +73,9 @@ class ItemFrames:
         for file, indices in by_file.items():
             self._add(indices, [items[index] for index in indices], recordings[file].codes, rate, repeat)
 
-    def _add(self, indices: Sequence[int], items: Sequence[PhoneItem], codes: Codes, rate: float, repeat: int) -> None:
+    def _add(
+        self, indices: Sequence[int], items: Sequence[PhoneItem], codes: NDArray[Any], rate: float, repeat: int
+    ) -> None:
         length = codes.shape[1]
         frames = [item_frames(item.onset, item.offset, rate, length, repeat) for item in items]
         kept = np.unique(np.concatenate(frames))
@@ -83,8 +85,8 @@ class ItemFrames:
         self._codes.append(codes)
         self._kept.append(kept)
 
-    def codes(self, n_q: int) -> Codes:
-        """(F, n_q)."""
+    def codes(self, n_q: int | None) -> NDArray[Any]:
+        """(F, n_q); all of them for None."""
         return np.concatenate([codes[:n_q, kept].T for codes, kept in zip(self._codes, self._kept, strict=True)])
 
     def embeddings(self, codec: Codec, n_q: int, folder: Path, branch: str | None = None) -> NDArray[np.float32]:

@@ -13,6 +13,7 @@ shortest phones, which Libri-light passes over, have one frame (see `item_frames
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -24,6 +25,7 @@ from xycodec.errors import XycodecError
 from xycodec.eval.abx.distances import Features, block_distances
 from xycodec.eval.abx.frames import ItemFrames, encode_recordings
 from xycodec.eval.abx.items import LeftOut, Omissions, PhoneItem, find_audio, read_items, within_audio
+from xycodec.eval.abx.self_supervised import FRAME_RATE, PREFIX, feature_recordings, open_self_supervised
 from xycodec.eval.abx.triples import Block, Mode, error_rate, plan_triples
 from xycodec.io.progress import Advance, unwatched
 from xycodec.models.base import Codec
@@ -37,9 +39,9 @@ LEAST_RATE = 50.0
 class AbxScore:
     """An ABX error: of which frames, with how many codebooks, in which mode."""
 
-    kind: Kind
-    n_q: int
-    """Codebooks that were used, the first ones."""
+    kind: Kind | Literal["features"]
+    n_q: int | None
+    """Codebooks that were used, the first ones; None of features, which have none."""
     mode: Mode
     error: float | None
     """Percent; None if there is no triple."""
@@ -125,7 +127,8 @@ def run_abx(
     Every recording is encoded once, on `device`; distances are computed on the CPU, in bounded memory.
 
     Args:
-        model: a codec, or what `open_codec` takes.
+        model: a codec, or what `open_codec` takes; or a self-supervised model, `ssl:SOURCE` or `ssl:SOURCE:LAYER`,
+            which has features only (`xycodec.eval.abx.self_supervised`).
         items: item file, see `xycodec.eval.abx.items`.
         audio: folder with the recordings, at any depth; they are found by their names without suffix.
         n_q: numbers of codebooks, each gives scores of its own; None: the first one, and all.
@@ -150,31 +153,40 @@ def run_abx(
     omissions = Omissions()
     listed = read_items(items, omissions)
     recordings, listed = find_audio(audio, listed, omissions)
-    codec = open_codec(model, device=device) if isinstance(model, str) else model
-    layers = sorted({codec.check_layers(number) for number in (n_q or (1, codec.n_q))})
-    repeat = ceil(least_rate / codec.frame_rate)
-    if branch is not None:
-        codec.embed(torch.zeros(1, 1, 1, dtype=torch.int64), branch=branch)  # is there one?
     with tempfile.TemporaryDirectory(prefix="xycodec.") as temporary:
         scratch = Path(temporary)
-        codes = encode_recordings(codec, recordings, listed, cache or scratch, omissions, advance)
-        lengths = {name: one.seconds if one.codes.size else 0.0 for name, one in codes.items()}
+        if isinstance(model, str) and model.startswith(PREFIX):
+            if n_q or branch:
+                raise XycodecError(f"{model}: has no codebooks and no branch: leave n_q and branch out")
+            ssl = open_self_supervised(model, device)
+            name, rate, shown = model, FRAME_RATE, _features
+            encoded = feature_recordings(ssl, recordings, listed, omissions, advance)
+        else:
+            codec = open_codec(model, device=device) if isinstance(model, str) else model
+            name, rate = codec.model_id, codec.frame_rate
+            layers = sorted({codec.check_layers(number) for number in (n_q or (1, codec.n_q))})
+            if branch is not None:
+                codec.embed(torch.zeros(1, 1, 1, dtype=torch.int64), branch=branch)  # is there one?
+            shown = partial(_scores, codec, branch, kinds=kinds, layers=layers, scratch=scratch)
+            encoded = encode_recordings(codec, recordings, listed, cache or scratch, omissions, advance)
+        repeat = ceil(least_rate / rate)
+        lengths = {key: one.seconds if one.codes.size else 0.0 for key, one in encoded.items()}
         used = within_audio(listed, lengths, omissions)
         plans = {mode: plan_triples(used, mode, seed=seed, max_group=max_group, max_x=max_x) for mode in modes}
         if not any(plans.values()):
             raise XycodecError(_no_triple(items, omissions.listed()))
-        frames = ItemFrames(used, codes, codec.frame_rate, repeat)
+        frames = ItemFrames(used, encoded, rate, repeat)
         scores = []
-        for score in _scores(codec, branch, frames, plans, kinds, layers, scratch):
+        for score in shown(frames, plans):
             scores.append(score)
             found(score)
     return AbxResult(
-        model=codec.model_id,
+        model=name,
         item_file=str(items),
         items=len(used),
         branch=branch,
         left_out=omissions.listed(),
-        frame_rate=codec.frame_rate * repeat,
+        frame_rate=rate * repeat,
         seed=seed,
         max_group=max_group,
         max_x=max_x,
@@ -207,11 +219,18 @@ def _no_triple(items: Path, left_out: Sequence[LeftOut]) -> str:
     return line
 
 
+def _features(frames: ItemFrames, plans: Mapping[Mode, Sequence[Block]]) -> Iterator[AbxScore]:
+    features = Features(frames.codes(None), frames.of_items, "angle")
+    for mode, blocks in plans.items():
+        yield AbxScore("features", None, mode, abx_error(features, blocks))
+
+
 def _scores(
     codec: Codec,
     branch: str | None,
     frames: ItemFrames,
     plans: Mapping[Mode, Sequence[Block]],
+    *,
     kinds: Sequence[Kind],
     layers: Sequence[int],
     scratch: Path,

@@ -111,13 +111,8 @@ def to_ours(state: State, name: str) -> State:
     try:
         for key in list(state):
             ours[_ours(key)] = state.pop(key)
-        _fold_weight_norms(ours)
-        layers = len({key for key in ours if re.fullmatch(r"quantizer\.quantizers\.\d+\.codebook\.embed", key)})
-        for buffer, published in _BUFFERS.items():
-            parts = [ours.pop(f"quantizer.quantizers.{i}.codebook.{published}") for i in range(layers)]
-            # A float of one element, which says whether k-means has run.
-            parts = [part.reshape(()).bool() for part in parts] if buffer == "inited" else parts
-            ours[f"quantizer.{buffer}"] = torch.stack(parts)
+        fold_weight_norms(ours)
+        stack_codebooks(ours, "quantizer.quantizers.{}.codebook.")
         return ours
     except KeyError as error:
         raise CheckpointError(f"{name}: the checkpoint lacks {error.args[0]!r}") from None
@@ -135,7 +130,20 @@ def _ours(key: str) -> str:
     return key
 
 
-def _fold_weight_norms(state: State) -> None:
+def stack_codebooks(state: State, prefix: str) -> None:
+    """Replace the buffers of each layer's codebook by ours, stacked; `prefix` has a place for the layer's number."""
+    layers = 0
+    while prefix.format(layers) + "embed" in state:
+        layers += 1
+    for buffer, published in _BUFFERS.items():
+        parts = [state.pop(prefix.format(i) + published) for i in range(layers)]
+        # A float of one element, which says whether k-means has run.
+        parts = [part.reshape(()).bool() for part in parts] if buffer == "inited" else parts
+        state[f"quantizer.{buffer}"] = torch.stack(parts)
+
+
+def fold_weight_norms(state: State) -> None:
+    """Replace length and direction of every weight-normed weight by the weight, in either spelling of torch."""
     for length, direction in _WEIGHT_NORMS:
         for prefix in [key.removesuffix(direction) for key in state if key.endswith(f".{direction}")]:
             g, v = state.pop(prefix + length), state.pop(prefix + direction)
@@ -144,8 +152,8 @@ def _fold_weight_norms(state: State) -> None:
 
 def _fold(v: Tensor, g: Tensor) -> Tensor:
     """Lengths `g` along the first axis of `v` or, of a semantic model's position convolution, the last."""
-    for dim in (0, 2):
-        if v.ndim == 3 and g.shape == tuple(size if axis == dim else 1 for axis, size in enumerate(v.shape)):
+    for dim in (0, 2)[: v.ndim - 1]:
+        if g.shape == tuple(size if axis == dim else 1 for axis, size in enumerate(v.shape)):
             return torch._weight_norm(v, g, dim)
     # The fused operation does not look, and would read past the end.
     raise RuntimeError(f"weight norm of {tuple(v.shape)} by {tuple(g.shape)}")

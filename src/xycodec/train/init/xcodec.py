@@ -66,8 +66,8 @@ def start_semantic(codec: XCodec, source: str) -> None:
     )
 
 
-def fill_self_supervised(own: Any, source: str) -> None:
-    """Give a HuBERT or WavLM of Transformers, an autoencoder's encoder, the weights of `source`.
+def fill_self_supervised(own: Any, source: str, setting: str = "model.encoder") -> None:
+    """Give a HuBERT or WavLM of Transformers, of the size that `setting` of a recipe says, the weights of `source`.
 
     `source` is a hub id or a folder of Transformers, or a run of stage `hubert`. Raises CheckpointError, one line, if
     it holds no such model, ConfigError if it is of another size.
@@ -75,11 +75,11 @@ def fill_self_supervised(own: Any, source: str) -> None:
     checkpoint = find_checkpoint(Path(source))
     if checkpoint and (found := find_hubert(checkpoint)):
         state = found[1]
-    elif folder := _transformers_folder(source, "encoder is a hub id or a folder of Transformers"):
-        state = _from_transformers(own, folder, source, "model.encoder")
+    elif folder := _transformers_folder(source, "name a hub id or a folder of Transformers"):
+        state = _from_transformers(own, folder, source, setting)
     else:
         raise CheckpointError(f"{source}: holds no HuBERT and no WavLM: name one of Transformers")
-    _adopt(own, state, source, "model.encoder")
+    _adopt(own, state, source, setting)
 
 
 def _start_tower(codec: XCodec, wanted: SemanticTowerConfig, source: str) -> None:
