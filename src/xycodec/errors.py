@@ -39,5 +39,9 @@ class ConfigError(XycodecError):
     """A model or training configuration that is not valid."""
 
 
+class EmptySpeechError(XycodecError):
+    """A text-to-speech model said nothing, also when asked again with other seeds."""
+
+
 class AudioWarning(UserWarning):
     """A recording was read, but something about it is odd: its level, or bytes that had to be left out."""

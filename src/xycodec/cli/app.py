@@ -16,6 +16,7 @@ from xycodec.cli.coding import decode, encode, roundtrip
 from xycodec.cli.data import data_app
 from xycodec.cli.evaluate import abx, evaluate, probe
 from xycodec.cli.models import bench, convert, export_onnx, export_web, info, models
+from xycodec.cli.say import say
 from xycodec.cli.serve import serve
 from xycodec.cli.terminal import print_error
 from xycodec.cli.tokenize import tokenize
@@ -55,7 +56,7 @@ def _options(
 
 for command in (
     encode, decode, roundtrip, info, models, convert, export_onnx, export_web, bench, train, evaluate, probe, abx,
-    export, tokenize, transcribe, serve,
+    export, tokenize, transcribe, say, serve,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(data_app, name="data")

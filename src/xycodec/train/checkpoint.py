@@ -48,6 +48,8 @@ class RunState:
     """The recogniser's configuration, if the run trains one."""
     self_supervised: dict[str, Any] | None = None
     """The self-supervised model's configuration, if the run trains one."""
+    language_model: dict[str, Any] | None = None
+    """The language model's configuration, if the run trains one."""
     taken: tuple[int, ...] = ()
     """Clips that all processes took of each cell of the data in `epoch`; not known to earlier versions."""
     order: str = ""

@@ -53,7 +53,8 @@ def save_weights(
 
     Names that end in one of `exact` keep their type. Raises CheckpointError if `folder` exists or cannot be written.
     """
-    told = {key: about.get(key) for key in ("format", "stage", "step", "codec", "recogniser", "self_supervised")}
+    kept = ("format", "stage", "step", "codec", "recogniser", "self_supervised", "language_model")
+    told = {key: about.get(key) for key in kept}
     tensors = {
         f"{network}/{key}": stored(key, tensor, dtype, exact=exact)
         for network, state in networks.items()

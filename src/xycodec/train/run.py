@@ -15,7 +15,7 @@ from xycodec.checkpoints.training import AVERAGE
 from xycodec.data.batch import Batch, Position
 from xycodec.data.catalogue import Tell
 from xycodec.data.config import SourceConfig
-from xycodec.data.corpus import Corpus, open_corpus
+from xycodec.data.corpus import Corpus
 from xycodec.data.memory import Memory
 from xycodec.data.sources import open_once
 from xycodec.data.stream import BatchStream, draw_validation, validation_batches
@@ -174,9 +174,9 @@ def open_cuts(recipe: RunConfig, sources: Sequence[SourceConfig], tell: Tell = _
     Raises ConfigError if nothing can be read, no clip is left, or labels are not those that the recipe names.
     """
     stage = stage_of(recipe)
+    corpus = stage.open(recipe, sources, tell)
     if stage.needs is None:
-        return open_corpus(sources, tell=tell)
-    corpus = open_corpus(sources, stage.needs.fact, tell)
+        return corpus
     having = [np.flatnonzero(part.facts[stage.needs.fact]) for part in corpus.catalogues]
     if not any(map(len, having)):
         raise ConfigError(f"{', '.join(source.path for source in sources)}: no clip has {stage.needs.lacking}")
