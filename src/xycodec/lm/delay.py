@@ -19,15 +19,13 @@ from xycodec.io.config import Config
 from xycodec.lm.alignment import Alignment
 from xycodec.lm.backbone import CausalBackbone, HuggingFaceConfig
 from xycodec.lm.config import CodecIdentity, SamplingConfig, TransformerConfig
+from xycodec.lm.measures import NO_LABEL, cross_entropy, top_ten
 from xycodec.lm.patterns import one_after_another
 from xycodec.lm.sampling import sample
 from xycodec.lm.speech import Speaker
 from xycodec.lm.text import PAD, SPEECH, STOP, TextConfig, TextFrontEnd
 from xycodec.lm.transformer import Cache, Positions, Stack, initialise_gpt, prefix_mask
 from xycodec.nn.mean import Mean
-
-NO_LABEL = -100
-TOP = 10
 
 
 class DelayModelConfig(Config):
@@ -174,13 +172,9 @@ class DelayNetwork(nn.Module):
         chosen, labels = hidden[spots], task.labels[spots]
         means: dict[str, Mean] = {}
         for book, logits in enumerate(self.logits(chosen)):
-            own = labels[:, book]
-            known = own != NO_LABEL
-            loss = F.cross_entropy(logits.float(), own, ignore_index=NO_LABEL, reduction="sum")
-            means[f"book_{book + 1}"] = Mean(loss[None], known.sum()[None].float())
+            means[f"book_{book + 1}"] = cross_entropy(logits, labels[:, book])
             if book == 0:
-                right = _among_top(logits.detach(), own)
-                means["top10"] = Mean((right & known).sum()[None].float(), known.sum()[None].float())
+                means["top10"] = top_ten(logits, labels[:, book])
         if total is not None:
             frames = task.frames.float()
             error = (total / frames.clamp_min(1) - 1).abs() * (frames > 0)
@@ -261,11 +255,6 @@ class DelayNetwork(nn.Module):
         return out
 
 
-def _among_top(logits: Tensor, labels: Tensor) -> Tensor:
-    """(N,) bool: whether a label is among the ten likeliest."""
-    return (logits.topk(min(TOP, logits.shape[-1])).indices == labels[:, None]).any(dim=-1)
-
-
 # ---- speaking ------------------------------------------------------------------------------------
 
 
@@ -278,7 +267,12 @@ class DelaySpeaker(Speaker):
         self.codec, self.text = self.config.codec, TextFrontEnd(self.config.text)
 
     def _attempt(
-        self, symbols: list[int], prompt: Tensor | None, generator: torch.Generator, first_codebook_only: bool
+        self,
+        symbols: list[int],
+        own: list[int],
+        prompt: Tensor | None,
+        generator: torch.Generator,
+        first_codebook_only: bool,
     ) -> tuple[Tensor, bool]:
         about, device = self.codec, self.network.first.weight.device
         n_q, size, offset = about.n_q, about.codebook_size, self.config.text.size

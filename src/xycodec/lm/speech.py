@@ -89,16 +89,24 @@ class Speaker(ABC):
         symbols = own if prompt_text is None else [*self.text.encode(prompt_text)[:-1], *self._gap(), *own[1:]]
         for retry in range(self.attempts):
             generator = generator_of(seed + retry * _NEXT_SEED)
-            codes, capped = self._attempt(symbols, prompt_codes, generator, first_codebook_only)
+            codes, capped = self._attempt(symbols, own, prompt_codes, generator, first_codebook_only)
             if codes.shape[1]:
                 return Spoken(codes, capped, retry)
         raise EmptySpeechError(f"{text!r}: nothing was spoken with {self.attempts} seeds: train longer, or ask another")
 
     @abstractmethod
     def _attempt(
-        self, symbols: list[int], prompt: Tensor | None, generator: torch.Generator, first_codebook_only: bool
+        self,
+        symbols: list[int],
+        own: list[int],
+        prompt: Tensor | None,
+        generator: torch.Generator,
+        first_codebook_only: bool,
     ) -> tuple[Tensor, bool]:
-        """Codes (n_q or 1, L) after the prompt, L may be 0; and whether the stop rule cut them off."""
+        """Codes (n_q or 1, L) after the prompt, L may be 0; and whether the stop rule cut them off.
+
+        `symbols` are of the prompt's text and the one to speak, `own` of the latter.
+        """
 
     def _gap(self) -> list[int]:
         """Symbols between the prompt's text and the one to speak: a space where the table has one."""

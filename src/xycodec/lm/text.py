@@ -113,7 +113,7 @@ class TextFrontEnd:
         Raises XycodecError, one line, if nothing is said or a symbol is not in the model's table.
         """
         symbols = symbols_of(text.strip(), self.config)
-        if not any(symbol.strip() and symbol not in SPECIALS for symbol in symbols):
+        if not any(sign.isalnum() for sign in _TAGS.sub("", text)):
             raise XycodecError(f"{text!r}: no text to speak: give some words")
         unknown = sorted(set(symbols) - self._ids.keys())
         if unknown:

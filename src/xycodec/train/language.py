@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from xycodec.checkpoints.load import load_codec
 from xycodec.data.batch import Batch, Position
 from xycodec.data.catalogue import Tell
+from xycodec.data.clip import generator_of
 from xycodec.data.codes import CodeClip, collate_codes, open_description, same_codec
 from xycodec.data.config import SourceConfig
 from xycodec.data.corpus import Corpus, open_stores
@@ -20,12 +21,13 @@ from xycodec.errors import ConfigError, XycodecError
 from xycodec.io.config import Config
 from xycodec.io.rate import SPEECH_RATE
 from xycodec.lm.config import CodecIdentity
+from xycodec.lm.text import TextConfig, collect_symbols
 from xycodec.models.base import Codec, fingerprint
 from xycodec.nn.mean import Mean
-from xycodec.train.config import RunConfig
+from xycodec.train.config import OptimizerConfig, RunConfig
 from xycodec.train.engine import Engine
 from xycodec.train.optimize import Updater
-from xycodec.train.stage import Measured, Networks, Sound, Stage, StepReport, weighted
+from xycodec.train.stage import Measured, Needs, Networks, Sound, Stage, StepReport, weighted
 
 VALIDATION = -1  # in the place of a step's number: the same draws each time
 _TEXT_ROWS = 15  # a second, in a plan: about as many characters as English has
@@ -34,6 +36,7 @@ _TEXT_ROWS = 15  # a second, in a plan: about as many characters as English has
 class LanguageRecipe(RunConfig):
     """Settings that every recipe of a language model has. Its `data` are stores of tokens."""
 
+    optimizer: OptimizerConfig = OptimizerConfig()
     codec: str | None = None
     """The codec that decodes validation clips, as `load_codec` names it, with the weights that made the codes; null:
     nothing is heard."""
@@ -52,6 +55,7 @@ class LanguageRecipe(RunConfig):
         return self
 
 
+NEEDS_TEXT = Needs("text", "a text, which the model is to speak: tokenize a corpus with texts")
 RecipeT = TypeVar("RecipeT", bound=LanguageRecipe)
 
 
@@ -69,7 +73,7 @@ class LanguageStage(Stage[RecipeT], Generic[RecipeT]):
         self.plain = _seeded(recipe, lambda: self.network(self.config))
         self.model = engine.wrap(self.plain)
         self.networks = {"model": self.model}
-        self.updaters = {"model": Updater(self.model, recipe.optimizer, recipe.steps)}  # type: ignore[attr-defined]
+        self.updaters = {"model": Updater(self.model, recipe.optimizer, recipe.steps)}
         self._codec = None if recipe.codec is None else own_codec(recipe.codec, self.config.codec, engine.device)
 
     # ---- what a stage tells of its model -------------------------------------------------------
@@ -160,7 +164,7 @@ class LanguageStage(Stage[RecipeT], Generic[RecipeT]):
                 shares["loss"] = weighted(shares, self.weights)
                 shares["loss"].backward()
             values = {name: values.get(name, 0.0) + share.detach() for name, share in shares.items()}
-        return StepReport(values, {"grad_norm": self.updaters["model"].update(step)})
+        return StepReport(values, {"grad_norm": self.updaters["model"].update(step, batches[0].position.epoch)})
 
     @torch.no_grad()
     def measure(self, batch: Batch, *, transcribe: bool) -> Measured:
@@ -233,6 +237,26 @@ def own_codec(name: str, wanted: CodecIdentity, device: torch.device | Literal["
             f"{wanted.weights}: name the codec that made them"
         )
     return codec
+
+
+def complete(text: TextConfig, recipe: LanguageRecipe) -> TextConfig:
+    """A text front end with the symbols of the training texts, if it has none. Raises XycodecError without texts."""
+    if text.symbols is not None or text.kind in ("bytes", "tokenizer"):
+        return text
+    return collect_symbols(texts_of(recipe.data.train), text)
+
+
+def spoken(batch: Batch, texts: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Codes (n_q, L) of a batch's clips on the CPU; of a clip without text, none."""
+    assert batch.codes is not None
+    lengths = [count if text else 0 for text, count in zip(texts, batch.frames, strict=True)]
+    return [one[:, :count].cpu() for one, count in zip(batch.codes, lengths, strict=True)]
+
+
+def draws(recipe: RunConfig, batch: Batch, step: int, *, alike: bool = False) -> torch.Generator:
+    """Draws of a micro-batch: the seed, the step and the batch's place decide them, `alike` on all processes."""
+    facts = (recipe.seed, step, batch.position.epoch, batch.position.batch, *(() if alike else batch.ids))
+    return torch.Generator().manual_seed(int(generator_of("language", *facts).integers(1 << 62)))
 
 
 def texts_of(sources: Sequence[SourceConfig]) -> Any:

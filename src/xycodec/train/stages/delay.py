@@ -13,13 +13,11 @@ from xycodec.errors import ConfigError
 from xycodec.io.config import Config
 from xycodec.lm.backbone import HuggingFaceConfig
 from xycodec.lm.delay import DelayConfig, DelayModelConfig, DelayNetwork, DelaySpeaker, DelayTask, delay_task
-from xycodec.lm.text import TextConfig, TextFrontEnd, collect_symbols
+from xycodec.lm.measures import NO_LABEL
+from xycodec.lm.text import TextFrontEnd
 from xycodec.train.checkpoint import RunState
-from xycodec.train.config import OptimizerConfig
-from xycodec.train.language import LanguageRecipe, LanguageStage, codec_of, texts_of
-from xycodec.train.stage import Needs, register
-
-NEEDS_TEXT = Needs("text", "a text, which the model is to speak: tokenize a corpus with texts")
+from xycodec.train.language import NEEDS_TEXT, LanguageRecipe, LanguageStage, codec_of, complete, spoken
+from xycodec.train.stage import register
 
 
 class DelayLoss(Config):
@@ -37,7 +35,6 @@ class DelayRecipe(LanguageRecipe):
     stage: Literal["delay"]
     model: DelayModelConfig = DelayModelConfig()
     loss: DelayLoss = DelayLoss()
-    optimizer: OptimizerConfig = OptimizerConfig()
 
 
 @register
@@ -115,19 +112,9 @@ class DelayStage(LanguageStage[DelayRecipe]):
         return config.model_dump(mode="json")
 
 
-def complete(text: TextConfig, recipe: LanguageRecipe) -> TextConfig:
-    """A text front end with the symbols of the training texts, if it has none. Raises ConfigError without texts."""
-    if text.symbols is not None or text.kind in ("bytes", "tokenizer"):
-        return text
-    made = collect_symbols(texts_of(recipe.data.train), text)
-    return made
-
-
 def _task(texts: Sequence[Sequence[int]], batch: Batch, config: DelayConfig) -> DelayTask:
-    assert batch.codes is not None
-    frames = [count if text else 0 for text, count in zip(texts, batch.frames, strict=True)]
-    codes = [one[:, :count].cpu() for one, count in zip(batch.codes, frames, strict=True)]
-    task = delay_task(texts, codes, config)
-    if not all(frames):  # such a row would learn to be silent, which no one said
-        task.labels[torch.tensor(frames) == 0] = -100
+    task = delay_task(texts, spoken(batch, texts), config)
+    silent = [not text for text in texts]
+    if any(silent):  # such a row would learn to be silent, which no one said
+        task.labels[torch.tensor(silent)] = NO_LABEL
     return task
