@@ -133,7 +133,12 @@ def test_what_a_prompt_must_be(speaker, store):
             speaker.speak("red", prompt_codes=wrong)
     with pytest.raises(XycodecError, match="without its codes"):
         speaker.speak("red", prompt_text="green")
-    for text, told in (("", "no text to speak"), (" , ", "no text to speak"), ("[S1]", "no text to speak"), ("zoo", "does not know 'z'")):
+    for text, told in (
+        ("", "no text to speak"),
+        (" , ", "no text to speak"),
+        ("[S1]", "no text to speak"),
+        ("zoo", "does not know 'z'"),
+    ):
         with pytest.raises(XycodecError, match=told):
             speaker.speak(text)
 

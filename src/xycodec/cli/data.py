@@ -92,7 +92,9 @@ def data_synthesise(
     voice: Annotated[
         str | None, typer.Option(help="One voice of flite says all: slt, rms, awb or kal16 (default: many voices).")
     ] = None,
-    texts: Annotated[Path | None, typer.Option(help="A file of sentences, one a line, for that voice to say too.")] = None,
+    texts: Annotated[
+        Path | None, typer.Option(help="A file of sentences, one a line, for that voice to say too.")
+    ] = None,
     jobs: Jobs = 2,
     quiet: Quiet = False,
 ) -> None:

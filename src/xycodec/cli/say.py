@@ -25,7 +25,7 @@ def say(
 ) -> None:
     """Say a text with a trained text-to-speech model and the codec that it names."""
     if model is None:
-        raise CheckpointError("no model to speak with: make one with runs/train_say.sh, and name it with --model FOLDER")
+        raise CheckpointError("no model to speak with: make one with runs/train_say.sh, then name it: --model FOLDER")
     from xycodec.io.audio import write_audio
     from xycodec.lm.say import Voice
 

@@ -22,7 +22,7 @@ def train(
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
-    """Train a codec or a language model over codes. Several processes: torchrun --nproc-per-node 8 -m xycodec train CONFIG."""
+    """Train a codec or a language model. Several processes: torchrun --nproc-per-node 8 -m xycodec train CONFIG."""
     require_extra("train", "lhotse", "transformers", "tensorboard", "jiwer")
     from xycodec.train.recipe_file import load_recipe
 

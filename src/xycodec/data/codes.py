@@ -166,9 +166,7 @@ def _text(meta: dict[str, Any]) -> str | None:
     return text.strip() or None if isinstance(text, str) else None
 
 
-def collate_codes(
-    clips: Sequence[CodeClip], skipped: Sequence[tuple[str, str]], position: Position, n_q: int
-) -> Batch:
+def collate_codes(clips: Sequence[CodeClip], skipped: Sequence[tuple[str, str]], position: Position, n_q: int) -> Batch:
     """Join clips into a batch without audio; of no clip, a batch of one frame that belongs to none."""
     codes = [clip.codes for clip in clips] or [torch.zeros(n_q, 1, dtype=torch.int64)]
     frames = tuple(one.shape[1] for one in codes) if clips else (0,)

@@ -77,7 +77,7 @@ class DataConfig(Config):
     batch_seconds: PositiveFloat | None = None
     """Seconds of audio a process takes per micro-batch, at most, padding included."""
     batch_places: PositiveInt | None = None
-    """Frames, and characters of their texts, that a process takes of stores per micro-batch, at most, padding included."""
+    """Frames and characters of text that a process takes of stores per micro-batch, at most, padding included."""
     buckets: NonNegativeInt = 20
     """Clips of a batch come from one of so many ranges of duration; 0 mixes all."""
     min_seconds: NonNegativeFloat = 0.5

@@ -1,4 +1,4 @@
-"""Language models over codes: patterns, vocabularies, token stores as datasets, and models that speak, play and sound."""
+"""Language models over codes: patterns, vocabularies, stores as datasets, models that speak and make music."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Union

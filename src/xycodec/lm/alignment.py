@@ -1,8 +1,8 @@
 """Where in a text speech has come to: durations of symbols, learned from nothing but the lengths of clips.
 
-A convolution tells of each symbol for how many frames it is spoken; their running sum is the frame at which it is. Every
-head attends to text less the further it is from the frame that comes next, by a width of its own. The sum of all durations
-is held to the length of the clip (Donahue 2021 aligns so, with a kernel in the place of attention).
+A convolution predicts for how many frames each symbol is spoken; their running sum is the frame at which it is. Every
+head attends to text less the further it is from the frame that comes next, by a width of its own. A loss holds the sum
+of all durations to the length of the clip. Donahue (2021) aligns so, with a kernel in the place of attention.
 """
 
 import math

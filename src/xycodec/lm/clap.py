@@ -44,7 +44,7 @@ class ClapText:
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> Tensor:
-        """Vectors (N, D) of captions, float32 on the CPU, of length 1. Each is computed by itself: none depends on others."""
+        """Vectors (N, D) of captions, float32 on the CPU, of length 1; each is computed by itself."""
         rows = []
         for text in texts:
             ids = self._tokenizer([text], return_tensors="pt", truncation=True).to(self._model.device)

@@ -14,12 +14,13 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from xycodec.io.config import Config
 from xycodec.lm.alignment import Alignment
 from xycodec.lm.backbone import CausalBackbone, HuggingFaceConfig
 from xycodec.lm.config import CodecIdentity, SamplingConfig, TransformerConfig
-from xycodec.lm.measures import NO_LABEL, cross_entropy, top_ten
+from xycodec.lm.measures import NO_LABEL, cross_entropy, labelled, rows_at, top_ten
 from xycodec.lm.patterns import one_after_another
 from xycodec.lm.sampling import sample
 from xycodec.lm.speech import Speaker
@@ -71,6 +72,7 @@ class DelayTask:
         text: (B,) rows of text of each item; speech begins with the row after them.
         lengths: (B,) rows of each item.
         frames: (B,) frames of speech.
+        places: (N,) rows of all items that have a label (`measures.labelled`).
         aligned: whether the model learns durations too.
     """
 
@@ -79,11 +81,12 @@ class DelayTask:
     text: Tensor
     lengths: Tensor
     frames: Tensor
+    places: Tensor
     aligned: bool
 
     def to(self, device: torch.device) -> "DelayTask":
         """Copy the task to a device."""
-        parts = (self.rows, self.labels, self.text, self.lengths, self.frames)
+        parts = (self.rows, self.labels, self.text, self.lengths, self.frames, self.places)
         return DelayTask(*(part.to(device, non_blocking=True) for part in parts), self.aligned)
 
     def counts(self) -> dict[str, Tensor]:
@@ -95,15 +98,16 @@ class DelayTask:
 
 
 def delay_task(texts: Sequence[Sequence[int]], codes: Sequence[Tensor], config: DelayConfig) -> DelayTask:
-    """Rows and labels of texts (ids) and their codes (n_q, L)."""
+    """Rows and labels of texts (ids) and their codes (n_q, L). A clip without text counts nothing."""
     made = [_item(text, one, config) for text, one in zip(texts, codes, strict=True)]
-    pad = torch.nn.utils.rnn.pad_sequence
+    labels = pad_sequence([labels for _, labels in made], batch_first=True, padding_value=NO_LABEL)
     return DelayTask(
-        pad([rows for rows, _ in made], batch_first=True),
-        pad([labels for _, labels in made], batch_first=True, padding_value=NO_LABEL),
+        pad_sequence([rows for rows, _ in made], batch_first=True),
+        labels,
         torch.tensor([len(text) for text in texts]),
         torch.tensor([len(rows) for rows, _ in made]),
-        torch.tensor([one.shape[1] for one in codes]),
+        torch.tensor([one.shape[1] if text else 0 for text, one in zip(texts, codes, strict=True)]),
+        labelled(labels),
         config.aligned,
     )
 
@@ -121,6 +125,8 @@ def _item(text: Sequence[int], codes: Tensor, config: DelayConfig) -> tuple[Tens
     speech[frames, 0], speech[frames + 1 :, 0] = STOP, PAD
     prefix = torch.full((len(text) + 1, n_q), size)
     prefix[:, 0] = torch.tensor([*text, SPEECH])
+    if not text:  # it would learn to say this for nothing
+        labels = torch.full_like(labels, NO_LABEL)
     unsaid = torch.full((len(text), n_q), NO_LABEL)
     # The last row predicts nothing.
     return torch.cat([prefix, speech])[:-1], torch.cat([unsaid, labels])
@@ -168,8 +174,7 @@ class DelayNetwork(nn.Module):
     def forward(self, task: DelayTask) -> dict[str, Mean]:
         """Cross-entropy of each codebook, `book_1` ...; top-10 accuracy of the first; error of durations if aligned."""
         hidden, total = self._encode(task)
-        spots = (task.labels != NO_LABEL).any(dim=-1)
-        chosen, labels = hidden[spots], task.labels[spots]
+        chosen, labels = rows_at(hidden, task.places), rows_at(task.labels, task.places)
         means: dict[str, Mean] = {}
         for book, logits in enumerate(self.logits(chosen)):
             means[f"book_{book + 1}"] = cross_entropy(logits, labels[:, book])
@@ -200,7 +205,7 @@ class DelayNetwork(nn.Module):
         place = torch.arange(rows, device=x.device)
         mask = prefix_mask(rows, self._prefix(task.text), task.lengths)
         late = place - task.text[:, None]
-        x = self.positions(x, torch.where(late < 0, place, late))
+        x = self.positions(x, torch.where(late < 0, place, late), rows)
         if self.align is None:
             return self.stack(x, mask), None
         said = place < task.text[:, None]
@@ -250,7 +255,7 @@ class DelayNetwork(nn.Module):
                 state.centres, _ = self.align.centres(self.first(rows[None, :, 0]), said)
             state.centres = F.pad(state.centres, (0, state.rows - state.centres.shape[1]))
             mask = self.align.masks(mask, late, state.centres, said, first)
-        x = self.positions(x, torch.where(late < 0, place, late)[:, first:])
+        x = self.positions(x, torch.where(late < 0, place, late)[:, first:], state.rows)
         out: Tensor = self.stack(x, mask, cache=state.cache)[0, -1]
         return out
 

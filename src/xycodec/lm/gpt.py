@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from xycodec.errors import XycodecError
 from xycodec.io.config import Config
 from xycodec.lm.config import CodecIdentity, SamplingConfig, TransformerConfig
-from xycodec.lm.measures import NO_LABEL, cross_entropy, top_ten
+from xycodec.lm.measures import NO_LABEL, cross_entropy, labelled, rows_at, top_ten
 from xycodec.lm.patterns import Flattened
 from xycodec.lm.sampling import generator_of, sample
 from xycodec.lm.transformer import Cache, Stack, initialise_gpt, prefix_mask
@@ -74,12 +74,16 @@ class GPTConfig(GPTModelConfig):
 
 @dataclass(frozen=True)
 class GPTTask:
-    """Ids (B, T) that are read, labels (B, T or T + 1), and conditions (B, D), of which `dropped` (B,) are left out."""
+    """Ids (B, T) that are read, labels (B, T or T + 1), and conditions (B, D), of which `dropped` (B,) are left out.
+
+    `places` (N,) are the rows of all items that have a label (`measures.labelled`).
+    """
 
     ids: Tensor
     labels: Tensor
     conditions: Tensor
     dropped: Tensor
+    places: Tensor
 
     def to(self, device: torch.device) -> "GPTTask":
         """Copy the task to a device."""
@@ -94,7 +98,7 @@ class GPTTask:
 def gpt_task(
     codes: Sequence[Tensor], config: GPTConfig, conditions: Tensor | None = None, draw: torch.Generator | None = None
 ) -> GPTTask:
-    """Ids and labels of codes (n_q, L), cut to the model's window; `draw` decides which conditions (B, D) are dropped."""
+    """Ids and labels of codes (n_q, L), cut to the window; `draw` decides which conditions (B, D) are dropped."""
     pad, streams = config.pattern.pad, []
     for one in codes:
         ids = config.pattern.apply(one[: config.books]).flatten()
@@ -107,7 +111,7 @@ def gpt_task(
     dropped = torch.full((len(codes),), conditions is None)
     if draw is not None:
         dropped = dropped | (torch.rand(len(codes), generator=draw) < config.condition_dropout)
-    return GPTTask(stream[:, :-1].clamp_min(0), labels, given, dropped)
+    return GPTTask(stream[:, :-1].clamp_min(0), labels, given, dropped, labelled(labels))
 
 
 class GPT(nn.Module):
@@ -130,13 +134,11 @@ class GPT(nn.Module):
         hidden = self.encode(task.ids, task.conditions, task.dropped)
         first = 0 if self.condition is not None else 1
         due = (first + torch.arange(hidden.shape[1], device=hidden.device)) % self.config.books
-        known = task.labels != NO_LABEL
-        logits = self.logits(hidden[known], due.expand(len(hidden), -1)[known])
-        return {"nats": cross_entropy(logits, task.labels[known]), "top10": top_ten(logits, task.labels[known])}
+        labels = rows_at(task.labels, task.places)
+        logits = self.logits(rows_at(hidden, task.places), rows_at(due.expand(len(hidden), -1), task.places))
+        return {"nats": cross_entropy(logits, labels), "top10": top_ten(logits, labels)}
 
-    def encode(
-        self, ids: Tensor, conditions: Tensor, dropped: Tensor, cache: Cache | None = None
-    ) -> Tensor:
+    def encode(self, ids: Tensor, conditions: Tensor, dropped: Tensor, cache: Cache | None = None) -> Tensor:
         """Hidden rows (B, S, D) of ids (B, T): one more, the first, of conditions (B, D) at the beginning."""
         first = cache.rows if cache is not None else 0
         x = self.ids(ids)
@@ -145,7 +147,9 @@ class GPT(nn.Module):
             x = torch.cat([self.condition(given)[:, None], x], dim=1)
         rows = x.shape[1]
         if first + rows > self.config.context:
-            raise XycodecError(f"{first + rows} rows are over the model's context of {self.config.context}: ask for less")
+            raise XycodecError(
+                f"{first + rows} rows are over the model's context of {self.config.context}: ask for less"
+            )
         x = self.dropout(x + self.places(torch.arange(first, first + rows, device=x.device)))
         mask = None if rows == 1 else prefix_mask(first + rows, 0).to(x.device)[:, :, first:]
         out: Tensor = self.stack(x, mask, cache=cache)
@@ -266,6 +270,8 @@ class Composer:
             most = (self.config.context + 1 - bool(dim)) // self.books - prompt.shape[1]
             raise XycodecError(
                 f"{frames} frames after a prompt of {prompt.shape[1]} are over the context of {self.config.context}: "
-                f"ask for {most} at most" if most > 0 else f"a prompt of {prompt.shape[1]} frames fills the context"
+                f"ask for {most} at most"
+                if most > 0
+                else f"a prompt of {prompt.shape[1]} frames fills the context"
             )
         return prompt[: self.books].to(torch.int64)

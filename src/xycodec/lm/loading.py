@@ -40,7 +40,9 @@ def load_model(path: Path, *, device: str = "auto") -> Any:
         nar = None if both.nar is None else _filled(ValleNar(both.nar), _part(weights, _NAR), found).to(place)
         return ValleSpeaker(ar, nar)
     if kind == "valle_nar":
-        raise CheckpointError(f"{found}: VALL-E's second stage alone does not speak: xycodec export AR_RUN FOLDER --nar")
+        raise CheckpointError(
+            f"{found}: VALL-E's second stage alone does not speak: xycodec export AR_RUN FOLDER --nar"
+        )
     raise CheckpointError(f"{found}: a language model of the unknown kind {kind!r}: update xycodec")
 
 

@@ -14,7 +14,7 @@ def generator_of(seed: int) -> torch.Generator:
 
 
 def sample(logits: Tensor, config: SamplingConfig, generator: torch.Generator, past: Sequence[int] = ()) -> int:
-    """Draw an id from `logits` (K,), whose forbidden entries are minus infinity. `past`: ids drawn before, oldest first.
+    """Draw an id from `logits` (K,), whose forbidden entries are minus infinity. `past`: ids before, oldest first.
 
     The repetition guard is CTRL's (Keskar 2019): positive logits of recent ids are divided by it, negative multiplied.
     """

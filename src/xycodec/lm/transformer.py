@@ -76,9 +76,7 @@ class Attention(nn.Module):
             k, v = cache.extend(layer, k, v)
         if mask is not None and mask.dtype is not torch.bool:
             mask = mask.to(q.dtype)
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0
-        )
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0)
         projected: Tensor = self.out(out.transpose(1, 2).reshape(b, t, d))
         return projected
 
@@ -154,9 +152,8 @@ class Positions(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self._table: Tensor | None = None
 
-    def forward(self, x: Tensor, places: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, D); `places` (T,) or (B, T) int64 are the positions of the rows."""
-        end = int(places.max()) + 1
+    def forward(self, x: Tensor, places: Tensor, end: int) -> Tensor:
+        """(B, T, D) -> (B, T, D); `places` (T,) or (B, T) int64, all below `end`, are the positions of the rows."""
         if self._table is None or len(self._table) < end or self._table.device != x.device:
             with torch.device("cpu"):
                 self._table = sinusoids(max(2048, 2 * end), self.d_model).to(x.device)

@@ -1,6 +1,6 @@
 """VALL-E (Wang et al. 2023) for any codec: one model says the first codebook, another one fills in the others.
 
-Sizes and habits are those of the implementation that X-Codec's paper trained (docs/language_models.md); what it writes as
+Sizes and rules are those of the implementation that X-Codec's paper trained (docs/language_models.md); what it has as
 numbers for one codec follows from the codec here.
 """
 
@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from xycodec.errors import XycodecError
 from xycodec.io.config import Config
 from xycodec.lm.config import CodecIdentity, SamplingConfig, TransformerConfig
-from xycodec.lm.measures import NO_LABEL, cross_entropy, top_ten
+from xycodec.lm.measures import NO_LABEL, cross_entropy, labelled, rows_at, top_ten
 from xycodec.lm.sampling import sample
 from xycodec.lm.speech import Speaker
 from xycodec.lm.text import TextConfig, TextFrontEnd
@@ -77,13 +77,14 @@ class ValleConfig(Config):
 
 @dataclass(frozen=True)
 class ArTask:
-    """Texts (B, N) and codes (B, L) of the first codebook as ids, their lengths (B,), and labels (B, L)."""
+    """Texts (B, N), codes (B, L) of the first codebook, their lengths (B,), labels (B, L) and their places."""
 
     text: Tensor
     text_lengths: Tensor
     rows: Tensor
     row_lengths: Tensor
     labels: Tensor
+    places: Tensor
 
     def to(self, device: torch.device) -> "ArTask":
         """Copy the task to a device."""
@@ -100,7 +101,7 @@ def ar_task(
 ) -> ArTask:
     """Rows and labels of texts (ids) and codes (n_q, L), each with its end.
 
-    A clip without text counts nothing. `legacy_loss` lets the padding count, whose label is the end, as the source does.
+    A clip without text counts nothing. `legacy_loss` lets padding count, whose label is the end, as the source does.
     """
     size = config.codec.codebook_size
     first = torch.tensor([size + 1] if config.begin else [], dtype=torch.int64)
@@ -109,12 +110,14 @@ def ar_task(
         spoken = torch.cat([first, one[0], torch.tensor([size])])
         rows.append(spoken[:-1])
         labels.append(spoken[1:] if text else torch.full_like(spoken[1:], NO_LABEL))
+    padded = pad_sequence(labels, batch_first=True, padding_value=size if legacy_loss else NO_LABEL)
     return ArTask(
         pad_sequence([torch.tensor(text, dtype=torch.int64) for text in texts], batch_first=True),
         torch.tensor([len(text) for text in texts]),
         pad_sequence(rows, batch_first=True, padding_value=size),
         torch.tensor([len(one) for one in rows]),
-        pad_sequence(labels, batch_first=True, padding_value=size if legacy_loss else NO_LABEL),
+        padded,
+        labelled(padded),
     )
 
 
@@ -137,8 +140,8 @@ class ValleAr(nn.Module):
         letters, frames = task.text.shape[1], task.rows.shape[1]
         x = torch.cat([self._text(task.text), self._codes(task.rows)], dim=1)
         hidden = self.stack(x, self._mask(letters, frames, task.text_lengths, task.row_lengths))[:, letters:]
-        known = task.labels != NO_LABEL
-        logits, labels = self.logits(hidden[known]), task.labels[known]
+        logits = self.logits(rows_at(hidden, task.places))
+        labels = rows_at(task.labels, task.places)
         return {"ar": cross_entropy(logits, labels), "top10": top_ten(logits, labels)}
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -161,12 +164,14 @@ class ValleAr(nn.Module):
         return self.logits(self.stack(self._codes(row, place), None, cache=cache)[0, -1])
 
     def _text(self, text: Tensor) -> Tensor:
-        out: Tensor = self.text_positions(self.text(text), torch.arange(text.shape[1], device=text.device))
+        out: Tensor = self.text_positions(
+            self.text(text), torch.arange(text.shape[1], device=text.device), text.shape[1]
+        )
         return out
 
     def _codes(self, rows: Tensor, first: int = 0) -> Tensor:
         places = torch.arange(first, first + rows.shape[1], device=rows.device)
-        out: Tensor = self.code_positions(self.codes(rows), places)
+        out: Tensor = self.code_positions(self.codes(rows), places, first + rows.shape[1])
         return out
 
     def _mask(
@@ -180,9 +185,7 @@ class ValleAr(nn.Module):
             mask = mask | (place < letters)
             mask = mask & ~((place[:, None] < letters) & (place >= letters))
         if text_lengths is not None and row_lengths is not None:
-            inside = torch.where(
-                place < letters, place < text_lengths[:, None], place - letters < row_lengths[:, None]
-            )
+            inside = torch.where(place < letters, place < text_lengths[:, None], place - letters < row_lengths[:, None])
             # A row always sees itself: softmax over nothing is NaN.
             mask = (mask & inside[:, None]) | torch.eye(len(place), dtype=torch.bool, device=device)
         return mask[:, None]
@@ -198,6 +201,7 @@ class NarTask:
     Attributes:
         given: (B, S) bool, frames that are known with all codebooks.
         stage: codebook that is predicted, from 1; (1,).
+        places: (N,) rows of all items that have a label (`measures.labelled`).
     """
 
     text: Tensor
@@ -207,6 +211,7 @@ class NarTask:
     given: Tensor
     labels: Tensor
     stage: Tensor
+    places: Tensor
 
     def to(self, device: torch.device) -> "NarTask":
         """Copy the task to a device."""
@@ -257,14 +262,16 @@ def nar_task(
         given.append(torch.cat([torch.ones(ahead, dtype=torch.bool), known]))
         own = own if text else torch.full_like(own, NO_LABEL)
         labels.append(torch.cat([torch.full((ahead,), NO_LABEL), own]))
+    padded = pad_sequence(labels, batch_first=True, padding_value=NO_LABEL)
     return NarTask(
         pad_sequence([torch.tensor(text, dtype=torch.int64) for text in texts], batch_first=True),
         torch.tensor([len(text) for text in texts]),
         pad_sequence(rows, batch_first=True).transpose(1, 2),
         torch.tensor([len(one) for one in rows]),
         pad_sequence(given, batch_first=True),
-        pad_sequence(labels, batch_first=True, padding_value=NO_LABEL),
+        padded,
         torch.tensor([stage]),
+        labelled(padded),
     )
 
 
@@ -290,8 +297,8 @@ class ValleNar(nn.Module):
     def forward(self, task: NarTask) -> dict[str, Mean]:
         """Cross-entropy `nar` and top-10 accuracy, over the frames that are to be predicted."""
         hidden = self._hidden(task.text, task.codes, task.given, task.stage, task.text_lengths, task.lengths)
-        known = task.labels != NO_LABEL
-        logits, labels = self._logits(hidden[known], task.stage), task.labels[known]
+        logits = self._logits(rows_at(hidden, task.places), task.stage)
+        labels = rows_at(task.labels, task.places)
         return {"nar": cross_entropy(logits, labels), "top10": top_ten(logits, labels)}
 
     def fill(self, text: Tensor, codes: Tensor, given: Tensor, frames: int) -> Tensor:
@@ -323,8 +330,8 @@ class ValleNar(nn.Module):
         embedded = self.tables[books[:, None], codes] * heard[..., None]
         x = torch.cat(
             [
-                self.text_positions(self.text(text), places[0]),
-                self.code_positions(embedded.sum(dim=1), places[1]),
+                self.text_positions(self.text(text), places[0], letters),
+                self.code_positions(embedded.sum(dim=1), places[1], frames),
             ],
             dim=1,
         )
@@ -362,7 +369,9 @@ class ValleSpeaker(Speaker):
         first_codebook_only: bool,
     ) -> tuple[Tensor, bool]:
         if self.nar is None and self.codec.n_q > 1 and not first_codebook_only:
-            raise XycodecError("this model has no second stage: join it (xycodec export --nar), or ask for one codebook")
+            raise XycodecError(
+                "this model has no second stage: join one (xycodec export --nar), or ask for one codebook"
+            )
         device = self.ar.codes.weight.device
         size = self.codec.codebook_size
         first = torch.tensor([size + 1] if self.ar.config.begin else [], dtype=torch.int64)
@@ -386,9 +395,7 @@ class ValleSpeaker(Speaker):
             return book, capped
         return self._fill(self.nar, symbols, own, prompt, book).cpu(), capped
 
-    def _fill(
-        self, nar: ValleNar, symbols: list[int], own: list[int], prompt: Tensor | None, book: Tensor
-    ) -> Tensor:
+    def _fill(self, nar: ValleNar, symbols: list[int], own: list[int], prompt: Tensor | None, book: Tensor) -> Tensor:
         frames, n_q = book.shape[1], self.codec.n_q
         ahead = torch.zeros(n_q, 0, dtype=torch.int64) if prompt is None else prompt
         codes = torch.cat([ahead, F.pad(book, (0, 0, 0, n_q - 1))], dim=1)

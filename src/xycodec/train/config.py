@@ -19,7 +19,7 @@ class OptimizerConfig(Config):
     weight_decay: NonNegativeFloat = 0.01
     schedule: Literal["cosine", "linear", "inverse_sqrt", "eden"] = "cosine"
     """Decay of the learning rate after warm-up: half a cosine or a line down to `final_lr`, or one over the root of the
-    step. Eden's is one over the root of the step and of the epoch, once they are past `eden_steps` and `eden_epochs`."""
+    step. Eden's falls with the roots of step and epoch, once they are past `eden_steps` and `eden_epochs`."""
     eden_steps: PositiveInt = 5000
     eden_epochs: PositiveFloat = 4.0
     warmup_steps: NonNegativeInt = 2000

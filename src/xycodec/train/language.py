@@ -212,7 +212,9 @@ class LanguageStage(Stage[RecipeT], Generic[RecipeT]):
         codec = self._codec
         assert codec is not None
         heard = [
-            codec.decode(codes[None].to(self.engine.device)).audio[0].float().cpu() if codes.shape[1] else torch.zeros(1)
+            codec.decode(codes[None].to(self.engine.device)).audio[0].float().cpu()
+            if codes.shape[1]
+            else torch.zeros(1)
             for codes in clips
         ]
         return Sound(pad_sequence(heard, batch_first=True), tuple(len(one) for one in heard))
@@ -272,4 +274,3 @@ def _seeded(recipe: RunConfig, make: Any) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         return make()
-

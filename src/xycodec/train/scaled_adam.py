@@ -1,4 +1,4 @@
-"""ScaledAdam and Eden, with which the implementation of VALL-E that X-Codec's paper used was trained (Yao 2024, Zipformer).
+"""ScaledAdam and Eden (Yao 2024, Zipformer), the optimizer and schedule of X-Codec's paper for VALL-E.
 
 Steps are relative to the size of a parameter, its root mean square, and the size itself is learned too.
 """
@@ -16,9 +16,9 @@ class ScaledAdam(Optimizer):
     """Adam whose steps are scaled by each parameter's root mean square, with a step along its scale now and then.
 
     A parameter's step is lr x rms x Adam's direction; its scale's, once every `size_update_period` steps, is lr x
-    `scalar_lr_scale` of Adam in the log of the scale. Single numbers make plain steps of lr x `scalar_lr_scale`. Gradients
-    are clipped where their norm, weighted by the parameters' sizes, is over `clipping_scale` times its median of the last
-    `clipping_update_period` steps. Not for sharded parameters.
+    `scalar_lr_scale` of Adam in the log of the scale. Single numbers make plain steps of lr x `scalar_lr_scale`.
+    Gradients are clipped where their norm, weighted by the parameters' sizes, is over `clipping_scale` times its median
+    of the last `clipping_update_period` steps. Not for sharded parameters.
     """
 
     def __init__(
@@ -72,7 +72,9 @@ class ScaledAdam(Optimizer):
         """The factor of all gradients."""
         period, first = group["clipping_update_period"], self.state[learned[0]]
         sizes = [self.state[p]["rms"] if p.numel() > 1 else group["scalar_lr_scale"] for p in learned]
-        norm = torch.stack([(p.grad * size).square().sum() for p, size in zip(learned, sizes, strict=True)]).sum().sqrt()
+        norm = (
+            torch.stack([(p.grad * size).square().sum() for p, size in zip(learned, sizes, strict=True)]).sum().sqrt()
+        )
         if "norms" not in first:
             first["norms"] = torch.zeros(period, device=norm.device)
             first["threshold"] = torch.full((), math.inf, device=norm.device)
@@ -123,7 +125,7 @@ def _rms(p: Tensor) -> Tensor:
 def eden(lr: float, step: int, epoch: int, *, steps: int = 5000, epochs: float = 4, warmup: int = 200) -> float:
     """Eden's rate at step `step` of epoch `epoch`, both from 0.
 
-    It falls with the square root of both once they are past `steps` and `epochs`, and rises from half in `warmup` steps.
+    It falls with the square root of both past `steps` and `epochs`, and rises from half in `warmup` steps.
     """
     by_step = ((step**2 + steps**2) / steps**2) ** -0.25
     by_epoch = ((epoch**2 + epochs**2) / epochs**2) ** -0.25

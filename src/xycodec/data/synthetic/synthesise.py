@@ -75,7 +75,7 @@ def synthesise(
         hours: of speech, at least.
         seed: of all that is random.
         jobs: programs that run at a time.
-        voice: of flite, which then says all, at its own speed and pitch, with transcripts as they are written; None: all.
+        voice: of flite, which then says all in its own manner, with transcripts as they are written; None: all voices.
         texts: that the one voice says too, in turns with what is drawn.
         advance: told the seconds of each clip.
 

@@ -1,10 +1,8 @@
 """Stage `delay`: a delay-pattern language model learns to speak, all codebooks in one pass."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
@@ -13,7 +11,6 @@ from xycodec.errors import ConfigError
 from xycodec.io.config import Config
 from xycodec.lm.backbone import HuggingFaceConfig
 from xycodec.lm.delay import DelayConfig, DelayModelConfig, DelayNetwork, DelaySpeaker, DelayTask, delay_task
-from xycodec.lm.measures import NO_LABEL
 from xycodec.lm.text import TextFrontEnd
 from xycodec.train.checkpoint import RunState
 from xycodec.train.language import NEEDS_TEXT, LanguageRecipe, LanguageStage, codec_of, complete, spoken
@@ -91,12 +88,14 @@ class DelayStage(LanguageStage[DelayRecipe]):
     def task(cls, recipe: DelayRecipe, config: DelayConfig, batch: Batch, step: int) -> DelayTask:
         """Rows of texts and codes; a clip whose text is not known counts nothing."""
         front = TextFrontEnd(config.text)
-        return _task([front.known(text) for text in batch.texts], batch, config)
+        texts = [front.known(text) for text in batch.texts]
+        return delay_task(texts, spoken(batch, texts), config)
 
     @classmethod
     def rehearsal(cls, config: DelayConfig, batch: Batch) -> DelayTask:
         """Rows of as many symbols as the texts have characters."""
-        return _task([[0] * len(text or "") for text in batch.texts], batch, config)
+        texts = [[0] * len(text or "") for text in batch.texts]
+        return delay_task(texts, spoken(batch, texts), config)
 
     def generate(self, batch: Batch, item: int) -> Tensor | None:
         """Speak the text of a clip."""
@@ -110,11 +109,3 @@ class DelayStage(LanguageStage[DelayRecipe]):
             own = config.transformer.model_copy(update={"source": None})
             config = config.model_copy(update={"transformer": own})
         return config.model_dump(mode="json")
-
-
-def _task(texts: Sequence[Sequence[int]], batch: Batch, config: DelayConfig) -> DelayTask:
-    task = delay_task(texts, spoken(batch, texts), config)
-    silent = [not text for text in texts]
-    if any(silent):  # such a row would learn to be silent, which no one said
-        task.labels[torch.tensor(silent)] = NO_LABEL
-    return task

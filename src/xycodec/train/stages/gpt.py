@@ -1,4 +1,4 @@
-"""Stage `gpt`: a GPT over codes learns to go on with music, or to make the sound that a caption's embedding tells of."""
+"""Stage `gpt`: a GPT over codes learns to continue music, or to make the sound of a caption's embedding."""
 
 from pathlib import Path
 from typing import Literal
@@ -18,7 +18,7 @@ from xycodec.train.stage import register
 
 
 class GPTRecipe(LanguageRecipe):
-    """A GPT learns the codes of a store; with `model.condition_dim`, from the vectors in it (`xycodec tokens describe`)."""
+    """A GPT learns the codes of a store; with `model.condition_dim`, from its vectors (`xycodec tokens describe`)."""
 
     stage: Literal["gpt"]
     model: GPTModelConfig = GPTModelConfig()
@@ -79,7 +79,7 @@ class GPTStage(LanguageStage[GPTRecipe]):
         return gpt_task(_codes(batch), config)
 
     def generate(self, batch: Batch, item: int) -> Tensor | None:
-        """Go on with a quarter of a clip for another half; or make a sound of the clip's condition, as long as it is."""
+        """Go on with a quarter of a clip for another half; or make a sound of its condition, as long as it is."""
         assert batch.codes is not None
         config: GPTConfig = self.config
         frames = min(batch.frames[item], config.tokens // config.books)

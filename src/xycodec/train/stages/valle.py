@@ -35,7 +35,7 @@ class ValleArRecipe(LanguageRecipe):
     stage: Literal["valle_ar"]
     model: ValleArModelConfig = ValleArModelConfig()
     legacy_loss: bool = False
-    """Let padding count, whose label is the end, as the source does; with `model.begin: false` it is the source's loss."""
+    """Let padding count, whose label is the end; with `model.begin: false` it is the source's loss."""
 
 
 class ValleNarRecipe(LanguageRecipe):
