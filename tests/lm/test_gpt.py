@@ -108,7 +108,8 @@ def test_only_codes_of_the_codebook_that_is_due_can_come():
 
 
 def test_conditions_are_dropped_now_and_then_in_training_alone(store, tmp_path):
-    settings = recipe("gpt", tmp_path, store, model={"condition_dim": 4, "condition_dropout": 0.5, "context": 64})
+    model = {"transformer": TINY, "condition_dim": 4, "condition_dropout": 0.5, "context": 64}
+    settings = recipe("gpt", tmp_path, store, model=model)
     config = GPTStage.configure(settings)
     codes = [codes_of(store, 0)] * 400
     draw = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""Where in a text speech has come to: durations of symbols, learned from nothing but the lengths of clips.
+"""Durations of symbols, learned from nothing but the lengths of clips, and attention that goes by them.
 
 A convolution predicts for how many frames each symbol is spoken; their running sum is the frame at which it is. Every
 head attends to text less the further it is from the frame that comes next, by a width of its own. A loss holds the sum
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 SYMBOLS_A_SECOND = 15  # about as many as English has
-_WIDTHS = (1.5, 12.0)  # frames; of the narrowest and the widest head at the start
+_NARROWEST, _WIDEST = 1.5, 12.0  # frames, of heads at the start
 _CONTEXT = 7  # symbols
 
 
@@ -24,9 +24,9 @@ class Alignment(nn.Module):
         self.durations = nn.Conv1d(d_model, 1, _CONTEXT, padding=_CONTEXT // 2)
         nn.init.zeros_(self.durations.weight)
         usual = frame_rate / SYMBOLS_A_SECOND
-        nn.init.constant_(self.durations.bias, math.log(math.expm1(usual)))  # type: ignore[arg-type]
-        widths = torch.logspace(*(math.log10(width) for width in _WIDTHS), heads)
-        self.log_widths = nn.Parameter(widths.log().expand(layers, heads).clone())
+        nn.init.constant_(self.durations.bias, math.log(math.expm1(usual)))
+        log_widths = torch.linspace(math.log(_NARROWEST), math.log(_WIDEST), heads)
+        self.log_widths = nn.Parameter(log_widths.expand(layers, heads).clone())
 
     def centres(self, symbols: Tensor, said: Tensor) -> tuple[Tensor, Tensor]:
         """Frames (B, S) at which symbols (B, S, D) are spoken, where `said` (B, S) is true; and frames (B,) in all."""

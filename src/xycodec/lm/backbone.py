@@ -20,7 +20,7 @@ class HuggingFaceConfig(Config):
     pretrained: bool = True
     """Start from the weights at `source`, or from random ones."""
     settings: dict[str, Any] | None = None
-    """Its `config.json`; null: that of `source`."""
+    """Contents of its `config.json`; null: that of `source`."""
     hidden_size: NonNegativeInt = 0
     """Width of a row; 0: that of `source`."""
 
@@ -92,7 +92,7 @@ class CausalBackbone(nn.Module):
         return hidden
 
     def cache(self) -> Any:
-        """Nothing seen yet."""
+        """A cache that has seen no row."""
         return transformers_library().DynamicCache()
 
     def go_on(self, x: Tensor, cache: Any) -> Tensor:

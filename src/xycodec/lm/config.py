@@ -54,7 +54,7 @@ class TransformerConfig(TowerConfig):
 
 
 class SamplingConfig(Config):
-    """How codes are drawn from a model's probabilities."""
+    """Rules by which codes are drawn from a model's probabilities."""
 
     temperature: Annotated[float, Field(ge=0)] = 1.0
     """0 takes the likeliest code each time."""

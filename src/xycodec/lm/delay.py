@@ -40,9 +40,9 @@ class DelayModelConfig(Config):
     aligned: bool = False
     """Learn how long each symbol of text is spoken, and attend to text where speech has come to. Ours alone."""
     sampling: SamplingConfig = SamplingConfig(temperature=0.8, top_k=50, top_p=0.95)
-    """Of the first codebook."""
+    """Sampling of the first codebook."""
     sampling_others: SamplingConfig = SamplingConfig(temperature=0.8, top_k=50, top_p=0.95)
-    """Of the other codebooks."""
+    """Sampling of the other codebooks."""
 
     @model_validator(mode="after")
     def _of_ours(self) -> "DelayModelConfig":
@@ -137,7 +137,7 @@ def _item(text: Sequence[int], codes: Tensor, config: DelayConfig) -> tuple[Tens
 
 @dataclass
 class DelayState:
-    """What a model remembers while it speaks: the rows so far, and where each symbol of text is spoken."""
+    """Memory of a model that speaks: the rows so far, and the frame at which each symbol of text is spoken."""
 
     text: int
     cache: Any

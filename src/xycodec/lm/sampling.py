@@ -18,7 +18,7 @@ def sample(logits: Tensor, config: SamplingConfig, generator: torch.Generator, p
 
     The repetition guard is CTRL's (Keskar 2019): positive logits of recent ids are divided by it, negative multiplied.
     """
-    scores = logits.detach().float().cpu()
+    scores = logits.detach().to("cpu", torch.float32, copy=True)
     recent = sorted(set(past[-config.repetition_window :])) if config.repetition_window else []
     if config.repetition_penalty != 1 and recent:
         chosen = scores[recent]

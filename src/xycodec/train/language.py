@@ -1,4 +1,4 @@
-"""What all stages that train a language model over codes share: stores of tokens in, means over codes out."""
+"""Shared base of the stages that train language models: stores of tokens in, means over codes out."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,7 @@ from typing import Any, Generic, Literal, TypeVar
 import torch
 from pydantic import model_validator
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.nn.utils.rnn import pad_sequence
 
 from xycodec.checkpoints.load import load_codec
@@ -96,7 +97,7 @@ class LanguageStage(Stage[RecipeT], Generic[RecipeT]):
     @classmethod
     @abstractmethod
     def task(cls, recipe: RecipeT, config: Any, batch: Batch, step: int) -> Any:
-        """What the model is to learn of a batch, on the batch's device; `step` decides what is drawn."""
+        """The task of a batch: what the model reads and is to predict, on the CPU; `step` decides what is drawn."""
 
     def generate(self, batch: Batch, item: int) -> Tensor | None:
         """Codes (k, L) that the model makes of a validation clip; None where it makes none."""
@@ -135,11 +136,13 @@ class LanguageStage(Stage[RecipeT], Generic[RecipeT]):
         network: Any = networks.model
         about: CodecIdentity = network.config.codec
         seconds = batch.lengths[0] / SPEECH_RATE
-        codes = torch.zeros(about.n_q, max(1, round(seconds * about.frame_rate)), dtype=torch.int64)
-        text = "a" * round(_TEXT_ROWS * seconds)
-        clip = CodeClip("", codes, codes.shape[1] * about.hop_length, text, None)
-        made = collate_codes([clip] * len(batch.lengths), (), Position(0, 0), about.n_q)
-        network.train()(cls.rehearsal(network.config, made))
+        with unset_fake_temporarily():  # a task tells its places by its values
+            codes = torch.zeros(about.n_q, max(1, round(seconds * about.frame_rate)), dtype=torch.int64)
+            text = "a" * round(_TEXT_ROWS * seconds)
+            clip = CodeClip("", codes, codes.shape[1] * about.hop_length, text, None)
+            made = collate_codes([clip] * len(batch.lengths), (), Position(0, 0), about.n_q)
+            task = cls.rehearsal(network.config, made)
+        network.train()(task)
 
     @classmethod
     @abstractmethod

@@ -82,7 +82,8 @@ class ScaledAdam(Optimizer):
         if step and step % period == 0:
             first["threshold"] = group["clipping_scale"] * first["norms"].median()
         first["norms"][step % period] = norm
-        return (first["threshold"] / (norm + 1e-20)).clamp_max(1.0)
+        factor: Tensor = (first["threshold"] / (norm + 1e-20)).clamp_max(1.0)
+        return factor
 
     def _update(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         state, lr, (beta1, beta2) = self.state[p], group["lr"], group["betas"]
@@ -127,7 +128,7 @@ def eden(lr: float, step: int, epoch: int, *, steps: int = 5000, epochs: float =
 
     It falls with the square root of both past `steps` and `epochs`, and rises from half in `warmup` steps.
     """
-    by_step = ((step**2 + steps**2) / steps**2) ** -0.25
-    by_epoch = ((epoch**2 + epochs**2) / epochs**2) ** -0.25
+    by_step = math.pow((step**2 + steps**2) / steps**2, -0.25)
+    by_epoch = math.pow((epoch**2 + epochs**2) / epochs**2, -0.25)
     rising = 1.0 if step >= warmup else 0.5 + 0.5 * step / warmup
     return lr * by_step * by_epoch * rising

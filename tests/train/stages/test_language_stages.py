@@ -28,10 +28,16 @@ from xycodec.train.run import open_stage, train
 
 SCALED = {"kind": "scaled_adam", "lr": 0.02, "schedule": "eden", "clip": None, "weight_decay": 0}
 STAGES = {
-    "delay": {"model": {"transformer": {**TINY, "dropout": 0.1}, "aligned": True, "attention": "prefix"}},
+    "delay": {
+        "model": {"transformer": {**TINY, "dropout": 0.1}, "aligned": True, "attention": "prefix"},
+        "optimizer": {"schedule": "inverse_sqrt"},
+    },
     "valle_ar": {"model": {"transformer": {**TINY, "dropout": 0.1}}, "optimizer": SCALED},
     "valle_nar": {"model": {"transformer": {**TINY, "dropout": 0.1}, "prefix_mode": 4}, "optimizer": SCALED},
-    "gpt": {"model": {"transformer": {**TINY, "dropout": 0.1}, "books": 2, "condition_dim": 4, "context": 40}},
+    "gpt": {
+        "model": {"transformer": {**TINY, "dropout": 0.1}, "books": 2, "condition_dim": 4, "context": 40},
+        "optimizer": {"schedule": "inverse_sqrt"},
+    },
 }
 
 
@@ -54,17 +60,13 @@ def test_a_resumed_run_is_the_same_run(stage, store, tmp_path):
 
     run("whole", 5)
     run("parts", 3)
-    # The schedule of a cosine ends elsewhere: only the data, draws and state are compared, with none.
-    whole = recipe(stage, tmp_path / "whole", store, **STAGES[stage], steps=5)
-    assert whole.steps == 5
-    run("parts", 5, resume=True)
+    run("parts", 5, resume=True)  # no schedule here asks for the last step
     one, other = weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts")
     assert one.keys() == other.keys()
-    if stage.startswith("valle"):  # Eden asks for no last step
-        assert all(torch.equal(value, other[key]) for key, value in one.items())
+    assert all(torch.equal(value, other[key]) for key, value in one.items())
     losses = [[line["loss"] for line in lines_of(tmp_path / name)] for name in ("whole", "parts")]
-    assert losses[0][0] == losses[1][0]
-    assert len(losses[0]) == len(losses[1]) == 5
+    assert losses[0] == losses[1]
+    assert len(set(losses[0])) == 5
 
 
 def batch_of(store, numbers):
@@ -232,7 +234,7 @@ def test_a_validation_is_heard(heard):
 
 def test_a_text_is_said(heard, capfd):
     out = heard / "out.wav"
-    arguments = ["say", "A bird. Up and down", "-o", str(out), "--model", str(heard / "run"), "--device", "cpu"]
+    arguments = ["say", "A bird\nUp and down", "-o", str(out), "--model", str(heard / "run"), "--device", "cpu"]
     app([*arguments, "--codec", str(heard / "codec")], standalone_mode=False)
     assert out.stat().st_size > 44
     assert " s\n" in capfd.readouterr().out

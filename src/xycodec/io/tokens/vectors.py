@@ -29,7 +29,8 @@ def write_vectors(store: TokenStore, rows: NDArray[Any], about: Mapping[str, Any
     """
     if rows.ndim != 2 or len(rows) != len(store):
         raise StoreError(f"{store.folder}: vectors of shape {rows.shape} for {len(store)} clips: give one for each")
-    half = rows.astype(np.float16)
+    with np.errstate(over="ignore"):
+        half = rows.astype(np.float16)
     if not np.isfinite(half).all():
         raise StoreError(f"{store.folder}: a vector is not finite in float16: see to what made it")
     write_whole(store.folder / VECTORS, lambda scratch: np.save(scratch, half), StoreError)

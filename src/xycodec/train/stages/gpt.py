@@ -23,7 +23,7 @@ class GPTRecipe(LanguageRecipe):
     stage: Literal["gpt"]
     model: GPTModelConfig = GPTModelConfig()
     guidance: float = 1.0
-    """How much the condition counts in the sounds of a validation."""
+    """Weight of the condition in the sounds of a validation."""
 
 
 @register
