@@ -17,4 +17,5 @@ def load(folder: str | Path, *, device: str = "auto") -> Union["DelaySpeaker", "
     """
     from xycodec.lm.loading import load_model
 
-    return load_model(Path(folder), device=device)
+    model: DelaySpeaker | ValleSpeaker | Composer = load_model(Path(folder), device=device)
+    return model

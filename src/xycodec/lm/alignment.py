@@ -24,6 +24,7 @@ class Alignment(nn.Module):
         self.durations = nn.Conv1d(d_model, 1, _CONTEXT, padding=_CONTEXT // 2)
         nn.init.zeros_(self.durations.weight)
         usual = frame_rate / SYMBOLS_A_SECOND
+        assert self.durations.bias is not None
         nn.init.constant_(self.durations.bias, math.log(math.expm1(usual)))
         log_widths = torch.linspace(math.log(_NARROWEST), math.log(_WIDEST), heads)
         self.log_widths = nn.Parameter(log_widths.expand(layers, heads).clone())

@@ -87,7 +87,8 @@ class DelayTask:
     def to(self, device: torch.device) -> "DelayTask":
         """Copy the task to a device."""
         parts = (self.rows, self.labels, self.text, self.lengths, self.frames, self.places)
-        return DelayTask(*(part.to(device, non_blocking=True) for part in parts), self.aligned)
+        moved: list[Any] = [part.to(device, non_blocking=True) for part in parts]
+        return DelayTask(*moved, self.aligned)
 
     def counts(self) -> dict[str, Tensor]:
         """Elements (1,) of each mean that the model measures."""

@@ -158,14 +158,14 @@ class LanguageStage(Stage[RecipeT], Generic[RecipeT]):
         counted = [task.counts() for task in tasks]
         names = list(counted[0])
         packed = all_reduce_(torch.stack([torch.cat([count[name] for name in names]) for count in counted]).sum(dim=0))
-        counts = dict(zip(names, packed.split(1), strict=True))
+        counts = {name: packed[place : place + 1] for place, name in enumerate(names)}
         values: dict[str, Tensor] = {}
         for index, task in enumerate(tasks):
             with self.engine.joining(self.model, last=index == len(tasks) - 1):
                 means = self._compute(task)
                 shares = {name: mean.share(counts[name], parts=world_size()) for name, mean in means.items()}
                 shares["loss"] = weighted(shares, self.weights)
-                shares["loss"].backward()
+                shares["loss"].backward()  # type: ignore[no-untyped-call]
             values = {name: values.get(name, 0.0) + share.detach() for name, share in shares.items()}
         return StepReport(values, {"grad_norm": self.updaters["model"].update(step, batches[0].position.epoch)})
 
@@ -260,7 +260,8 @@ def spoken(batch: Batch, texts: Sequence[Sequence[int]]) -> list[Tensor]:
 
 def draws(recipe: RunConfig, batch: Batch, step: int, *, alike: bool = False) -> torch.Generator:
     """Draws of a micro-batch: the seed, the step and the batch's place decide them, `alike` on all processes."""
-    facts = (recipe.seed, step, batch.position.epoch, batch.position.batch, *(() if alike else batch.ids))
+    own: tuple[str, ...] = () if alike else batch.ids
+    facts: list[int | str] = [recipe.seed, step, batch.position.epoch, batch.position.batch, *own]
     return torch.Generator().manual_seed(int(generator_of("language", *facts).integers(1 << 62)))
 
 

@@ -177,10 +177,11 @@ def open_cuts(recipe: RunConfig, sources: Sequence[SourceConfig], tell: Tell = _
     corpus = stage.open(recipe, sources, tell)
     if stage.needs is None:
         return corpus
-    having = [np.flatnonzero(part.facts[stage.needs.fact]) for part in corpus.catalogues]
+    parts: Sequence[Any] = corpus.catalogues
+    having = [np.flatnonzero(part.facts[stage.needs.fact]) for part in parts]
     if not any(map(len, having)):
         raise ConfigError(f"{', '.join(source.path for source in sources)}: no clip has {stage.needs.lacking}")
-    for source, part, numbers in zip(sources, corpus.catalogues, having, strict=True):
+    for source, part, numbers in zip(sources, parts, having, strict=True):
         if len(numbers):
             stage.check_clip(recipe, part[int(numbers[0])], source.path)
     return corpus

@@ -84,8 +84,8 @@ def validate(
             decoded += _decoded(batch, sounds, config.transcribe - first, stage.output_sample_rate)
         for index in range(min(len(sounds[1].lengths), config.listen - len(clips))):
             if batch.lengths[index]:
-                pair = (one.samples[index, : one.lengths[index]].float().cpu() for one in sounds)
-                clips.append((batch.ids[index], *pair))
+                original, made = (one.samples[index, : one.lengths[index]].float().cpu() for one in sounds)
+                clips.append((batch.ids[index], original, made))
     if not means:
         return None
     values = {name: float(mean.value()) for name, mean in _joined(means).items()}

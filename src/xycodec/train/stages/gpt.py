@@ -1,5 +1,6 @@
 """Stage `gpt`: a GPT over codes learns to continue music, or to make the sound of a caption's embedding."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -34,7 +35,7 @@ class GPTStage(LanguageStage[GPTRecipe]):
     recipe_class = GPTRecipe
 
     @classmethod
-    def open(cls, recipe: GPTRecipe, sources: tuple[SourceConfig, ...], tell: Tell) -> Corpus:
+    def open(cls, recipe: GPTRecipe, sources: Sequence[SourceConfig], tell: Tell) -> Corpus:
         """Open stores. Raises ConfigError if they lack the vectors that a condition needs, or have others."""
         corpus = super().open(recipe, sources, tell)
         dim = recipe.model.condition_dim
