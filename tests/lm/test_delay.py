@@ -213,3 +213,10 @@ def test_durations_are_what_attention_goes_by():
     assert (narrow[:4] == 0).all()
     assert (narrow[:, 4:] == 0).all()
     torch.testing.assert_close(narrow[5, :4], -((1 - centres[0, :4]) ** 2) / (2 * 1.5**2))
+
+
+def test_one_codebook_is_learned_and_spoken(tmp_path):
+    single = write_speech(tmp_path / "store", n_q=1)
+    model = {"transformer": TINY, "sampling": GREEDY}
+    speaker = xycodec.lm.load(trained("delay", tmp_path / "run", single, model=model, steps=100), device="cpu")
+    assert torch.equal(speaker.speak(TEXTS[1]).codes, codes_of(single, 1))

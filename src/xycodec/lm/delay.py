@@ -88,7 +88,7 @@ class DelayTask:
         """Copy the task to a device."""
         parts = (self.rows, self.labels, self.text, self.lengths, self.frames, self.places)
         moved: list[Any] = [part.to(device, non_blocking=True) for part in parts]
-        return DelayTask(*moved, self.aligned)
+        return DelayTask(*moved, aligned=self.aligned)
 
     def counts(self) -> dict[str, Tensor]:
         """Elements (1,) of each mean that the model measures."""
@@ -192,7 +192,7 @@ class DelayNetwork(nn.Module):
         table = self.first.weight
         heads = torch.cat([table[self.config.text.size :], table[STOP : STOP + 1]])
         size, n_q = self.config.codec.codebook_size, self.config.codec.n_q
-        others = self.others.weight.view(n_q - 1, size + 1, -1)[:, :size]
+        others = self.others.weight.view(n_q - 1, size + 1, table.shape[1])[:, :size]
         return [F.linear(hidden, head) for head in (heads, *others)]
 
     # ---- rows to hidden rows -------------------------------------------------------------------

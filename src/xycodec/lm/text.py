@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -14,6 +14,7 @@ from xycodec.io.libraries import require_library
 SPECIALS = ("<pad>", "<begin>", "<end>", "<speech>", "</speech>", "[S1]", "[S2]")
 """Symbols of every table: around a text and around speech; the last two say who of two speaks."""
 PAD, BEGIN, END, SPEECH, STOP = range(5)
+_REMEMBERED = 1 << 18  # texts
 _TAGS = re.compile(r"\[S([12])\]")
 _QUOTES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u2013": "-", "\u2014": "-"})
 
@@ -95,6 +96,12 @@ def collect_symbols(texts: Iterable[str], config: TextConfig) -> TextConfig:
     return config.model_copy(update={"symbols": tuple(sorted(found))})
 
 
+@lru_cache(8)
+def front_end(config: TextConfig) -> "TextFrontEnd":
+    """The front end of a configuration, made once."""
+    return TextFrontEnd(config)
+
+
 class TextFrontEnd:
     """Texts as ids of a table that is complete."""
 
@@ -106,6 +113,7 @@ class TextFrontEnd:
         if config.kind == "tokenizer":
             table = map(str, range(config.tokens.get_vocab_size()))
         self._ids = {symbol: number for number, symbol in enumerate((*SPECIALS, *table))}
+        self._known = lru_cache(_REMEMBERED)(self._find)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text between those of `<begin>` and `<end>`.
@@ -124,6 +132,12 @@ class TextFrontEnd:
         return [BEGIN, *(self._ids[symbol] for symbol in symbols), END]
 
     def known(self, text: str | None) -> list[int]:
-        """Ids as `encode`'s, of a training text whose unknown symbols are left out; [] where nothing is left."""
+        """Ids as `encode`'s, of a training text whose unknown symbols are left out; [] where nothing is left.
+
+        They are remembered: phonemes take long.
+        """
+        return list(self._known(text))
+
+    def _find(self, text: str | None) -> list[int]:
         symbols = [self._ids[symbol] for symbol in symbols_of(text or "", self.config) if symbol in self._ids]
         return [BEGIN, *symbols, END] if symbols else []

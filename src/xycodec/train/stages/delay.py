@@ -11,7 +11,7 @@ from xycodec.errors import ConfigError
 from xycodec.io.config import Config
 from xycodec.lm.backbone import HuggingFaceConfig
 from xycodec.lm.delay import DelayConfig, DelayModelConfig, DelayNetwork, DelaySpeaker, DelayTask, delay_task
-from xycodec.lm.text import TextFrontEnd
+from xycodec.lm.text import front_end
 from xycodec.train.checkpoint import RunState
 from xycodec.train.language import NEEDS_TEXT, LanguageRecipe, LanguageStage, codec_of, complete, spoken
 from xycodec.train.stage import register
@@ -87,7 +87,7 @@ class DelayStage(LanguageStage[DelayRecipe]):
     @classmethod
     def task(cls, recipe: DelayRecipe, config: DelayConfig, batch: Batch, step: int) -> DelayTask:
         """Rows of texts and codes; a clip whose text is not known counts nothing."""
-        front = TextFrontEnd(config.text)
+        front = front_end(config.text)
         texts = [front.known(text) for text in batch.texts]
         return delay_task(texts, spoken(batch, texts), config)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from xycodec.data.batch import Batch
 from xycodec.errors import ConfigError
-from xycodec.lm.text import TextFrontEnd
+from xycodec.lm.text import front_end
 from xycodec.lm.valle import (
     ArTask,
     NarTask,
@@ -162,13 +162,13 @@ class ValleNarStage(LanguageStage[ValleNarRecipe]):
         codes = batch.codes[item, :, :frames]
         prompt = min(config.codec.frames(3), frames // 2) if config.prefix_mode == 1 else 0
         given = torch.arange(frames, device=codes.device) < prompt
-        symbols = torch.tensor(TextFrontEnd(config.text).known(text), device=codes.device)
+        symbols = torch.tensor(front_end(config.text).known(text), device=codes.device)
         filled = self.plain.fill(symbols, codes, given, frames - prompt)
         return torch.cat([codes[:, :prompt], filled], dim=1)
 
 
 def _texts(config: Any, batch: Batch) -> list[list[int]]:
-    front = TextFrontEnd(config)
+    front = front_end(config)
     return [front.known(text) for text in batch.texts]
 
 
