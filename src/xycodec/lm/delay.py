@@ -7,7 +7,7 @@ of the first codebook. After its last code it gives `</speech>`, while the other
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -86,9 +86,9 @@ class DelayTask:
 
     def to(self, device: torch.device) -> "DelayTask":
         """Copy the task to a device."""
-        parts = (self.rows, self.labels, self.text, self.lengths, self.frames, self.places)
-        moved: list[Any] = [part.to(device, non_blocking=True) for part in parts]
-        return DelayTask(*moved, aligned=self.aligned)
+        tensors = {name: one for name, one in vars(self).items() if isinstance(one, Tensor)}
+        moved: dict[str, Any] = {name: one.to(device, non_blocking=True) for name, one in tensors.items()}
+        return replace(self, **moved)
 
     def counts(self) -> dict[str, Tensor]:
         """Elements (1,) of each mean that the model measures."""
