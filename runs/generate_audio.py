@@ -21,7 +21,7 @@ from xycodec.errors import CheckpointError, ConfigError
 from xycodec.eval.generation.embedders.clap import Clap
 from xycodec.eval.generation.sets import read_captions
 from xycodec.io.audio import audio_files, audio_info, ignore, read_audio, write_audio
-from xycodec.models.base import Codec, fingerprint
+from xycodec.models.base import Codec, codes_fingerprint
 from xycodec.models.longform import decode_long, encode_long
 
 
@@ -79,7 +79,7 @@ def make_sounds(args: argparse.Namespace, load: Callable[..., Any]) -> None:
 def _opened(args: argparse.Namespace, load: Callable[..., Any]) -> tuple[Any, Codec]:
     model = load(args.model, device=args.device)
     codec = open_codec(args.codec or model.codec_name, device=args.device)
-    if fingerprint(codec) != model.codec_hash:
+    if codes_fingerprint(codec) != model.codec_hash:
         raise CheckpointError(f"{args.model}: makes codes of another codec than {args.codec or model.codec_name}")
     return model, codec
 

@@ -12,7 +12,7 @@ from xycodec.eval.judges.base import Judge
 from xycodec.eval.judges.recognition import Transcript
 from xycodec.eval.results import Scores
 from xycodec.eval.tts.utterances import Utterance
-from xycodec.models.base import fingerprint
+from xycodec.models.base import codes_fingerprint
 
 RATE = 16_000
 
@@ -50,7 +50,7 @@ class Babbler:
     """
 
     def __init__(self, codec, n_q=None, frames=10):
-        self.codec_name, self.codec_hash, self.frame_rate = codec.model_id, fingerprint(codec), codec.frame_rate
+        self.codec_name, self.codec_hash, self.frame_rate = codec.model_id, codes_fingerprint(codec), codec.frame_rate
         self.n_q, self.size, self.frames = n_q or codec.n_q, codec.codebook_size, frames
         self.told = []
 

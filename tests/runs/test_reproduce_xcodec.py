@@ -23,7 +23,7 @@ from xycodec.eval.report.expected import read_expected
 from xycodec.eval.results import METRICS, ORIGINAL
 from xycodec.eval.tts.sources import row_names
 from xycodec.io.audio import read_audio, write_audio
-from xycodec.models.base import fingerprint
+from xycodec.models.base import codes_fingerprint
 from xycodec.models.longform import decode_long, encode_long
 
 RUNS = Path(__file__).parents[2] / "runs"
@@ -105,7 +105,7 @@ class Composer:
     books = 2
 
     def __init__(self, codec):
-        self.codec_name, self.codec_hash, self.size = "none", fingerprint(codec), codec.codebook_size
+        self.codec_name, self.codec_hash, self.size = "none", codes_fingerprint(codec), codec.codebook_size
         self.asked = []
 
     def generate(self, *, frames, prompt_codes=None, condition=None, seed=0):

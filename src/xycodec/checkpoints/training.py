@@ -86,6 +86,8 @@ def read_codec_checkpoint(path: Path) -> dict[str, Any]:
         held, use = "recogniser", "towers, and pre-training starts from it"
         if data.get("self_supervised") is not None:
             held, use = "HuBERT", "semantic_weights, and an X-Codec reads it"
+        if data.get("language_model") is not None:
+            held, use = "language model", "xycodec say --model, or load it with xycodec.lm.load"
         if data.get("autoencoder") is not None:
             raise CheckpointError(f"{path}: holds an autoencoder and no codec: it has no codes")
         raise CheckpointError(f"{path}: holds a {held} and no codec: name it in {use}")

@@ -18,6 +18,7 @@ from xycodec.cli.data import data_app
 from xycodec.cli.evaluate import abx, evaluate, probe
 from xycodec.cli.generation import evaluate_generation, evaluate_tts
 from xycodec.cli.models import bench, convert, export_onnx, export_web, info, models
+from xycodec.cli.say import say
 from xycodec.cli.serve import serve
 from xycodec.cli.terminal import print_error
 from xycodec.cli.tokenize import tokenize
@@ -57,7 +58,7 @@ def _options(
 
 for command in (
     encode, decode, roundtrip, info, models, convert, export_onnx, export_web, bench, train, evaluate, probe, abx,
-    classify, export, tokenize, transcribe, serve, evaluate_tts, evaluate_generation,
+    classify, export, tokenize, transcribe, say, serve, evaluate_tts, evaluate_generation,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(data_app, name="data")

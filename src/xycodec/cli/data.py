@@ -89,6 +89,12 @@ def data_synthesise(
     folder: Annotated[Path, typer.Argument(help="Where audio/*.flac and cuts.jsonl.gz go.")],
     hours: Annotated[float, typer.Option(help="Hours of speech; what is there already is kept.")],
     seed: Annotated[int, typer.Option(help="Of sentences and voices.")] = 0,
+    voice: Annotated[
+        str | None, typer.Option(help="One voice of flite says all: slt, rms, awb or kal16 (default: many voices).")
+    ] = None,
+    texts: Annotated[
+        Path | None, typer.Option(help="A file of sentences, one a line, for that voice to say too.")
+    ] = None,
     jobs: Jobs = 2,
     quiet: Quiet = False,
 ) -> None:
@@ -96,8 +102,10 @@ def data_synthesise(
     require_extra("train", "lhotse")
     from xycodec.data.synthetic.synthesise import CUTS, synthesise
 
+    lines = [] if texts is None else texts.read_text(encoding="utf-8").splitlines()
+    given = [line.strip() for line in lines if line.strip()]
     with clip_progress(f"clips of {hours:g} h", quiet) as advance:
-        report = synthesise(folder, hours=hours, seed=seed, jobs=jobs, advance=advance)
+        report = synthesise(folder, hours=hours, seed=seed, jobs=jobs, voice=voice, texts=given, advance=advance)
     for name, reason in report.left_out:
         print(f"left out: {name}: {reason}", file=sys.stderr)
     if not quiet:

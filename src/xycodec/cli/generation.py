@@ -104,11 +104,8 @@ def evaluate_tts(
 
 def _loader(device: str) -> Any:
     """A function that loads a language model's folder."""
-    from xycodec import lm
+    from xycodec.lm import load
 
-    load = getattr(lm, "load", None)
-    if load is None:
-        raise XycodecError("this version has no language models: update xycodec")
     return lambda folder: load(folder, device=device)
 
 

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from xycodec.cli.options import AsJson, Device
-from xycodec.cli.terminal import print_error, print_note, print_table
+from xycodec.cli.options import AsJson, Device, Quiet
+from xycodec.cli.terminal import clip_progress, print_error, print_note, print_table
 from xycodec.errors import XycodecError
 
 tokens_app = typer.Typer(help="Stores of tokens.", no_args_is_help=True)
@@ -196,3 +196,26 @@ def tokens_import(
     if form == "memmap":
         print_note("a map keeps no ids, so clips are called by their numbers")
     print(f"{output}: {len(TokenStore(output)):,} clips")
+
+
+@tokens_app.command(name="describe")
+def tokens_describe(
+    store: Annotated[Path, typer.Argument(help="A store whose clips have texts.")],
+    clap: Annotated[
+        str, typer.Option(help="A CLAP model of Transformers: a hub id or a folder.")
+    ] = "laion/clap-htsat-unfused",
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Keep the CLAP embedding of every clip's text in its store, for a model of sounds to be trained on."""
+    from xycodec.cli.options import require_extra
+    from xycodec.io.tokens.read import TokenStore
+    from xycodec.lm.clap import ClapText, describe_store
+
+    require_extra("train", "transformers")
+    opened = TokenStore(store)
+    embedder = ClapText(clap, device=device)
+    with clip_progress("texts", quiet) as advance:
+        count = describe_store(opened, embedder, lambda: advance(0.0))
+    if not quiet:
+        print(f"{store}: {count:,} vectors of {clap}")

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,7 +22,7 @@ def train(
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
-    """Train a codec. Several processes: torchrun --nproc-per-node 8 -m xycodec train CONFIG."""
+    """Train a codec or a language model. Several processes: torchrun --nproc-per-node 8 -m xycodec train CONFIG."""
     require_extra("train", "lhotse", "transformers", "tensorboard", "jiwer")
     from xycodec.train.recipe_file import load_recipe
 
@@ -50,15 +50,21 @@ def export(
         bool,
         typer.Option("--transformers", help="Of stage hubert: what HubertModel.from_pretrained reads, in float32."),
     ] = False,
+    nar: Annotated[
+        Path | None, typer.Option(help="Of stage valle_ar: the run of stage valle_nar to join it with.")
+    ] = None,
 ) -> None:
     """Write a run's weights without its optimizers, to go on from elsewhere."""
     import torch
 
     from xycodec.checkpoints.weights import MB
-    from xycodec.train.export import export_transformers, export_weights
+    from xycodec.train.export import export_transformers, export_valle, export_weights
 
+    parts: Any = {"part_bytes": part_mb * MB, "dtype": getattr(torch, store.value)}
     if transformers:
         made = export_transformers(run, folder)
+    elif nar is not None:
+        made = export_valle(run, nar, folder, **parts)
     else:
-        made = export_weights(run, folder, part_bytes=part_mb * MB, dtype=getattr(torch, store.value))
+        made = export_weights(run, folder, **parts)
     print(f"{folder}: step {made.step:,}, {made.bytes / MB:,.1f} MB in {len(made.files)} files")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,6 +41,10 @@ class Batch:
     skipped: (id, reason) of each clip that was drawn but could not be used.
     position: where the stream stands after this batch.
     labels: (B, L, layers) int64, those of each clip, NO_LABEL past them; None if no clip has any.
+    codes: (B, n_q, L) int64, of clips of a store of tokens, zero past their ends: such a batch has no audio, (B, 0).
+    frames: of `codes` that belong to each clip.
+    companions: codes (n_q, L) of another clip of each one's speaker; None where there is none, or none is asked for.
+    conditions: (B, D) float32, the vector of each clip (`io.tokens.vectors`); None where the store has none.
 
     If no clip could be used, the batch is one silent clip of length 0, id "" and without text, because every process
     must take part in every step.
@@ -55,6 +60,10 @@ class Batch:
     skipped: tuple[tuple[str, str], ...]
     position: Position
     labels: Tensor | None = None
+    codes: Tensor | None = None
+    frames: tuple[int, ...] = ()
+    companions: tuple[Tensor | None, ...] = ()
+    conditions: Tensor | None = None
 
     @property
     def seconds(self) -> float:
@@ -72,7 +81,9 @@ class Batch:
     def _moved(self, move: Callable[[Tensor], Tensor]) -> "Batch":
         audio = move(self.audio)
         target = audio if self.target is self.audio else move(self.target)
-        return replace(self, audio=audio, target=target, labels=None if self.labels is None else move(self.labels))
+        others = {name: getattr(self, name) for name in ("labels", "codes", "conditions")}
+        moved: dict[str, Any] = {name: None if one is None else move(one) for name, one in others.items()}
+        return replace(self, audio=audio, target=target, **moved)
 
 
 def collate(

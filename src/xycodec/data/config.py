@@ -46,7 +46,10 @@ class Augmentation(Config):
 
 
 class SourceConfig(Config):
-    """A corpus: Lhotse cuts (`.jsonl`, `.jsonl.gz`), a Lhotse Shar folder, or WebDataset tars (a glob)."""
+    """A corpus: Lhotse cuts (`.jsonl`, `.jsonl.gz`), a Lhotse Shar folder, or WebDataset tars (a glob).
+
+    Stages that train language models read stores of tokens instead, each a folder that `xycodec tokenize` made.
+    """
 
     path: str
     weight: PositiveFloat | None = None
@@ -73,6 +76,8 @@ class DataConfig(Config):
     """Clips a process takes per micro-batch, at most."""
     batch_seconds: PositiveFloat | None = None
     """Seconds of audio a process takes per micro-batch, at most, padding included."""
+    batch_places: PositiveInt | None = None
+    """Frames and characters of text that a process takes of stores per micro-batch, at most, padding included."""
     buckets: NonNegativeInt = 20
     """Clips of a batch come from one of so many ranges of duration; 0 mixes all."""
     min_seconds: NonNegativeFloat = 0.5

@@ -3,16 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from lhotse.cut import Cut
 from numpy.typing import NDArray
 
 from xycodec.data.catalogue import Catalogue, Tell, open_catalogue
 from xycodec.data.clip import generator_of
+from xycodec.data.codes import StoreCatalogue, open_store
 from xycodec.data.config import DataConfig, SourceConfig
 from xycodec.data.facts import Facts, usable
+from xycodec.errors import ConfigError
 
 Fact = Literal["text", "labels"]
 Numbers = NDArray[np.uint32]
@@ -21,9 +22,9 @@ Numbers = NDArray[np.uint32]
 
 @dataclass(frozen=True)
 class Corpus:
-    """The cuts of several sources by number, one source after the other."""
+    """The cuts of several sources by number, one source after the other; or the clips of stores of tokens."""
 
-    catalogues: tuple[Catalogue, ...]
+    catalogues: tuple[Catalogue, ...] | tuple[StoreCatalogue, ...]
     weights: tuple[float, ...] | None = None
     """Share of the draws of each source, which then repeats without end; None: every cut comes once an epoch."""
     required: Fact | None = None
@@ -37,7 +38,7 @@ class Corpus:
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def __getitem__(self, number: int) -> Cut:
+    def __getitem__(self, number: int) -> Any:
         source = int(np.searchsorted(self.starts, number, side="right")) - 1
         return self.catalogues[source][int(number - self.starts[source])]
 
@@ -46,6 +47,14 @@ class Corpus:
         """Rows of FACTS, (N,), of all cuts."""
         only = len(self.catalogues) == 1
         return self.catalogues[0].facts if only else np.concatenate([part.facts for part in self.catalogues])
+
+    @property
+    def places(self) -> NDArray[np.int64]:
+        """Frames and characters of text (N,) of all clips of stores. Raises ConfigError where there are recordings."""
+        stores = [part for part in self.catalogues if isinstance(part, StoreCatalogue)]
+        if not stores:
+            raise ConfigError("data.batch_places: recordings have no frames: set batch_seconds")
+        return np.concatenate([part.places for part in stores])
 
     def usable(self, config: DataConfig, output_sample_rate: int) -> Numbers:
         """Numbers of the cuts that can be trained on at `output_sample_rate` (Hz), ascending."""
@@ -66,6 +75,15 @@ def open_corpus(
     """
     weights = tuple(source.weight for source in sources if source.weight is not None)
     return Corpus(tuple(open_catalogue(source, tell) for source in sources), weights or None, required)
+
+
+def open_stores(sources: Sequence[SourceConfig], required: Fact | None = None, *, companions: bool = False) -> Corpus:
+    """Open stores of tokens as one corpus; `companions` lets each clip come with another one of its speaker.
+
+    Raises ConfigError if one is not there or holds nothing.
+    """
+    weights = tuple(source.weight for source in sources if source.weight is not None)
+    return Corpus(tuple(open_store(source, companions) for source in sources), weights or None, required)
 
 
 def shuffled(numbers: Numbers, *facts: int | str) -> Numbers:

@@ -81,10 +81,15 @@ class Sampler:
         # The longest that a clip can become.
         slowest = min(1.0, config.augment.speed_range[0]) if config.augment.speed else 1.0
         seconds = corpus.facts["seconds"][numbers]
-        lengths = np.minimum(seconds / slowest, config.clip_seconds)
+        lengths, longest = np.minimum(seconds / slowest, config.clip_seconds), config.clip_seconds
+        if config.batch_places is not None:
+            limit, lengths = config.batch_places, corpus.places[numbers].astype(np.float64)
+            longest = float(lengths.max())
+            if limit < longest:
+                raise ConfigError(f"data.batch_places {limit:g}: the longest clip has {longest:g}: raise it")
         sources, weights = _sources(corpus, numbers)
-        self.edges = [*_edges(lengths, weights[sources], config.buckets, config.clip_seconds), config.clip_seconds]
-        """Longest clip of each bucket in seconds, ascending."""
+        self.edges = [*_edges(lengths, weights[sources], config.buckets, longest), longest]
+        """Longest clip of each bucket in seconds, or in places of `batch_places`, ascending."""
         self.sizes = [min(config.batch_clips, _whole(limit / edge)) for edge in self.edges]
         """Clips of a batch of each bucket: its longest possible clip sets the number."""
         self._cells = list(_cells(numbers, np.searchsorted(self.edges, lengths), sources, weights, seed))

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from xycodec.data.batch import BEGINNING, Batch, Position, collate
 from xycodec.data.clip import Clip, load_clip
+from xycodec.data.codes import CodeClip, StoreCatalogue, StoredAt, collate_codes
 from xycodec.data.config import Augmentation, DataConfig
 from xycodec.data.corpus import Corpus, Numbers, shuffled
 from xycodec.data.memory import Memory, MemoryBatches
@@ -58,7 +59,7 @@ class BatchStream:
             corpus, config, output_sample_rate=output_sample_rate, seed=seed, rank=rank, world_size=world_size
         )
         self._corpus = corpus
-        self._decoder = _Decoder(corpus, config, output_sample_rate, seed)
+        self._decoder = _decoder(corpus, config, output_sample_rate, seed)
         self._memory = None if memory is None else MemoryBatches(memory, config, seed)
         self._workers = config.workers
 
@@ -114,7 +115,7 @@ def validation_batches(
     """
     plain = config.model_copy(update={"augment": Augmentation(), "crop": "first"})
     steps = ((chunk, Position(0, number)) for number, chunk in enumerate(_chunks(corpus, numbers, plain), 1))
-    decoder = _Decoder(corpus, plain, output_sample_rate, seed=0)
+    decoder = _decoder(corpus, plain, output_sample_rate, seed=0)
     yield from map(decoder.__getitem__, islice(steps, rank, None, world_size))
 
 
@@ -130,6 +131,32 @@ def _chunks(corpus: Corpus, numbers: Numbers, config: DataConfig) -> Iterator[li
         chunk.append((number, 0))
     if chunk:
         yield chunk
+
+
+def _decoder(corpus: Corpus, config: DataConfig, output_sample_rate: int, seed: int) -> Dataset[Batch]:
+    first = corpus.catalogues[0]
+    if isinstance(first, StoreCatalogue):
+        return _Reader(corpus, config, first.description.n_q, seed)
+    return _Decoder(corpus, config, output_sample_rate, seed)
+
+
+class _Reader(Dataset[Batch]):
+    """Dataset that reads the batch of a step out of stores of tokens; runs in the workers."""
+
+    def __init__(self, corpus: Corpus, config: DataConfig, n_q: int, seed: int) -> None:
+        self.corpus, self.config, self.n_q, self.seed = corpus, config, n_q, seed
+
+    def __getitem__(self, step: _Step) -> Batch:
+        draws, position = step
+        clips: list[CodeClip] = []
+        skipped: list[tuple[str, str]] = []
+        for number, turn in draws:
+            place: StoredAt = self.corpus[number]
+            try:
+                clips.append(place.catalogue.clip(place.number, self.config, seed=self.seed, epoch=turn))
+            except AudioError as error:
+                skipped.append((place.id, str(error)))
+        return collate_codes(clips, skipped, position, self.n_q)
 
 
 class _Decoder(Dataset[Batch]):

@@ -50,6 +50,8 @@ class RunState:
     """The self-supervised model's configuration, if the run trains one."""
     autoencoder: dict[str, Any] | None = None
     """The autoencoder's configuration, if the run trains one."""
+    language_model: dict[str, Any] | None = None
+    """The language model's configuration, if the run trains one."""
     taken: tuple[int, ...] = ()
     """Clips that all processes took of each cell of the data in `epoch`; not known to earlier versions."""
     order: str = ""

@@ -9,19 +9,30 @@ from xycodec.io.config import Config, Decay, Probability
 
 
 class OptimizerConfig(Config):
-    """AdamW under a schedule with warm-up (docs/models/xy_tokenizer.md, Pre-training)."""
+    """AdamW under a schedule with warm-up (docs/models/xy_tokenizer.md, Pre-training), or ScaledAdam under Eden's."""
 
+    kind: Literal["adamw", "scaled_adam"] = "adamw"
+    """`scaled_adam` has its own clipping and no weight decay: `clip: null`, `weight_decay: 0`."""
     lr: PositiveFloat = 1e-4
     betas: tuple[Decay, Decay] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.01
-    schedule: Literal["cosine", "inverse_sqrt"] = "cosine"
-    """Decay of the learning rate after warm-up: half a cosine down to `final_lr`, or one over the root of the step."""
+    schedule: Literal["cosine", "linear", "inverse_sqrt", "eden"] = "cosine"
+    """Decay of the learning rate after warm-up: half a cosine or a line down to `final_lr`, or one over the root of the
+    step. Eden's falls with the roots of step and epoch, once they are past `eden_steps` and `eden_epochs`."""
+    eden_steps: PositiveInt = 5000
+    eden_epochs: PositiveFloat = 4.0
     warmup_steps: NonNegativeInt = 2000
     final_lr: Probability = 0.1
     """Share of `lr` that is left at the last step of a cosine."""
     clip: PositiveFloat | None = 1.0
     """Largest norm of the gradient."""
+
+    @model_validator(mode="after")
+    def _own_clipping(self) -> "OptimizerConfig":
+        if self.kind == "scaled_adam" and (self.clip is not None or self.weight_decay):
+            raise ValueError("optimizer: scaled_adam clips by itself and decays nothing: clip: null, weight_decay: 0")
+        return self
 
 
 class EngineConfig(Config):
@@ -94,6 +105,13 @@ class RunConfig(Config):
     def _limited(self) -> "RunConfig":
         if self.anneal == "minutes" and self.minutes is None:
             raise ValueError("anneal: minutes needs a limit: set minutes")
+        return self
+
+    @model_validator(mode="after")
+    def _whole_parameters(self) -> "RunConfig":
+        own = getattr(self, "optimizer", None)
+        if self.engine.kind == "fsdp2" and getattr(own, "kind", None) == "scaled_adam":
+            raise ValueError("optimizer.kind: scaled_adam is not for sharded parameters: use ddp, or adamw")
         return self
 
     @model_validator(mode="after")

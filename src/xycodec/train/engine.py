@@ -14,12 +14,13 @@ from torch.utils.checkpoint import checkpoint
 
 from xycodec.checkpoints.load import resolve_device
 from xycodec.errors import ConfigError
+from xycodec.lm.transformer import Block
 from xycodec.nn.dac import ResidualUnit
 from xycodec.nn.transformer import TransformerLayer
 from xycodec.nn.vocos import ConvNeXtBlock
 from xycodec.train.config import EngineConfig
 
-BLOCKS = (TransformerLayer, ConvNeXtBlock, ResidualUnit)
+BLOCKS = (TransformerLayer, ConvNeXtBlock, ResidualUnit, Block)
 
 
 class Engine:
@@ -142,18 +143,18 @@ def prepare_blocks(module: nn.Module, *, checkpointing: bool, compiling: bool) -
         if compiling:
             part.compile(dynamic=True)
         if checkpointing and _learns(part):
-            part.forward = _Checkpointed(part.forward)  # type: ignore[assignment]
+            draws = any(isinstance(one, nn.Dropout) and one.p for one in part.modules())
+            part.forward = _Checkpointed(part.forward, draws)  # type: ignore[assignment]
 
 
 class _Checkpointed:
-    """A block's forward pass that keeps its input only."""
+    """A block's forward pass that keeps its input only, and the random numbers' state if it `draws` some."""
 
-    def __init__(self, forward: object) -> None:
-        self.forward = forward
+    def __init__(self, forward: object, draws: bool) -> None:
+        self.forward, self.draws = forward, draws
 
     def __call__(self, *args: object) -> object:
-        # Blocks draw no random numbers.
-        return checkpoint(self.forward, *args, use_reentrant=False, preserve_rng_state=False)
+        return checkpoint(self.forward, *args, use_reentrant=False, preserve_rng_state=self.draws)
 
 
 def _learns(module: nn.Module) -> bool:

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xycodec.checkpoints.training import EXPORT_FILE, EXPORT_STEM, read_checkpoint
+from xycodec.checkpoints.training import CHECKPOINT_FORMAT, EXPORT_FILE, EXPORT_STEM, read_checkpoint
 from xycodec.checkpoints.weights import MB, save_tensors, stored
 from xycodec.errors import CheckpointError
 from xycodec.io.files import new_folder
 from xycodec.io.libraries import transformers_library
+from xycodec.lm.loading import join_valle
 from xycodec.models.xcodec.semantic import transformers_model
 from xycodec.train.init.weights import find_checkpoint, find_hubert
 
@@ -53,10 +54,8 @@ def save_weights(
 
     Names that end in one of `exact` keep their type. Raises CheckpointError if `folder` exists or cannot be written.
     """
-    told = {
-        key: about.get(key)
-        for key in ("format", "stage", "step", "codec", "recogniser", "self_supervised", "autoencoder")
-    }
+    kept = ("format", "stage", "step", "codec", "recogniser", "self_supervised", "autoencoder", "language_model")
+    told = {key: about.get(key) for key in kept}
     tensors = {
         f"{network}/{key}": stored(key, tensor, dtype, exact=exact)
         for network, state in networks.items()
@@ -88,6 +87,19 @@ def export_transformers(run: Path, folder: Path) -> Exported:
         files = sorted(made.glob("*.safetensors"))
         written = sum(file.stat().st_size for file in files)
     return Exported(read_checkpoint(checkpoint)["step"], tuple(folder / file.name for file in files), written)
+
+
+def export_valle(
+    ar: Path, nar: Path, folder: Path, *, part_bytes: int = 15 * MB, dtype: torch.dtype = torch.float32
+) -> Exported:
+    """Write both stages of a VALL-E, from a run or checkpoint of each, as one model that `xycodec.lm.load` reads.
+
+    Raises CheckpointError if one is of another stage, they do not fit each other, or `folder` cannot be written.
+    """
+    settings, weights = join_valle(ar, nar)
+    step = read_checkpoint(_checkpoint(ar))["step"]
+    about = {"format": CHECKPOINT_FORMAT, "stage": "valle", "step": step, "language_model": settings}
+    return save_weights(about, {"model": weights}, folder, part_bytes=part_bytes, dtype=dtype)
 
 
 def _checkpoint(run: Path) -> Path:

@@ -1,4 +1,4 @@
-"""AdamW under a schedule with warm-up."""
+"""AdamW or ScaledAdam under a schedule with warm-up."""
 
 import math
 
@@ -7,20 +7,26 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from xycodec.train.config import OptimizerConfig
+from xycodec.train.scaled_adam import ScaledAdam, eden
 
 
-def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
+def learning_rate(config: OptimizerConfig, step: int, steps: int, epoch: int = 0) -> float:
     """The rate of step `step` of `steps`: linear warm-up, then down along the schedule.
 
-    That is half a cosine down to `final_lr` of the peak, or the peak times sqrt(`warmup_steps` / steps done), whatever
-    `steps` is (1 stands for no warm-up).
+    That is half a cosine or a line down to `final_lr` of the peak, or the peak times sqrt(`warmup_steps` / steps done),
+    whatever `steps` is (1 stands for no warm-up). `scaled_adam.eden` explains `eden`, the one that asks for the epoch.
     """
+    if config.schedule == "eden":
+        return eden(
+            config.lr, step, epoch, steps=config.eden_steps, epochs=config.eden_epochs, warmup=config.warmup_steps
+        )
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     if config.schedule == "inverse_sqrt":
         return config.lr * math.sqrt(max(1, config.warmup_steps) / (step + 1))
     done = (step + 1 - config.warmup_steps) / max(1, steps - config.warmup_steps)
-    return config.lr * (config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+    left = 1 - min(1.0, done) if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    return config.lr * (config.final_lr + (1 - config.final_lr) * left)
 
 
 class Updater:
@@ -30,6 +36,10 @@ class Updater:
         self.network, self.config, self.steps = network, config, steps
         trained = [p for p in network.parameters() if p.requires_grad]
         self._trained = trained
+        self.optimizer: torch.optim.Optimizer
+        if config.kind == "scaled_adam":
+            self.optimizer = ScaledAdam(trained, config.lr, betas=config.betas, eps=config.eps)
+            return
         groups = [
             {"params": [p for p in trained if is_matrix(p)], "weight_decay": config.weight_decay},
             {"params": [p for p in trained if not is_matrix(p)], "weight_decay": 0.0},
@@ -42,11 +52,14 @@ class Updater:
             fused=True,
         )
 
-    def update(self, step: int) -> Tensor:
-        """One step along the gradients, which are cleared; returns their norm before clipping, on the device."""
+    def update(self, step: int, epoch: int = 0) -> Tensor:
+        """One step along the gradients, which are cleared; returns their norm before clipping, on the device.
+
+        `epoch` is that of the data, which Eden's schedule asks for.
+        """
         limit = math.inf if self.config.clip is None else self.config.clip
         norm = clip_grad_norm_(self._trained, limit)
-        rate = learning_rate(self.config, step, self.steps)
+        rate = learning_rate(self.config, step, self.steps, epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()

@@ -15,7 +15,7 @@ from xycodec.checkpoints.training import AVERAGE
 from xycodec.data.batch import Batch, Position
 from xycodec.data.catalogue import Tell
 from xycodec.data.config import SourceConfig
-from xycodec.data.corpus import Corpus, open_corpus
+from xycodec.data.corpus import Corpus
 from xycodec.data.memory import Memory
 from xycodec.data.sources import open_once
 from xycodec.data.stream import BatchStream, draw_validation, validation_batches
@@ -174,13 +174,14 @@ def open_cuts(recipe: RunConfig, sources: Sequence[SourceConfig], tell: Tell = _
     Raises ConfigError if nothing can be read, no clip is left, or labels are not those that the recipe names.
     """
     stage = stage_of(recipe)
+    corpus = stage.open(recipe, sources, tell)
     if stage.needs is None:
-        return open_corpus(sources, tell=tell)
-    corpus = open_corpus(sources, stage.needs.fact, tell)
-    having = [np.flatnonzero(part.facts[stage.needs.fact]) for part in corpus.catalogues]
+        return corpus
+    parts: Sequence[Any] = corpus.catalogues
+    having = [np.flatnonzero(part.facts[stage.needs.fact]) for part in parts]
     if not any(map(len, having)):
         raise ConfigError(f"{', '.join(source.path for source in sources)}: no clip has {stage.needs.lacking}")
-    for source, part, numbers in zip(sources, corpus.catalogues, having, strict=True):
+    for source, part, numbers in zip(sources, parts, having, strict=True):
         if len(numbers):
             stage.check_clip(recipe, part[int(numbers[0])], source.path)
     return corpus

@@ -10,8 +10,10 @@ import torch
 from lhotse.cut import Cut
 from torch import Tensor, nn
 
-from xycodec.data.batch import Batch
-from xycodec.data.corpus import Fact
+from xycodec.data.batch import Batch, Position, collate
+from xycodec.data.catalogue import Tell
+from xycodec.data.config import SourceConfig
+from xycodec.data.corpus import Corpus, Fact, open_corpus
 from xycodec.data.survey import Survey
 from xycodec.distributed import all_reduce_, world_size
 from xycodec.eval.metrics.wer import WordErrors
@@ -36,6 +38,14 @@ class StepReport:
 
 
 @dataclass(frozen=True)
+class Sound:
+    """Audio of the first items of a batch, (B, T) at the stage's output rate, and the samples that belong to each."""
+
+    samples: Tensor
+    lengths: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Measured:
     """Measures of one validation batch; they add up over batches and processes."""
 
@@ -46,6 +56,8 @@ class Measured:
     """(B, T) decoded, zero past each clip's end; None where there is none."""
     words: WordErrors = field(default_factory=lambda: WordErrors(0, 0))
     texts: tuple[str, ...] = ()
+    sounds: tuple[Sound, Sound] | None = None
+    """Original and decoded audio where a batch has no target to compare with; `audio` is None then."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +98,12 @@ class Stage(ABC, Generic[RecipeT]):
     presets: ClassVar[Mapping[str, Config]] = {}
     """Configurations that `model.preset` of a recipe may name."""
     trains: ClassVar[str] = "codec"
-    """Field of a checkpoint that holds `model_config`: `codec`, `recogniser`, `self_supervised` or `autoencoder`."""
+    """Field of a checkpoint that holds `model_config`: `codec`, `recogniser`, `self_supervised`, `autoencoder` or
+    `language_model`."""
     needs: ClassVar[Needs | None] = None
     """Condition on the clips that are read; None: all are."""
 
+    recipe: RecipeT
     networks: dict[str, nn.Module]
     """Networks as the engine wrapped them. `model` holds the codec as `codec`, a recogniser as `recogniser`, a HuBERT
     as `hubert`, or an autoencoder as `autoencoder`; `ema` holds the codec's average, if there is one."""
@@ -112,6 +126,16 @@ class Stage(ABC, Generic[RecipeT]):
     def rehearse(cls, networks: Networks, batch: Batch) -> None:
         """Run the forward passes of a step once, for a plan to measure the memory that they take."""
         networks.model.train()(batch)
+
+    @classmethod
+    def open(cls, recipe: RecipeT, sources: Sequence[SourceConfig], tell: Tell) -> Corpus:
+        """Open the clips that the stage reads; `tell` gets a line now and then. Raises ConfigError."""
+        return open_corpus(sources, None if cls.needs is None else cls.needs.fact, tell)
+
+    @classmethod
+    def silence(cls, recipe: RecipeT, output_sample_rate: int) -> Batch:
+        """A batch of nothing, for a process that has no clip left while others do."""
+        return collate((), (), Position(0, 0), output_sample_rate=output_sample_rate)
 
     @classmethod
     def check_clip(cls, recipe: RecipeT, cut: Cut, source: str) -> None:

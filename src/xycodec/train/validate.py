@@ -8,7 +8,7 @@ import soxr
 import torch
 from torch import Tensor
 
-from xycodec.data.batch import Batch, Position, collate
+from xycodec.data.batch import Batch
 from xycodec.distributed import all_reduce_
 from xycodec.eval.judges.base import Pair
 from xycodec.eval.metrics.wer import WordErrors
@@ -18,7 +18,7 @@ from xycodec.nn.mean import Mean
 from xycodec.nn.quantize import codebook_perplexity, codebook_usage
 from xycodec.train.config import ValidationConfig
 from xycodec.train.engine import Engine
-from xycodec.train.stage import Stage
+from xycodec.train.stage import Sound, Stage
 from xycodec.train.words import WordJudge
 
 
@@ -57,7 +57,7 @@ def validate(
     transcripts: list[tuple[str, str]] = []
     decoded: list[tuple[str, Pair]] = []
     passed = 0  # clips of all processes
-    silence = collate((), (), Position(0, 0), output_sample_rate=stage.output_sample_rate)
+    silence = stage.silence(stage.recipe, stage.output_sample_rate)
     while True:
         batch = next(batches, None)
         sizes = [0.0] * engine.world_size
@@ -75,15 +75,17 @@ def validate(
             continue
         words = words + measured.words
         transcripts += [(said, heard) for said, heard in zip(batch.texts, measured.texts, strict=False) if said]
-        if measured.audio is None:
+        sounds = measured.sounds
+        if sounds is None and measured.audio is not None:
+            sounds = Sound(batch.target, batch.target_lengths), Sound(measured.audio, batch.target_lengths)
+        if sounds is None:
             continue
         if word_judge is not None:
-            decoded += _decoded(batch, measured.audio, config.transcribe - first, stage.output_sample_rate)
-        for index in range(min(len(batch.ids), config.listen - len(clips))):
-            length = batch.target_lengths[index]
-            if length:
-                pair = batch.target[index, :length], measured.audio[index, :length].float().cpu()
-                clips.append((batch.ids[index], *pair))
+            decoded += _decoded(batch, sounds, config.transcribe - first, stage.output_sample_rate)
+        for index in range(min(len(sounds[1].lengths), config.listen - len(clips))):
+            if batch.lengths[index]:
+                original, made = (one.samples[index, : one.lengths[index]].float().cpu() for one in sounds)
+                clips.append((batch.ids[index], original, made))
     if not means:
         return None
     values = {name: float(mean.value()) for name, mean in _joined(means).items()}
@@ -103,14 +105,17 @@ def validate(
     return ValidationResult(values, counts, clips, transcripts, heard)
 
 
-def _decoded(batch: Batch, audio: Tensor, most: int, sample_rate: int) -> list[tuple[str, Pair]]:
-    """The first clips of the batch, `most` at most, with their ids; `audio` (B, T) is their decoding."""
+def _decoded(batch: Batch, sounds: tuple[Sound, Sound], most: int, sample_rate: int) -> list[tuple[str, Pair]]:
+    """The first clips of the batch, `most` at most, with their ids: what was said, and what was made of it."""
     pairs = []
-    for index in range(min(most, sum(n > 0 for n in batch.lengths))):
-        samples = audio[index, : batch.target_lengths[index]].float().cpu().numpy()
+    for index in range(min(most, len(sounds[1].lengths), sum(n > 0 for n in batch.lengths))):
+        original, samples = (one.samples[index, : one.lengths[index]].float().cpu().numpy() for one in sounds)
         if sample_rate != SPEECH_RATE:
             samples = soxr.resample(samples, sample_rate, SPEECH_RATE)
-        original = batch.audio[index, : batch.lengths[index]].numpy()
+        if batch.codes is None:
+            original = batch.audio[index, : batch.lengths[index]].numpy()
+        elif sample_rate != SPEECH_RATE:
+            original = soxr.resample(original, sample_rate, SPEECH_RATE)
         pairs.append((batch.ids[index], Pair(samples, original, batch.texts[index], batch.languages[index])))
     return pairs
 

@@ -389,3 +389,17 @@ def test_the_command_says_what_it_made_and_left_out(tmp_path, speaker, monkeypat
     assert run(str(tmp_path / "out"), "--hours", "-1") == (
         1, "", "error: -1 hours of speech cannot be made: give a positive number\n",
     )  # fmt: skip
+
+
+def test_one_voice_says_grammar_and_texts_in_turns_as_they_are_written(tmp_path, speaker):
+    texts = ["Hello, World.", "red and blue"]
+    synthesise(tmp_path / "one", hours=8 / 3600, voice="slt", texts=texts)
+    cuts = list(CutSet.from_file(tmp_path / "one" / "cuts.jsonl.gz"))
+    said = [cut.supervisions[0] for cut in cuts]
+    assert {words.speaker for words in said} == {"slt"}
+    assert [words.text for words in said][1:4:2] == texts
+    assert said[0].text == grammar("en").sentence(Random("0 0"))
+    with pytest.raises(ConfigError, match="none of flite's: give one of slt, rms"):
+        synthesise(tmp_path / "two", hours=1, voice="nobody")
+    with pytest.raises(ConfigError, match="for one voice to say"):
+        synthesise(tmp_path / "two", hours=1, texts=texts)

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import tempfile
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from xycodec.data.manifest import import_manifest
-from xycodec.data.synthetic.utterances import Utterance, draw_utterance
+from xycodec.data.synthetic.utterances import VOICES, Utterance, draw_of_voice, draw_utterance
 from xycodec.errors import AudioError, ConfigError
 from xycodec.io.audio import Samples, audio_info, ignore, read_audio, write_audio
 from xycodec.io.files import atomic_path
@@ -59,6 +59,8 @@ def synthesise(
     hours: float,
     seed: int = 0,
     jobs: int = 2,
+    voice: str | None = None,
+    texts: Sequence[str] = (),
     advance: Advance = unwatched,
 ) -> SynthesisReport:
     """Make a corpus of `hours` of speech: `folder`/audio/*.flac (16 kHz, mono, 16 bit) and `folder`/cuts.jsonl.gz.
@@ -73,20 +75,32 @@ def synthesise(
         hours: of speech, at least.
         seed: of all that is random.
         jobs: programs that run at a time.
+        voice: of flite, which then says all in its own manner, with transcripts as they are written; None: all voices.
+        texts: that the one voice says too, in turns with what is drawn.
         advance: told the seconds of each clip.
 
     Raises:
-        ConfigError: `hours` is not positive; flite or espeak-ng is missing, lacks a voice, or fails time after time.
+        ConfigError: `hours` is not positive; flite or espeak-ng is missing, lacks a voice, or fails time after time;
+            there is no such voice, or there are texts for none.
             A single sentence that cannot be spoken is passed over and reported.
     """
     if not 0 < hours < math.inf:
         raise ConfigError(f"{hours:g} hours of speech cannot be made: give a positive number")
-    _require_programs()
+    if voice is None and texts:
+        raise ConfigError("texts are for one voice to say: name it")
+    if voice is not None and voice not in VOICES:
+        raise ConfigError(f"voice {voice!r} is none of flite's: give one of {', '.join(VOICES)}")
+    _require_programs(_PROGRAMS if voice is None else _PROGRAMS[:1])
+    drawn = (
+        (draw_utterance(seed, index) for index in count())
+        if voice is None
+        else (draw_of_voice(seed, index, voice, texts) for index in count())
+    )
     (folder / "audio").mkdir(parents=True, exist_ok=True)
     clips: list[_Made] = []
     left_out: list[tuple[str, str]] = []
     seconds, failures = 0.0, 0
-    with closing(_all_clips(folder, seed, jobs)) as made:
+    with closing(_all_clips(folder, drawn, jobs)) as made:
         while seconds < hours * 3600:
             utterance, result = next(made)
             if isinstance(result, AudioError):
@@ -103,8 +117,8 @@ def synthesise(
     return SynthesisReport(len(clips), seconds, sum(clip.new for clip in clips), tuple(left_out))
 
 
-def _require_programs() -> None:
-    for program in _PROGRAMS:
+def _require_programs(programs: Sequence[str]) -> None:
+    for program in programs:
         if shutil.which(program) is None:
             raise ConfigError(f"{program} is not installed: apt-get install {program} (Debian, Ubuntu)")
 
@@ -119,14 +133,15 @@ def _write_manifests(folder: Path, clips: list[_Made]) -> None:
 # ---- clips ---------------------------------------------------------------------------------------
 
 
-def _all_clips(folder: Path, seed: int, jobs: int) -> Generator[tuple[Utterance, _Made | AudioError], None, None]:
+def _all_clips(
+    folder: Path, drawn: Iterator[Utterance], jobs: int
+) -> Generator[tuple[Utterance, _Made | AudioError], None, None]:
     """Yield every utterance, in order and without end, and what became of it."""
     # Threads, because the work is done by the programs that they wait for.
     pool = ThreadPoolExecutor(jobs)
     waiting: deque[tuple[Utterance, Future[_Made | AudioError]]] = deque()
     try:
-        for index in count():
-            utterance = draw_utterance(seed, index)
+        for utterance in drawn:
             waiting.append((utterance, pool.submit(_clip, folder, utterance)))
             if len(waiting) > _AHEAD * jobs:
                 first, future = waiting.popleft()

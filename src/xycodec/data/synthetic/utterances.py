@@ -57,13 +57,17 @@ _SHARES = {
 
 @dataclass(frozen=True)
 class Utterance:
-    """One utterance: `rate` is a factor on the voice's own speed, `pitch` semitones from its own."""
+    """One utterance: `rate` is a factor on the voice's own speed, `pitch` semitones from its own.
+
+    `as_written` says that its transcript is the text itself, with capitals and punctuation.
+    """
 
     index: int
     voice: Voice
     text: str
     rate: float
     pitch: float
+    as_written: bool = False
 
     @property
     def id(self) -> str:
@@ -73,7 +77,9 @@ class Utterance:
 
     @property
     def transcript(self) -> str:
-        """`text` in lower case: letters, apostrophes and single spaces."""
+        """`text` in lower case: letters, apostrophes and single spaces; or just as it is written."""
+        if self.as_written:
+            return self.text
         kept = (sign if sign.isalpha() or sign == "'" else " " for sign in self.text.lower())
         return " ".join("".join(kept).split())
 
@@ -86,6 +92,20 @@ def draw_utterance(seed: int, index: int) -> Utterance:
         voice = Voice(voice.program, f"{voice.name}+{_pick(_VARIANTS, draw)}", voice.language)
     rate, pitch = (round(low + (high - low) * draw.random(), 2) for low, high in (_RATES, _PITCHES))
     return Utterance(index, voice, grammar(voice.language).sentence(draw), rate, pitch)
+
+
+VOICES = ("slt", "rms", "awb", "kal16")
+"""Voices of flite that may speak a whole corpus."""
+
+
+def draw_of_voice(seed: int, index: int, voice: str, texts: Sequence[str] = ()) -> Utterance:
+    """Utterance number `index` of the corpus that one voice of flite speaks in its own manner, as it is written.
+
+    Every other one is of `texts`, in order, as long as there are some; the rest are drawn as `draw_utterance` does.
+    """
+    own = index % 2 == 1 and index // 2 < len(texts)
+    text = texts[index // 2] if own else grammar("en").sentence(Random(f"{seed} {index}"))
+    return Utterance(index, Voice("flite", voice, "en"), text, 1.0, 0.0, as_written=True)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from xycodec.eval.tts.speech import (
 )
 from xycodec.io.digests import digest_of, file_digest
 from xycodec.io.files import os_error_line
-from xycodec.models.base import Codec, fingerprint
+from xycodec.models.base import Codec, codes_fingerprint, fingerprint
 
 Load = Callable[[Path], SpeechModel]
 
@@ -81,7 +81,7 @@ def open_sources(
         ways = {"ar": 1} if first_only else {"": codebooks_of(model, codec), "ar": 1}
         rows = {way: SpeechRow(*_named(name, way), str(path), seeds) for way in ways}
         speakers = [model_speech(model, codec, setting, seed, ways) for seed in seeds]
-        made.append(Source(rows, speakers, _digest_of_folder(path)))
+        made.append(Source(rows, speakers, f"{_digest_of_folder(path)} {fingerprint(codec)}"))
         ways = {"roundtrip": codebooks_of(model, codec), "roundtrip-1": 1}
         rows = {way: SpeechRow(*_named(name, way), codec.model_id) for way in ways}
         decoded.append(Source(rows, [decoded_speech(codec, setting, ways)], fingerprint(codec)))
@@ -114,16 +114,16 @@ def _named(name: str, way: str) -> tuple[str, str]:
 def _codec_of(model: SpeechModel, path: Path, given: Sequence[tuple[str, Codec]], device: str) -> Codec:
     """The codec whose codes a model speaks. Raises CheckpointError if none is."""
     for _, codec in given:
-        if fingerprint(codec) == model.codec_hash:
+        if codes_fingerprint(codec) == model.codec_hash:
             return codec
     try:
         codec = open_codec(model.codec_name, device=device)
     except XycodecError as error:
         raise CheckpointError(f"{path}: its codec cannot be had ({error}): give it by --codec") from None
-    if fingerprint(codec) != model.codec_hash:
+    if codes_fingerprint(codec) != model.codec_hash:
         raise CheckpointError(
-            f"{path}: speaks codes of another {model.codec_name} than the one here, whose hash is {fingerprint(codec)} "
-            f"and not {model.codec_hash}: give the right one by --codec"
+            f"{path}: speaks codes of another {model.codec_name} than the one here, whose hash is "
+            f"{codes_fingerprint(codec)} and not {model.codec_hash}: give the right one by --codec"
         )
     return codec
 

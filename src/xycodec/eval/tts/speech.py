@@ -63,7 +63,7 @@ class SpeechModel(Protocol):
 
     @property
     def codec_hash(self) -> str:
-        """`fingerprint` of that codec."""
+        """`codes_fingerprint` of that codec."""
 
     @property
     def frame_rate(self) -> float:
