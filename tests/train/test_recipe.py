@@ -66,7 +66,7 @@ def test_published_values_of_pretraining(write):
     assert recipe.loss.model_dump() == {"asr": 20, "mel": 15, "commitment": 1, "features": 0, "states": 0}
     assert recipe.optimizer.model_dump() == {
         "lr": 1e-4, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.01, "warmup_steps": 2000, "final_lr": 0.1,
-        "clip": 1.0, "schedule": "cosine",
+        "clip": 1.0, "schedule": "cosine", "kind": "adamw", "eden_steps": 5000, "eden_epochs": 4.0,
     }  # fmt: skip
     assert (recipe.towers, recipe.freeze_semantic) == ("openai/whisper-small", True)
     assert (recipe.lm.source, recipe.lm.trainable) == ("Qwen/Qwen2.5-0.5B", False)
@@ -190,7 +190,7 @@ def test_a_saved_recipe_says_all_and_loads_as_the_same(write):
         ("model.preset=[a]", "['a'] is not one of xy-tokenizer, "),
         ("model=7", "model: "),
         ("model.semantic_encoder=null", "given together or not at all"),
-        ("stage=finetune", "stage is 'finetune', must be one of autoencode, ctc, "),
+        ("stage=finetune", "stage is 'finetune', must be one of autoencode, ctc, delay, gpt, "),
         ("stage=[pretrain]", "stage is ['pretrain'], must be one of"),
         ("stage=posttrain", "weights: Field required"),
         ("base=other.yaml", "base: unknown key"),
