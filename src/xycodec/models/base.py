@@ -354,7 +354,7 @@ def codes_fingerprint(codec: Codec) -> str:
 
 
 _APART = ("quantizer.output_proj.", "quantizer.embed_avg", "quantizer.cluster_size", "quantizer.inited")
-"""What decoding or training alone reads of a quantizer."""
+"""Beginnings of the names of a quantizer's tensors that encoding does not read."""
 
 
 def _digest(codec: Codec, tensors: Mapping[str, Tensor]) -> str:
