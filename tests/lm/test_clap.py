@@ -17,7 +17,7 @@ from xycodec.lm.clap import ClapText, describe_store
 def clap(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clap")
     names = (
-        "<s> <pad> </s> <unk> a dog barks twice rain falls on tin roof while woman speaks red up and down bird , green"
+        "<s> <pad> </s> <unk> a dog barks in the distance an orchestra plays slow waltz red up and down bird , green"
     )
     words = {word: number for number, word in enumerate(names.split())}
     made = Tokenizer(models.WordLevel(words, "<unk>"))
@@ -55,7 +55,7 @@ def test_vectors_have_length_one_and_are_a_captions_alone(clap):
 def test_what_another_version_gives_is_unwrapped(clap, monkeypatch):
     embedder = ClapText(str(clap), device="cpu")
     found = embedder.embed(TEXTS)
-    whole = embedder._model.get_text_features
+    whole = embedder.model.get_text_features
 
     def bare(**ids):
         output = whole(**ids)
@@ -65,7 +65,7 @@ def test_what_another_version_gives_is_unwrapped(clap, monkeypatch):
         return transformers.modeling_outputs.BaseModelOutputWithPooling(pooler_output=bare(**ids))
 
     for version in (bare, wrapped):
-        monkeypatch.setattr(embedder._model, "get_text_features", version)
+        monkeypatch.setattr(embedder.model, "get_text_features", version)
         torch.testing.assert_close(embedder.embed(TEXTS), found)
 
 

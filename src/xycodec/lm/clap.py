@@ -15,12 +15,15 @@ from xycodec.io.libraries import transformers_library
 from xycodec.io.tokens.read import TokenStore
 from xycodec.io.tokens.vectors import write_vectors
 
-_UNLIKE = ("a dog barks twice", "rain falls on a tin roof while a woman speaks")
+_UNLIKE = ("a dog barks in the distance", "an orchestra plays a slow waltz")
 _MOST_ALIKE = 0.9
 
 
 class ClapText:
     """The text branch of a CLAP model, by hub id or folder.
+
+    Attributes:
+        model: Transformers' `ClapModel`, whole.
 
     Raises CheckpointError, one line, if it cannot be had, or finds two unlike captions alike: some checkpoints collapse
     in some versions of Transformers.
@@ -31,12 +34,12 @@ class ClapText:
         self.source = source
         try:
             self._tokenizer: Any = library.AutoTokenizer.from_pretrained(source)
-            self._model: Any = library.ClapModel.from_pretrained(source).to(resolve_device(device)).eval()
+            self.model: Any = library.ClapModel.from_pretrained(source).to(resolve_device(device)).eval()
         # Transformers has many names for a file that is missing or not its own.
         except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
             raise CheckpointError(f"{source}: no CLAP model of Transformers ({reason_of(error)})") from None
         one, other = self.embed(_UNLIKE)
-        if (alike := float(one @ other)) > _MOST_ALIKE:
+        if (alike := float(one @ other)) >= _MOST_ALIKE:
             raise CheckpointError(
                 f"{source}: finds {_UNLIKE[0]!r} and {_UNLIKE[1]!r} alike (cosine {alike:.3f}), so that it tells no "
                 "captions apart: use another checkpoint or version of transformers"
@@ -47,12 +50,17 @@ class ClapText:
         """Vectors (N, D) of captions, float32 on the CPU, of length 1; each is computed by itself."""
         rows = []
         for text in texts:
-            ids = self._tokenizer([text], return_tensors="pt", truncation=True).to(self._model.device)
-            found = self._model.get_text_features(input_ids=ids["input_ids"], attention_mask=ids["attention_mask"])
-            # Transformers 5 gives an output whose pooler_output is what 4 gave.
-            vector = found if isinstance(found, Tensor) else found.pooler_output
-            rows.append(F.normalize(vector[0].float(), dim=-1).cpu())
+            ids = self._tokenizer([text], return_tensors="pt", truncation=True).to(self.model.device)
+            found = self.model.get_text_features(input_ids=ids["input_ids"], attention_mask=ids["attention_mask"])
+            rows.append(unit_vectors(found)[0])
         return torch.stack(rows)
+
+
+def unit_vectors(found: Any) -> Tensor:
+    """Vectors (N, D) of length 1, float32 on the CPU, of what a branch of CLAP gives."""
+    # Transformers 5 gives an output whose pooler_output is what 4 gave; versions differ in its length.
+    vectors: Tensor = found if isinstance(found, Tensor) else found.pooler_output
+    return F.normalize(vectors.float(), dim=-1).cpu()
 
 
 def describe_store(store: TokenStore, clap: ClapText, advance: Callable[[], None] = lambda: None) -> int:
