@@ -25,8 +25,9 @@ PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 test: $(VENV)/.installed-dev
 	$(PYTEST) -m "not long"
 
+# Long tests wait for processes half of their time, so twice as many run at once.
 test-long: $(VENV)/.installed-dev
-	$(PYTEST) -m long
+	$(PYTEST) -n 4 -m long
 
 test-all: $(VENV)/.installed-dev
 	$(PYTEST)

@@ -57,7 +57,6 @@ def validate(
     transcripts: list[tuple[str, str]] = []
     decoded: list[tuple[str, Pair]] = []
     passed = 0  # clips of all processes
-    silence = stage.silence(stage.recipe, stage.output_sample_rate)
     while True:
         batch = next(batches, None)
         sizes = [0.0] * engine.world_size
@@ -66,7 +65,8 @@ def validate(
         if not working:
             break
         first, passed = passed + int(sum(sizes[: engine.rank])), passed + int(sum(sizes))
-        measured = stage.measure((batch or silence).to(engine.device), transcribe=transcribed < config.transcribe)
+        heard = batch or stage.silence(stage.recipe, stage.output_sample_rate)
+        measured = stage.measure(heard.to(engine.device), transcribe=transcribed < config.transcribe)
         # Silence counts nothing, but a process that has nothing else must name the same means.
         means = {name: means[name] + mean if name in means else mean for name, mean in measured.means.items()}
         if measured.counts is not None:

@@ -243,7 +243,7 @@ def test_sources_that_do_not_fit(tmp_path):
         build(recipe_of(source=str(tmp_path / "hubert")))
     with pytest.raises(ConfigError, match=r"its conv_bias is False, model\.encoder asks for True"):
         build(recipe_of("hubert-large", str(tmp_path / "hubert")))
-    with pytest.raises(CheckpointError, match="no such file or folder; encoder is a hub id"):
+    with pytest.raises(CheckpointError, match="no such file or folder; name a hub id"):
         build(recipe_of("hubert", str(tmp_path / "no-such")))
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="holds no HuBERT and no WavLM"):

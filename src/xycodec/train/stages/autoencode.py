@@ -81,7 +81,7 @@ class AutoencodeStage(Stage[AutoencodeRecipe]):
     trains = "autoencoder"
 
     def __init__(self, recipe: AutoencodeRecipe, engine: Engine) -> None:
-        self.engine, self.config = engine, recipe.model
+        self.recipe, self.engine, self.config = recipe, engine, recipe.model
         self.output_sample_rate = SPEECH_RATE
         model = build(recipe)
         self.autoencoder = model.autoencoder
