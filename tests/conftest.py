@@ -23,8 +23,15 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """Training first: its tests are the slowest, and what is left for the end should be short."""
-    items.sort(key=lambda item: (not item.get_closest_marker("long"), item.path.parent.name != "train"))
+    """The slowest first, training before the rest: what is left for the end should be short."""
+    items.sort(
+        key=lambda item: (
+            not item.get_closest_marker("long"), item.path.name not in SLOWEST, item.path.parent.name != "train",
+        )
+    )  # fmt: skip
+
+
+SLOWEST = ("test_learns.py", "test_tokenize.py")
 
 
 def pytest_runtest_setup(item):

@@ -31,8 +31,17 @@ def lengths(codec):
     return [1, hop, 7 * hop - 3, 50 * hop + 1, codec.window_samples - 1, codec.window_samples]
 
 
-def test_codes_and_audio_are_the_codecs(exported):
-    codec, _, encoder, decoder = exported
+def test_graphs_compute_what_the_codec_does(exported):
+    """One test, so that two workers need not both export the codec."""
+    codec, folder, encoder, decoder = exported
+    _the_files_say_what_they_are(codec, folder, encoder, decoder)
+    _codes_and_audio_are_the_codecs(codec, encoder, decoder)
+    _silence_has_the_codecs_codes(codec, encoder)
+    _a_batch_is_its_clips(codec, encoder, decoder)
+    _every_number_of_layers_decodes(codec, decoder)
+
+
+def _codes_and_audio_are_the_codecs(codec, encoder, decoder):
     near_ties = 0
     for samples in lengths(codec):
         clip = speech(samples)
@@ -47,15 +56,13 @@ def test_codes_and_audio_are_the_codecs(exported):
     print(f"{codec.model_id}: {near_ties} frames with another choice between two equally near codes")
 
 
-def test_silence_has_the_codecs_codes(exported):
-    codec, _, encoder, _ = exported
+def _silence_has_the_codecs_codes(codec, encoder):
     clip = torch.zeros(7 * codec.hop_length)
     (codes,) = encoder.run(None, {"audio": clip[None].numpy()})
     differing(codec, clip, codes[0])
 
 
-def test_a_batch_is_its_clips(exported):
-    codec, _, encoder, decoder = exported
+def _a_batch_is_its_clips(codec, encoder, decoder):
     clips = torch.stack([speech(9 * codec.hop_length, seed) for seed in range(3)])
     (codes,) = encoder.run(None, {"audio": clips.numpy()})
     for clip, item in zip(clips, codes, strict=True):
@@ -65,16 +72,14 @@ def test_a_batch_is_its_clips(exported):
         np.testing.assert_allclose(audio, codec.decode(item).audio[0].numpy(), atol=1e-4, rtol=0)
 
 
-def test_every_number_of_layers_decodes(exported):
-    codec, _, _, decoder = exported
+def _every_number_of_layers_decodes(codec, decoder):
     codes = codec.encode(speech(7 * codec.hop_length)).codes
     for layers in range(1, codec.n_q + 1):
         (heard,) = decoder.run(None, {"codes": codes[:, :layers].numpy()})
         np.testing.assert_allclose(heard, codec.decode(codes[:, :layers]).audio.numpy(), atol=1e-4, rtol=0)
 
 
-def test_the_files_say_what_they_are(exported):
-    codec, folder, encoder, decoder = exported
+def _the_files_say_what_they_are(codec, folder, encoder, decoder):
     about = json.loads((folder / "config.json").read_text())
     assert about["checksum"] == fingerprint(codec)
     assert (about["model_id"], about["n_q"], about["codebook_size"]) == (codec.model_id, codec.n_q, codec.codebook_size)

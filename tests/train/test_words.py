@@ -28,7 +28,7 @@ from xycodec.eval.judges.recognition import Whisper
 from xycodec.nn.mean import Mean
 from xycodec.train.config import EngineConfig, ValidationConfig
 from xycodec.train.engine import Engine
-from xycodec.train.stage import Measured
+from xycodec.train.stage import Measured, Stage
 from xycodec.train.validate import validate
 from xycodec.train.words import WordJudge
 
@@ -56,6 +56,8 @@ class Echo:
     """A stage that decodes a clip to less of it."""
 
     words_name = "asr_wer"
+    recipe = None
+    silence = Stage.silence
 
     def __init__(self, rate=RATE):
         self.output_sample_rate = rate
