@@ -65,8 +65,8 @@ def validate(
         if not working:
             break
         first, passed = passed + int(sum(sizes[: engine.rank])), passed + int(sum(sizes))
-        heard = batch or stage.silence(stage.recipe, stage.output_sample_rate)
-        measured = stage.measure(heard.to(engine.device), transcribe=transcribed < config.transcribe)
+        measurable = batch or stage.silence(stage.recipe, stage.output_sample_rate)
+        measured = stage.measure(measurable.to(engine.device), transcribe=transcribed < config.transcribe)
         # Silence counts nothing, but a process that has nothing else must name the same means.
         means = {name: means[name] + mean if name in means else mean for name, mean in measured.means.items()}
         if measured.counts is not None:
