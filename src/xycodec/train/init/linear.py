@@ -24,8 +24,8 @@ from xycodec.train.init.weights import centre_vocoder
 SIGNAL = 0.3  # standard deviation of what is carried
 _TOWER_CONSTANT, _ADAPTER_CONSTANT = 8.0, 3.0
 _RIDGE = 1e-3
-"""Share of the mean variance. With 1e-5 the maps answer to the faintest components, so that Adam's first steps double the
-distance of features; with 1e-2 they begin at 1.6 times the distance (docs/models/xy-mini-diary.md)."""
+"""Share of the mean variance. With 1e-5 the maps answer to the faintest components, so that Adam's first steps double
+the distance of features; with 1e-2 they begin at 1.6 times the distance (docs/models/xy-mini-diary.md)."""
 _TOGETHER = 16  # clips that are computed at once, at one position of the window
 
 
