@@ -22,6 +22,7 @@ from xycodec.checkpoints.load import load_xy_tokenizer
 from xycodec.checkpoints.training import (
     CHECKPOINT_FORMAT,
     EXPORT_FILE,
+    checkpoints,
     read_checkpoint,
     read_codec_checkpoint,
     trained_weights,
@@ -33,7 +34,6 @@ from xycodec.errors import CheckpointError, ConfigError, XycodecError
 from xycodec.io.files import new_folder
 from xycodec.models.xy_tokenizer.model import XYTokenizer
 from xycodec.nn.quantize import smoothed_counts
-from xycodec.train.checkpoint import checkpoints
 from xycodec.train.export import save_weights
 from xycodec.train.init.weights import adopt_codec, find_checkpoint
 from xycodec.train.recipe_file import load_recipe, save_recipe

@@ -311,3 +311,9 @@ def test_other_weights_under_the_same_name_are_refused(corpus, tmp_path):
     save_codec(random_codec(tiny_config(), 1), place, overwrite=True)
     with pytest.raises(XycodecError, match="holds scores of other weights"):
         run([str(place)], corpus, tmp_path / "run")
+
+
+def test_other_windows_under_the_same_name_are_refused(codecs, corpus, tmp_path):
+    run(codecs, corpus, tmp_path / "run", overlap_s=0.0)
+    with pytest.raises(XycodecError, match=r"holds scores of other windows \(--overlap\)"):
+        run(codecs, corpus, tmp_path / "run")

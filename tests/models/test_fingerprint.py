@@ -4,9 +4,16 @@ from tests import published_xcodec, reference
 
 from xycodec.checkpoints.build import random_codec
 from xycodec.models.base import codes_fingerprint, fingerprint
+from xycodec.models.config import CodebooksConfig
+from xycodec.models.speech_tokenizer.config import SpeechTokenizerConfig
 
 
-@pytest.mark.parametrize("tiny_config", [reference.tiny_config, published_xcodec.tiny_config])
+def tiny_speech_tokenizer():
+    books = CodebooksConfig(n_q=3, codebook_size=32)
+    return SpeechTokenizerConfig(model_id="tiny", width=2, dim=24, semantic_dim=20, lstm_layers=1, quantizer=books)
+
+
+@pytest.mark.parametrize("tiny_config", [reference.tiny_config, published_xcodec.tiny_config, tiny_speech_tokenizer])
 def test_hash_of_codes_is_of_what_encoding_reads(tiny_config):
     codec = random_codec(tiny_config())
     clip = 0.3 * torch.randn(1, 9600, generator=torch.Generator().manual_seed(0))

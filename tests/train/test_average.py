@@ -12,11 +12,11 @@ from tests.training_runs import names, post_settings, settings, write_corpus, wr
 from xycodec.checkpoints.build import random_codec
 from xycodec.checkpoints.load import load_codec
 from xycodec.checkpoints.save import save_codec
-from xycodec.checkpoints.training import AVERAGE, read_checkpoint
+from xycodec.checkpoints.training import AVERAGE, checkpoints, read_checkpoint
 from xycodec.errors import CheckpointError, ConfigError
 from xycodec.models.xy_tokenizer.model import XYTokenizer
 from xycodec.train.average import WeightAverage, decay_of
-from xycodec.train.checkpoint import checkpoints, load_network, network_state
+from xycodec.train.checkpoint import load_network, network_state
 from xycodec.train.config import EngineConfig
 from xycodec.train.engine import Engine
 from xycodec.train.init.weights import load_weights

@@ -24,12 +24,12 @@ from tests.training_runs import (
 from torch import nn
 
 from xycodec.checkpoints.load import load_codec
-from xycodec.checkpoints.training import read_checkpoint
+from xycodec.checkpoints.training import checkpoints, read_checkpoint
 from xycodec.data.config import SourceConfig
 from xycodec.data.corpus import open_corpus
 from xycodec.errors import CheckpointError
 from xycodec.io.xyc import CodecFile
-from xycodec.train.checkpoint import BEST, RunState, checkpoints, load_network, load_state, save_state
+from xycodec.train.checkpoint import BEST, RunState, load_network, load_state, save_state
 from xycodec.train.engine import Engine
 from xycodec.train.recipe_file import load_recipe
 from xycodec.train.run import open_stage, train

@@ -8,9 +8,9 @@ from tests.training_runs import lines_of, post_settings, write_corpus, write_rec
 from tests.training_runs import settings as run_settings
 from torch import nn
 
-from xycodec.checkpoints.training import read_checkpoint
+from xycodec.checkpoints.training import checkpoints, read_checkpoint
 from xycodec.errors import CheckpointError
-from xycodec.train.checkpoint import checkpoints, load_optimizer, optimizer_state
+from xycodec.train.checkpoint import load_optimizer, optimizer_state
 from xycodec.train.config import OptimizerConfig
 from xycodec.train.optimize import Updater
 from xycodec.train.recipe_file import load_recipe

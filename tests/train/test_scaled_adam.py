@@ -113,6 +113,26 @@ def test_a_line_to_the_end():
     assert [learning_rate(config, step, 6) for step in range(7)] == pytest.approx([0.5, 1, 0.75, 0.5, 0.25, 0, 0])
 
 
+def test_a_closure_computes_the_gradients():
+    def trained(by_closure):
+        torch.manual_seed(0)
+        network = nn.Linear(3, 4)
+        optimizer = ScaledAdam(network.parameters(), lr=0.1)
+
+        def loss():
+            value = network(torch.ones(5, 3)).square().mean()
+            torch.autograd.backward(value)
+            return value
+
+        found = loss() if not by_closure else None
+        made = optimizer.step(loss if by_closure else None)
+        return network.weight, made if by_closure else found
+
+    (one, its_loss), (other, other_loss) = trained(True), trained(False)
+    assert torch.equal(one, other)
+    assert torch.equal(its_loss, other_loss)
+
+
 def test_it_goes_on_from_its_state():
     def network():
         torch.manual_seed(0)

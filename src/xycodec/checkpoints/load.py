@@ -12,8 +12,8 @@ from xycodec.checkpoints.build import OwnCodec, assemble, empty_codec, random_co
 from xycodec.checkpoints.published import load_published
 from xycodec.checkpoints.save import CONFIG_FILE, FORMAT_VERSION, WEIGHTS_FILE, WEIGHTS_STEM
 from xycodec.checkpoints.training import (
-    CHECKPOINTS,
     EXPORT_FILE,
+    checkpoints,
     is_checkpoint,
     read_codec_checkpoint,
     read_mapping,
@@ -143,7 +143,7 @@ def _load_path(path: Path, known: str | None = None) -> OwnCodec:
         return load_published([path], path.parent / "config.yaml", of_file(path.name))
     if (path / EXPORT_FILE).is_file():
         return _load_trained(path)
-    if run := sorted((path / CHECKPOINTS).glob("step_*.pt")):
+    if run := checkpoints(path):
         return _load_trained(run[-1])
     settings = read_mapping(path / CONFIG_FILE, json.loads) if (path / CONFIG_FILE).is_file() else {}
     if "format_version" in settings:

@@ -65,6 +65,11 @@ def is_checkpoint(path: Path) -> bool:
         return False
 
 
+def checkpoints(run: Path) -> list[Path]:
+    """Checkpoints of a run, oldest first."""
+    return sorted((run / CHECKPOINTS).glob("step_*.pt"))
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a training checkpoint, or a folder exported from one, which has no optimizers.
 
@@ -79,18 +84,21 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return data
 
 
+_HELD = {
+    "language_model": "a language model and no codec: speak with xycodec say --model, or use xycodec.lm.load",
+    "autoencoder": "an autoencoder and no codec: it has no codes",
+    "self_supervised": "a HuBERT and no codec: name it in semantic_weights, and an X-Codec reads it",
+    "recogniser": "a recogniser and no codec: name it in towers, and pre-training starts from it",
+}
+"""Field of a checkpoint that holds no codec, and what is told of it."""
+
+
 def read_codec_checkpoint(path: Path) -> dict[str, Any]:
     """A training checkpoint that holds a codec. Raises CheckpointError."""
     data = read_checkpoint(path)
     if data["codec"] is None:
-        held, use = "recogniser", "towers, and pre-training starts from it"
-        if data.get("self_supervised") is not None:
-            held, use = "HuBERT", "semantic_weights, and an X-Codec reads it"
-        if data.get("language_model") is not None:
-            held, use = "language model", "xycodec say --model, or load it with xycodec.lm.load"
-        if data.get("autoencoder") is not None:
-            raise CheckpointError(f"{path}: holds an autoencoder and no codec: it has no codes")
-        raise CheckpointError(f"{path}: holds a {held} and no codec: name it in {use}")
+        held = next((told for field, told in _HELD.items() if data.get(field) is not None), _HELD["recogniser"])
+        raise CheckpointError(f"{path}: holds {held}")
     return data
 
 

@@ -8,6 +8,7 @@ import typer
 
 from xycodec.cli.options import Device, Jobs, Quiet, require_extra
 from xycodec.cli.terminal import clip_progress, token_progress
+from xycodec.errors import ConfigError
 from xycodec.io.rate import SPEECH_RATE
 
 data_app = typer.Typer(help="Corpora for training.", no_args_is_help=True)
@@ -102,7 +103,10 @@ def data_synthesise(
     require_extra("train", "lhotse")
     from xycodec.data.synthetic.synthesise import CUTS, synthesise
 
-    lines = [] if texts is None else texts.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = [] if texts is None else texts.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise ConfigError(f"{texts}: not text in UTF-8: save it so") from None
     given = [line.strip() for line in lines if line.strip()]
     with clip_progress(f"clips of {hours:g} h", quiet) as advance:
         report = synthesise(folder, hours=hours, seed=seed, jobs=jobs, voice=voice, texts=given, advance=advance)

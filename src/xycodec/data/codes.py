@@ -1,6 +1,6 @@
 """Stores of tokens as corpora: clips that are codes already, drawn and batched as recordings are."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -38,24 +38,35 @@ class CodeClip:
 
 
 class StoreCatalogue:
-    """The clips of a store by number, with the facts that batches are drawn by. Pickled, it is its folder's name.
-
-    Attributes:
-        facts: (N,) rows of FACTS.
-        places: (N,) frames and characters of text of every clip: what a model that reads both has to hold.
-    """
+    """The clips of a store by number, with the facts that batches are drawn by. Pickled, it is its folder's name."""
 
     def __init__(self, folder: Path, companions: bool = False) -> None:
         self.store, self._companions = TokenStore(folder), companions
-        about = self.store.description
-        frames = self.store.lengths()
-        texts = [_text(self.store.meta(number)) for number in range(len(self.store))]
-        self.facts: Facts = np.zeros(len(self.store), FACTS)
-        self.facts["seconds"] = frames / about.frame_rate
+
+    def texts(self) -> Iterator[str | None]:
+        """Yield the text of every clip; None of one that has none."""
+        return (_text(self.store.meta(number)) for number in range(len(self)))
+
+    # Not for workers, which read the clips that they are told of: all metadata are parsed for these two.
+
+    @cached_property
+    def facts(self) -> Facts:
+        """(N,) rows of FACTS."""
+        facts = np.zeros(len(self), FACTS)
+        facts["seconds"] = self.store.lengths() / self.description.frame_rate
         # Codes have been made: no rate is too low any more.
-        self.facts["rate"] = np.iinfo(np.uint32).max
-        self.facts["text"] = [text is not None for text in texts]
-        self.places = frames + np.array([len(text or "") for text in texts], np.int64)
+        facts["rate"] = np.iinfo(np.uint32).max
+        facts["text"] = self._characters > 0
+        return facts
+
+    @cached_property
+    def places(self) -> NDArray[np.int64]:
+        """(N,) frames and characters of text of every clip: what a model that reads both has to hold."""
+        return self.store.lengths() + self._characters
+
+    @cached_property
+    def _characters(self) -> NDArray[np.int64]:
+        return np.array([len(text or "") for text in self.texts()], np.int64)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return StoreCatalogue, (self.store.folder, self._companions)

@@ -115,7 +115,7 @@ def evaluate(
         raise XycodecError("there is no clip to evaluate: give a manifest or folder that holds some")
     require_metrics(metrics)
     # All of them before the first: what cannot be loaded should not show after an hour.
-    about = {row.name: _about(row.spec, device) for row in rows if row.spec is not None}
+    about = {row.name: _about(row.spec, device, overlap_s) for row in rows if row.spec is not None}
     folder.mkdir(parents=True, exist_ok=True)
     _claim(folder, items, judges, about)
     clips, unread = _originals(items, folder / ORIGINAL, stage)
@@ -154,7 +154,7 @@ def _rows(specs: Sequence[str]) -> list[_Row]:
     return rows
 
 
-def _about(spec: CodecSpec, device: str) -> dict[str, Any]:
+def _about(spec: CodecSpec, device: str, overlap_s: float | None) -> dict[str, Any]:
     """Describe a codec. Raises XycodecError if it cannot be loaded."""
     if is_foreign(spec.text):
         return {"spec": spec.text, "codebook_size": None, "parameters": None, **open_foreign(spec.text).about()}
@@ -170,6 +170,7 @@ def _about(spec: CodecSpec, device: str) -> dict[str, Any]:
         "frame_rate": codec.frame_rate,
         "parameters": sum(parameter.numel() for parameter in codec.parameters()),
         "search": spec.search,
+        "overlap_s": overlap_s,
     }
 
 
@@ -185,10 +186,13 @@ def _claim(folder: Path, items: Sequence[Item], judges: Sequence[Judge], about: 
     claim_judges(folder, known["judges"], judges)
     for name, found in about.items():
         place = folder / name / "codec.json"
-        if place.exists() and read_record(place)["weights"] != found["weights"]:
-            raise XycodecError(
-                f"{found['spec']}: {folder / name} holds scores of other weights: remove it, or choose another folder"
-            )
+        known_codec = read_record(place) if place.exists() else found
+        for what, told in (("weights", "weights"), ("overlap_s", "windows (--overlap)")):
+            if known_codec.get(what) != found.get(what):
+                raise XycodecError(
+                    f"{found['spec']}: {folder / name} holds scores of other {told}: remove it, or choose another "
+                    "folder"
+                )
     write_record(path, known)
     for name, found in about.items():
         (folder / name).mkdir(exist_ok=True)

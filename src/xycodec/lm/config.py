@@ -44,6 +44,27 @@ class CodecIdentity(Config):
         return int(seconds * self.frame_rate)
 
 
+class OfCodec:
+    """A trained language model, as far as it names the codec whose codes it makes."""
+
+    codec: CodecIdentity
+
+    @property
+    def codec_name(self) -> str:
+        """Name of the codec."""
+        return self.codec.name
+
+    @property
+    def codec_hash(self) -> str:
+        """Hash of what made the codes, as `xycodec.models.base.codes_fingerprint` computes it."""
+        return self.codec.weights
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames a second."""
+        return self.codec.frame_rate
+
+
 class TransformerConfig(TowerConfig):
     """Size and kind of the transformer of a language model of ours."""
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from xycodec.errors import XycodecError
 from xycodec.io.config import Config
-from xycodec.lm.config import CodecIdentity, SamplingConfig, TransformerConfig
+from xycodec.lm.config import CodecIdentity, OfCodec, SamplingConfig, TransformerConfig
 from xycodec.lm.measures import NO_LABEL, cross_entropy, labelled, rows_at, top_ten
 from xycodec.lm.patterns import Flattened
 from xycodec.lm.sampling import generator_of, sample
@@ -168,7 +168,7 @@ class GPT(nn.Module):
         return logits.masked_fill(barred, -torch.inf)
 
 
-class Composer:
+class Composer(OfCodec):
     """A trained GPT over codes that continues music, or makes a sound from the embedding of a caption.
 
     Attributes:
@@ -178,21 +178,6 @@ class Composer:
     def __init__(self, network: GPT) -> None:
         self.network, self.config = network.eval(), network.config
         self.codec, self.books = self.config.codec, self.config.books
-
-    @property
-    def codec_name(self) -> str:
-        """Name of the codec."""
-        return self.codec.name
-
-    @property
-    def codec_hash(self) -> str:
-        """Hash of what made the codes, as `xycodec.models.base.codes_fingerprint` computes it."""
-        return self.codec.weights
-
-    @property
-    def frame_rate(self) -> float:
-        """Frames a second."""
-        return self.codec.frame_rate
 
     @torch.no_grad()
     def generate(

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from xycodec.checkpoints.load import resolve_device
-from xycodec.checkpoints.training import CHECKPOINTS, EXPORT_FILE, read_checkpoint, trained_weights
+from xycodec.checkpoints.training import EXPORT_FILE, checkpoints, read_checkpoint, trained_weights
 from xycodec.errors import CheckpointError
 from xycodec.io.config import Config, parse_config
 from xycodec.lm.delay import DelayConfig, DelayNetwork, DelaySpeaker
@@ -81,7 +81,7 @@ def join_valle(ar: Path, nar: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def _found(path: Path) -> Path:
     if path.is_file() or (path / EXPORT_FILE).is_file():
         return path
-    run = sorted((path / CHECKPOINTS).glob("step_*.pt"))
+    run = checkpoints(path)
     if not run:
         raise CheckpointError(f"{path}: holds no language model: name a run, a checkpoint or an exported folder")
     return run[-1]

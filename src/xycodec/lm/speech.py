@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from xycodec.errors import EmptySpeechError, XycodecError
-from xycodec.lm.config import SOURCE_RATE, CodecIdentity
+from xycodec.lm.config import SOURCE_RATE, OfCodec
 from xycodec.lm.sampling import generator_of
 from xycodec.lm.text import TextFrontEnd
 
@@ -33,7 +33,7 @@ class Spoken:
     retries: int
 
 
-class Speaker(ABC):
+class Speaker(OfCodec, ABC):
     """A trained text-to-speech model. Its codes depend on text, prompt and seed alone.
 
     Attributes:
@@ -43,23 +43,7 @@ class Speaker(ABC):
 
     attempts: ClassVar[int] = 5
     """Attempts, each with another seed, before empty speech is an error."""
-    codec: CodecIdentity
     text: TextFrontEnd
-
-    @property
-    def codec_name(self) -> str:
-        """Name of the codec."""
-        return self.codec.name
-
-    @property
-    def codec_hash(self) -> str:
-        """Hash of what made the codes, as `xycodec.models.base.codes_fingerprint` computes it."""
-        return self.codec.weights
-
-    @property
-    def frame_rate(self) -> float:
-        """Frames a second."""
-        return self.codec.frame_rate
 
     def most_frames(self, symbols: int) -> int:
         """Frames after which speech of so many symbols is cut off: 16 a symbol at 75 a second, 11 at 50, 3 at 12.5."""

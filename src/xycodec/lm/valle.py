@@ -23,7 +23,6 @@ from xycodec.lm.text import TextConfig, TextFrontEnd
 from xycodec.lm.transformer import Cache, Positions, Stack
 from xycodec.nn.mean import Mean
 
-PREFIX_MODES = (0, 1, 2, 4)
 PAPER = TransformerConfig(d_model=1024, layers=12, heads=16, ffn_dim=4096, dropout=0.1, activation="relu")
 
 
@@ -356,7 +355,6 @@ class ValleSpeaker(Speaker):
     def __init__(self, ar: ValleAr, nar: ValleNar | None = None) -> None:
         self.ar, self.nar = ar.eval(), None if nar is None else nar.eval()
         self.codec, self.text = ar.config.codec, TextFrontEnd(ar.config.text)
-        self._filling = None if nar is None else TextFrontEnd(nar.config.text)
         if nar is not None and (nar.config.codec != self.codec or nar.config.text != ar.config.text):
             raise XycodecError("the two stages are of other codecs or tables of symbols: train them on one store")
 

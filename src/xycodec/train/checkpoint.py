@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
-from xycodec.checkpoints.training import CHECKPOINT_FORMAT, CHECKPOINTS, read_checkpoint
+from xycodec.checkpoints.training import CHECKPOINT_FORMAT, CHECKPOINTS, checkpoints, read_checkpoint
 from xycodec.errors import CheckpointError
 from xycodec.io.files import atomic_path
 
@@ -109,11 +109,6 @@ def load_optimizer(network: nn.Module, optimizer: Optimizer, state: dict[str, An
 
 
 # ---- files -------------------------------------------------------------------------------------
-
-
-def checkpoints(run: Path) -> list[Path]:
-    """Checkpoints of a run, oldest first."""
-    return sorted((run / CHECKPOINTS).glob("step_*.pt"))
 
 
 def save_state(run: Path, state: RunState, keep: int, best: bool) -> Path:

@@ -1,7 +1,7 @@
 """Shared base of the stages that train language models: stores of tokens in, means over codes out."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Generic, Literal, TypeVar
 
 import torch
@@ -14,7 +14,7 @@ from xycodec.checkpoints.load import load_codec
 from xycodec.data.batch import Batch, Position
 from xycodec.data.catalogue import Tell
 from xycodec.data.clip import generator_of
-from xycodec.data.codes import CodeClip, collate_codes, open_description, same_codec
+from xycodec.data.codes import CodeClip, collate_codes, open_description, open_store, same_codec
 from xycodec.data.config import SourceConfig
 from xycodec.data.corpus import Corpus, open_stores
 from xycodec.distributed import all_reduce_, world_size
@@ -48,7 +48,7 @@ class LanguageRecipe(RunConfig):
             raise ValueError("ema: only a codec's weights are averaged: leave it out")
         if self.data.in_memory:
             raise ValueError("data.in_memory: stores of tokens are mapped already: set it to false")
-        changed = [name for name, value in self.data.augment if name.endswith("_range") is False and value]
+        changed = [name for name, value in self.data.augment if value and not name.endswith("_range")]
         if changed:
             raise ValueError(f"data.augment.{changed[0]}: codes cannot be changed: set it to 0")
         if self.validation.recogniser is not None and self.codec is None:
@@ -165,7 +165,7 @@ class LanguageStage(Stage[RecipeT], Generic[RecipeT]):
                 means = self._compute(task)
                 shares = {name: mean.share(counts[name], parts=world_size()) for name, mean in means.items()}
                 shares["loss"] = weighted(shares, self.weights)
-                shares["loss"].backward()  # type: ignore[no-untyped-call]
+                torch.autograd.backward(shares["loss"])
             values = {name: values.get(name, 0.0) + share.detach() for name, share in shares.items()}
         return StepReport(values, {"grad_norm": self.updaters["model"].update(step, batches[0].position.epoch)})
 
@@ -265,13 +265,9 @@ def draws(recipe: RunConfig, batch: Batch, step: int, *, alike: bool = False) ->
     return torch.Generator().manual_seed(int(generator_of("language", *facts).integers(1 << 62)))
 
 
-def texts_of(sources: Sequence[SourceConfig]) -> Any:
+def texts_of(sources: Sequence[SourceConfig]) -> Iterator[str]:
     """Yield the texts of all clips of stores."""
-    for part in open_stores(sources).catalogues:
-        for number in range(len(part)):
-            text = part.store.meta(number).get("text")  # type: ignore[union-attr]
-            if isinstance(text, str) and text.strip():
-                yield text.strip()
+    return (text for source in sources for text in open_store(source).texts() if text is not None)
 
 
 def _seeded(recipe: RunConfig, make: Any) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xycodec.checkpoints.training import AVERAGE
+from xycodec.checkpoints.training import AVERAGE, checkpoints
 from xycodec.data.batch import Batch, Position
 from xycodec.data.catalogue import Tell
 from xycodec.data.config import SourceConfig
@@ -22,7 +22,7 @@ from xycodec.data.stream import BatchStream, draw_validation, validation_batches
 from xycodec.data.survey import survey
 from xycodec.errors import CheckpointError, ConfigError
 from xycodec.io.files import os_error_line
-from xycodec.train.checkpoint import RunState, checkpoints, load_state, network_state
+from xycodec.train.checkpoint import RunState, load_state, network_state
 from xycodec.train.config import RunConfig
 from xycodec.train.engine import Engine
 from xycodec.train.monitor import Monitor, forget_from, skipped_file

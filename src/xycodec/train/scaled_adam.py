@@ -45,9 +45,12 @@ class ScaledAdam(Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """Make one step along the gradients."""
-        del closure  # losses are computed before
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Make one step along the gradients, which `closure` computes first if there is one; returns its loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             learned = [p for p in group["params"] if p.grad is not None]
             for p in learned:
@@ -56,6 +59,7 @@ class ScaledAdam(Optimizer):
                 clip = self._clip(learned, group)
                 for p in learned:
                     self._update(p, p.grad * clip, group)
+        return loss
 
     def _prepare(self, p: Tensor, group: dict[str, Any]) -> None:
         state = self.state[p]

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from xycodec.checkpoints.training import checkpoints
 from xycodec.data.batch import BEGINNING, Batch, Position
 from xycodec.distributed import all_reduce_, rank, world_size
 from xycodec.errors import CheckpointError, XycodecError
@@ -23,7 +24,6 @@ from xycodec.nn.quantize import codebook_perplexity, codebook_usage
 from xycodec.train.checkpoint import (
     GO_ON,
     RunState,
-    checkpoints,
     load_network,
     load_optimizer,
     network_state,

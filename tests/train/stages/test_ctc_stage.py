@@ -13,14 +13,14 @@ from tests.training import batch, clip, pretraining, recipe, seeded, tiny_model,
 from tests.training_runs import assert_same_lines, lines_of, settings, write_corpus, write_recipe
 
 from xycodec.checkpoints.load import load_codec
-from xycodec.checkpoints.training import read_checkpoint
+from xycodec.checkpoints.training import checkpoints, read_checkpoint
 from xycodec.data.config import SourceConfig
 from xycodec.data.manifest import import_manifest
 from xycodec.data.sources import open_once
 from xycodec.errors import CheckpointError, ConfigError
 from xycodec.models.config import TowerConfig
 from xycodec.models.xy_tokenizer.ctc import frames_needed, tower_frames
-from xycodec.train.checkpoint import checkpoints, network_state
+from xycodec.train.checkpoint import network_state
 from xycodec.train.config import ValidationConfig
 from xycodec.train.engine import Engine
 from xycodec.train.export import export_weights

@@ -14,7 +14,7 @@ from tests.training_runs import assert_same_lines, lines_of, settings, write_cor
 from torch.nn import functional as F
 
 from xycodec.checkpoints.load import load_codec
-from xycodec.checkpoints.training import read_checkpoint
+from xycodec.checkpoints.training import checkpoints, read_checkpoint
 from xycodec.data.batch import Position, collate
 from xycodec.data.clip import Clip
 from xycodec.data.config import SourceConfig
@@ -23,7 +23,7 @@ from xycodec.data.sources import open_source
 from xycodec.data.targets import NO_LABEL, with_targets
 from xycodec.errors import CheckpointError, ConfigError
 from xycodec.models.xcodec.config import SelfSupervisedConfig
-from xycodec.train.checkpoint import checkpoints, network_state
+from xycodec.train.checkpoint import network_state
 from xycodec.train.config import ValidationConfig
 from xycodec.train.engine import Engine
 from xycodec.train.export import export_transformers, export_weights

@@ -10,6 +10,7 @@ from tests.training_runs import lines_of
 
 import xycodec.lm
 from xycodec.checkpoints.load import load_codec
+from xycodec.checkpoints.training import checkpoints
 from xycodec.cli.app import app
 from xycodec.data.batch import Position
 from xycodec.data.codes import StoreCatalogue, collate_codes
@@ -20,7 +21,7 @@ from xycodec.errors import CheckpointError, ConfigError
 from xycodec.io.tokens.vectors import write_vectors
 from xycodec.lm.say import Voice
 from xycodec.models.base import codes_fingerprint
-from xycodec.train.checkpoint import checkpoints, load_state
+from xycodec.train.checkpoint import load_state
 from xycodec.train.engine import Engine
 from xycodec.train.plan import plan_run
 from xycodec.train.recipe_file import load_recipe

@@ -28,6 +28,7 @@ class SpeechTokenizer(Codec):
     """
 
     can_search = True
+    decoder_parts = ("semantic_proj.", "decoder.")
 
     def __init__(self, config: SpeechTokenizerConfig) -> None:
         super().__init__(

@@ -9,6 +9,7 @@ from torch.nn.utils import parametrize
 from xycodec.checkpoints.load import load_xy_tokenizer
 from xycodec.checkpoints.training import (
     EXPORT_FILE,
+    checkpoints,
     is_checkpoint,
     read_checkpoint,
     read_codec_checkpoint,
@@ -20,7 +21,6 @@ from xycodec.io.config import parse_config
 from xycodec.models.xcodec.config import SelfSupervisedConfig
 from xycodec.models.xy_tokenizer.config import RecogniserConfig
 from xycodec.models.xy_tokenizer.model import RAISE, XYTokenizer
-from xycodec.train.checkpoint import checkpoints
 
 
 def find_checkpoint(source: Path) -> Path | None:

@@ -3,7 +3,6 @@
 No quantizer and no loss but the mel distance: what the decoder cannot give back, the encoder has thrown away.
 """
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,13 +18,13 @@ from xycodec.losses.mel import MultiScaleMel
 from xycodec.models.autoencoder.config import AutoencoderConfig
 from xycodec.models.autoencoder.model import Autoencoder, FrozenWhisper
 from xycodec.models.xcodec.semantic import HOP
-from xycodec.nn.mean import Mean
 from xycodec.train.checkpoint import RunState
 from xycodec.train.config import OptimizerConfig, RunConfig
 from xycodec.train.engine import Engine
 from xycodec.train.init.autoencoder import start_encoder
+from xycodec.train.mel_stage import MelStage
 from xycodec.train.optimize import Updater
-from xycodec.train.stage import Measured, Networks, Stage, StepReport, joint_values, register
+from xycodec.train.stage import Networks, register
 
 SHORTEST = 1280  # samples: half the longest window of the mel distance fits in
 TOLERANCE = 0.03
@@ -73,7 +72,7 @@ class AutoencodeTraining(nn.Module):
 
 
 @register
-class AutoencodeStage(Stage[AutoencodeRecipe]):
+class AutoencodeStage(MelStage[AutoencodeRecipe]):
     """The stage that trains a decoder for a frozen encoder."""
 
     name = "autoencode"
@@ -85,7 +84,7 @@ class AutoencodeStage(Stage[AutoencodeRecipe]):
         self.output_sample_rate = SPEECH_RATE
         model = build(recipe)
         self.autoencoder = model.autoencoder
-        self.model = engine.wrap(model)
+        self.model = self.measured = engine.wrap(model)
         self.networks = {"model": self.model}
         self.updaters = {"model": Updater(self.model, recipe.optimizer, recipe.steps)}
 
@@ -98,35 +97,6 @@ class AutoencodeStage(Stage[AutoencodeRecipe]):
     def resumed(cls, recipe: AutoencodeRecipe, checkpoint: Path, state: RunState) -> dict[str, Any]:
         """Settings of a resumed run: its checkpoint holds the encoder too."""
         return {"encoder": None}
-
-    def step(self, batches: Sequence[Batch], step: int) -> StepReport:
-        """One update of the decoder from all micro-batches."""
-        self.model.train()
-        mel = torch.zeros((), device=self.engine.device)
-        for index, batch in enumerate(batches):
-            with self.engine.joining(self.model, last=index == len(batches) - 1):
-                with self.engine.autocast():
-                    total, count, _ = self.model(batch)
-                value = joint_values({"mel": Mean(total, count)})["mel"] / len(batches)
-                torch.autograd.backward(value)
-            mel = mel + value.detach()
-        return StepReport({"mel": mel, "loss": mel}, {"grad_norm": self.updaters["model"].update(step)})
-
-    @torch.no_grad()
-    def measure(self, batch: Batch, *, transcribe: bool) -> Measured:
-        """Measure the mel distance; there are no codes to count."""
-        self.model.eval()
-        with self.engine.autocast():
-            total, count, audio = self.model(batch)
-        return Measured({"mel": Mean(total, count)}, audio=audio)
-
-    def loss(self, values: Mapping[str, float]) -> float:
-        """The mel distance of a validation."""
-        return values["mel"]
-
-    def model_config(self) -> dict[str, Any]:
-        """The configuration of the autoencoder."""
-        return self.config.model_dump(mode="json")
 
 
 def build(recipe: AutoencodeRecipe, *, meta: bool = False) -> AutoencodeTraining:

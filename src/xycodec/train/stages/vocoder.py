@@ -18,15 +18,15 @@ from xycodec.io.config import Config
 from xycodec.losses.mel import MultiScaleMel
 from xycodec.models.xy_tokenizer.config import CONFIGS, XYTokenizerConfig
 from xycodec.models.xy_tokenizer.model import XYTokenizer
-from xycodec.nn.mean import Mean
 from xycodec.nn.transformer import frame_mask
 from xycodec.train.average import WeightAverage
 from xycodec.train.checkpoint import RunState
 from xycodec.train.config import OptimizerConfig, RunConfig
 from xycodec.train.engine import Engine
 from xycodec.train.init.weights import adopt_vocoder, centre_vocoder
+from xycodec.train.mel_stage import MelStage
 from xycodec.train.optimize import Updater
-from xycodec.train.stage import Measured, Networks, Stage, StepReport, joint_values, register
+from xycodec.train.stage import Networks, StepReport, register
 
 
 class VocoderRecipe(RunConfig):
@@ -63,7 +63,7 @@ class VocoderTraining(nn.Module):
 
 
 @register
-class VocoderStage(Stage[VocoderRecipe]):
+class VocoderStage(MelStage[VocoderRecipe]):
     """The stage that trains a vocoder."""
 
     name = "vocoder"
@@ -71,7 +71,7 @@ class VocoderStage(Stage[VocoderRecipe]):
     presets: ClassVar[Mapping[str, Config]] = CONFIGS
 
     def __init__(self, recipe: VocoderRecipe, engine: Engine) -> None:
-        self.engine, self.config = engine, recipe.model
+        self.recipe, self.engine, self.config = recipe, engine, recipe.model
         self.output_sample_rate = recipe.model.output_sample_rate
         model = build(recipe)
         self.codec = model.codec
@@ -94,36 +94,11 @@ class VocoderStage(Stage[VocoderRecipe]):
         return {"weights": None}
 
     def step(self, batches: Sequence[Batch], step: int) -> StepReport:
-        """One update of the vocoder from all micro-batches."""
-        self.model.train()
-        mel = torch.zeros((), device=self.engine.device)
-        for index, batch in enumerate(batches):
-            with self.engine.joining(self.model, last=index == len(batches) - 1):
-                with self.engine.autocast():
-                    total, count, _ = self.model(batch)
-                value = joint_values({"mel": Mean(total, count)})["mel"] / len(batches)
-                torch.autograd.backward(value)
-            mel = mel + value.detach()
-        norm = self.updaters["model"].update(step)
+        """One update of the vocoder from all micro-batches, and of its average."""
+        report = super().step(batches, step)
         if self.average is not None:
             self.average.update(self.codec, step)
-        return StepReport({"mel": mel, "loss": mel}, {"grad_norm": norm})
-
-    @torch.no_grad()
-    def measure(self, batch: Batch, *, transcribe: bool) -> Measured:
-        """Measure the mel distance; there are no codes to count."""
-        self.measured.eval()
-        with self.engine.autocast():
-            total, count, audio = self.measured(batch)
-        return Measured({"mel": Mean(total, count)}, audio=audio)
-
-    def loss(self, values: Mapping[str, float]) -> float:
-        """The mel distance of a validation."""
-        return values["mel"]
-
-    def model_config(self) -> dict[str, Any]:
-        """The configuration of the codec whose vocoder is trained."""
-        return self.config.model_dump(mode="json")
+        return report
 
 
 def build(recipe: VocoderRecipe, *, meta: bool = False) -> VocoderTraining:
