@@ -47,11 +47,28 @@ def test_a_library_whose_bits_change_is_not_proposed():
     assert proposed(rows) == {"linear": "onednn", "attention": "onednn", "taps": None}
 
 
-def test_bits_that_change_are_noticed():
-    calls = iter(range(100))
-    assert not kernels._keeps_bits(lambda: torch.full((4, 2), float(next(calls))), lambda: torch.zeros(2, 2))
-    assert not kernels._keeps_bits(lambda: torch.zeros(4, 2), lambda: torch.ones(2, 2))
-    assert kernels._keeps_bits(lambda: torch.zeros(4, 2), lambda: torch.zeros(2, 2))
+@pytest.mark.parametrize("by", ["threads", "rows", "place"])
+def test_bits_that_change_are_noticed(by):
+    def work(*, some=False, place=0):
+        count = 2 if some else 4
+        changed = {"threads": torch.get_num_threads() > 4, "rows": some, "place": place > 0}[by]
+        return torch.full((count, 2), float(changed))
+
+    assert not kernels._keeps_bits(work)
+
+
+def test_bits_that_stay_are_trusted_and_threads_are_put_back():
+    before = torch.get_num_threads()
+    assert kernels._keeps_bits(lambda *, some=False, place=0: torch.zeros(2 if some else 4, 2))
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("place", [0, 1, 4])
+def test_numbers_move_in_memory(place):
+    x = torch.arange(6.0).view(2, 3)
+    moved = kernels._moved(x, place)
+    assert torch.equal(moved, x)
+    assert (moved.data_ptr() - 4 * place) % 64 == 0 or place == 0
 
 
 def test_a_library_is_chosen_for_a_while():

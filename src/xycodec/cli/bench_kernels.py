@@ -1,13 +1,14 @@
 """Measurement of the libraries that multiply a codec's matrices, on this machine: `xycodec bench --kernels`.
 
 It proposes a row of `xycodec.nn.deterministic.kernels.TABLE`, where nothing stands that was not measured, and nothing
-whose bits change with the number of threads or with what else is computed along.
+whose bits change with the number of threads, with what else is computed along, or with the place in memory.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ class KernelRow:
     gflops: float
     """GFLOP/s of the fastest of several calls, on torch's number of threads."""
     keeps_bits: bool
-    """Whether its rows had the same bits among fewer rows, and with any number of threads."""
+    """Whether its rows had the same bits among fewer rows, anywhere in memory, and with any number of threads."""
 
 
 def measure_kernels() -> list[KernelRow]:
@@ -48,7 +49,7 @@ def measure_kernels() -> list[KernelRow]:
     rows = []
     for part, shapes in SHAPES.items():
         for shape in shapes:
-            work, some, flops = _product(part, shape)
+            work, flops = _product(part, shape)
             best = dict.fromkeys(libraries, float("inf"))
             for _ in range(_ROUNDS):
                 for library in libraries:
@@ -56,7 +57,7 @@ def measure_kernels() -> list[KernelRow]:
                         best[library] = min(best[library], _seconds(work))
             for library in libraries:
                 with by_library(library):
-                    keeps = _keeps_bits(work, some)
+                    keeps = _keeps_bits(work)
                 rows.append(KernelRow(part, shape, library, flops / best[library] / 1e9, keeps))
     return rows
 
@@ -75,8 +76,12 @@ def proposed(rows: list[KernelRow]) -> dict[Part, Library | None]:
     return found
 
 
-def _product(part: Part, shape: tuple[int, int, int]) -> tuple[Callable[[], Tensor], Callable[[], Tensor], int]:
-    """A product, a part of it that must have the same bits, and its number of operations."""
+class _Work(Protocol):
+    def __call__(self, *, some: bool = False, place: int = 0) -> Tensor: ...
+
+
+def _product(part: Part, shape: tuple[int, int, int]) -> tuple[_Work, int]:
+    """A product and its number of operations; `some` of its rows only, from tensors at another `place` in memory."""
     generator = torch.Generator().manual_seed(0)
 
     def random(*size: int) -> Tensor:
@@ -86,19 +91,30 @@ def _product(part: Part, shape: tuple[int, int, int]) -> tuple[Callable[[], Tens
     if part == "attention":
         heads, frames, width = shape
         q, k, v = (random(2, heads, frames, width) for _ in range(3))
-        return lambda: attend(q, k, v), lambda: attend(q[:1], k[:1], v[:1]), 2 * 4 * heads * frames**2 * width
-    x, weight, bias = random(rows, terms), random(columns, terms), random(columns)
-    fewer = rows // 8 * 4  # as convolutions cut their rows
-    if part == "linear":
-        return lambda: product(x, weight, bias), lambda: product(x[:fewer], weight, bias), 2 * prod(shape)
-    transposed, out = weight.t().contiguous(), random(rows, columns)
 
-    def add(count: int) -> Tensor:
+        def attention(*, some: bool = False, place: int = 0) -> Tensor:
+            return attend(*(_moved(part[:1] if some else part, place) for part in (q, k, v)))
+
+        return attention, 2 * 4 * heads * frames**2 * width
+    x, weight, bias = random(rows, terms), random(columns, terms), random(columns)
+    transposed, out = weight.t().contiguous(), random(rows, columns)
+    fewer = rows // 8 * 4  # as convolutions cut their rows
+
+    def linear(*, some: bool = False, place: int = 0) -> Tensor:
+        return product(_moved(x[: fewer if some else rows], place), _moved(weight, place), bias)
+
+    def taps(*, some: bool = False, place: int = 0) -> Tensor:
+        count = fewer if some else rows
         sums = out[:count].clone()
-        add_product(x[:count], transposed, sums)
+        add_product(_moved(x[:count], place), _moved(transposed, place), sums)
         return sums
 
-    return lambda: add(rows), lambda: add(fewer), 2 * prod(shape)
+    return (linear if part == "linear" else taps), 2 * prod(shape)
+
+
+def _moved(x: Tensor, place: int) -> Tensor:
+    """The same numbers, `place` of them behind a boundary of 64 bytes; 0 leaves x where it is."""
+    return x if place == 0 else torch.cat([x.new_zeros(place), x.flatten()])[place:].view(x.shape)
 
 
 def _seconds(work: Callable[[], object]) -> float:
@@ -113,17 +129,15 @@ def _seconds(work: Callable[[], object]) -> float:
             return best
 
 
-def _keeps_bits(work: Callable[[], Tensor], some: Callable[[], Tensor]) -> bool:
-    expected = next(results := _on_threads(work))
-    equal = all(torch.equal(result, expected) for result in results)
-    return equal and all(torch.equal(result, expected[: len(result)]) for result in _on_threads(some))
-
-
-def _on_threads(work: Callable[[], Tensor]) -> Iterator[Tensor]:
-    before = torch.get_num_threads()
+def _keeps_bits(work: _Work) -> bool:
+    expected, before = work(), torch.get_num_threads()
     try:
         for threads in THREADS:
             torch.set_num_threads(threads)
-            yield work()
+            for some, place in ((False, 0), (True, 0), (False, 1), (False, 4)):
+                result = work(some=some, place=place)
+                if not torch.equal(result, expected[: len(result)]):
+                    return False
     finally:
         torch.set_num_threads(before)
+    return True

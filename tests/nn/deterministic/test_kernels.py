@@ -29,7 +29,7 @@ def test_a_setting_chooses(anew, row):
 
 def test_a_setting_that_names_nothing_is_told(anew):
     anew.setenv(SETTING, "pentium")
-    with pytest.raises(ConfigError, match=f"{SETTING}=pentium: no such processor: choose one of intel-avx512, other"):
+    with pytest.raises(ConfigError, match=f"{SETTING}=pentium: no such processor: choose one of {', '.join(TABLE)}"):
         processor()
 
 
@@ -39,6 +39,8 @@ def test_a_setting_that_names_nothing_is_told(anew):
         ("vendor_id : GenuineIntel", "AVX512", "intel-avx512"),
         ("vendor_id : GenuineIntel", "AVX2", "other"),
         ("vendor_id : AuthenticAMD", "AVX512", "other"),
+        ("vendor_id : AuthenticAMD", "AVX2", "amd-avx2"),
+        ("CPU implementer : 0x41", "AVX2", "other"),
     ],
 )
 def test_the_processor_decides(anew, tmp_path, about, capability, row):
@@ -49,7 +51,7 @@ def test_the_processor_decides(anew, tmp_path, about, capability, row):
 
 
 def test_mkl_that_runs_the_code_of_another_processor_is_not_trusted(anew):
-    anew.setattr(kernels, "_is_intel", lambda: True)
+    anew.setattr(kernels, "_maker", lambda: "intel")
     anew.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     assert processor() == "intel-avx512"
     processor.cache_clear()

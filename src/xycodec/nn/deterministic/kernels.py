@@ -2,9 +2,9 @@
 
 Codes may depend on neither the number of rows (the batch, the padding) nor the number of threads. oneDNN's product
 keeps that on every processor that was tried, from two rows on (`xycodec.nn.deterministic.linear`). MKL's keeps it, in
-the shapes of `xycodec.nn.deterministic.rows`, only with its code for Intel's AVX-512; with that for AVX2 bits change
-with the place of a matrix in memory. With AVX-512 it is the faster one for the narrow products of convolutions and for
-attention over few frames, and stays; wide linear layers are as fast by either.
+the shapes of `xycodec.nn.deterministic.rows`, with its code for Intel's AVX-512 and for AMD's AVX2; with that for
+Intel's AVX2 bits change with the place of a matrix in memory. There it is the faster one for the narrow products of
+convolutions and for attention over few frames, and stays; wide linear layers are as fast by either.
 """
 
 import os
@@ -26,6 +26,7 @@ Library = Literal["onednn", "mkl"]
 
 TABLE: dict[str, dict[Part, Library]] = {
     "intel-avx512": {"linear": "onednn", "attention": "mkl", "taps": "mkl"},
+    "amd-avx2": {"linear": "onednn", "attention": "mkl", "taps": "mkl"},
     "other": {"linear": "onednn", "attention": "onednn", "taps": "onednn"},
 }
 SETTING = "XYCODEC_KERNELS"
@@ -67,15 +68,16 @@ def processor() -> str:
         if chosen not in TABLE:
             raise ConfigError(f"{SETTING}={chosen}: no such processor: choose one of {', '.join(TABLE)}")
         return chosen
-    # MKL_CBWR makes MKL run the code of another processor.
-    own_code = "MKL_CBWR" not in os.environ and torch.backends.cpu.get_cpu_capability() == "AVX512"
-    return "intel-avx512" if own_code and _is_intel() else "other"
+    if "MKL_CBWR" in os.environ:  # MKL runs the code of another processor
+        return "other"
+    measured = {("intel", "AVX512"): "intel-avx512", ("amd", "AVX2"): "amd-avx2"}
+    return measured.get((_maker(), torch.backends.cpu.get_cpu_capability()), "other")
 
 
-def _is_intel() -> bool:
+def _maker() -> str:
     about = Path("/proc/cpuinfo")
     name = about.read_text() if about.exists() else platform.processor()
-    return "GenuineIntel" in name
+    return "intel" if "GenuineIntel" in name else "amd" if "AuthenticAMD" in name else "other"
 
 
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, onto: Tensor | None = None) -> Tensor:

@@ -7,7 +7,7 @@ EPYC, the last one to three rows of a block met another kernel (so rows are a mu
 up to 32 threads, few rows divided a sum among threads (so there are at least sixteen), and so did sums of 384, 768 or
 more than 768 terms (so each is added up in pieces of 512 and 256). One shape of these models still differs, 512 terms
 into 128 columns with 3, 5 or 7 threads, but only in 20 to 32 rows, and every clip has 41 or more there
-(benchmarks/results/ablations.md).
+(benchmarks/reports/ablations.md).
 """
 
 from functools import cache
