@@ -21,7 +21,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from speed import cpu_name, table
+from shared import table
 from xycodec.checkpoints.build import random_codec
 from xycodec.checkpoints.load import load_codec
 from xycodec.cli.bench import speech_like
@@ -188,7 +188,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{cpu_name()}, torch {torch.__version__}, one thread, a clip of {args.seconds:g} s.")
+    print(f"One thread, a clip of {args.seconds:g} s.")
     print(f"Calls of these products by an XY-Tokenizer: {calls_of_xy_tokenizer()}.")
     with patched([], onednn=False):
         apart, filled = divided_products(as_many), divided_products(rows.whole_rows)

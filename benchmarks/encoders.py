@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from speed import cpu_name, table
+from shared import table
 from xycodec.checkpoints.training import read_checkpoint
 from xycodec.errors import CheckpointError
 from xycodec.eval.corpus import open_corpora
@@ -78,7 +78,7 @@ def main() -> None:
         means = (np.mean([one[metric] for one in scores if metric in one]) for metric in SIGNAL)
         rows.append([f"{name}, step {step:,}", voices, *(f"{mean:.2f}" for mean in means)])
     rows += [[*row, "--"] for row in PUBLISHED]
-    print(f"{cpu_name()}, {len(clips)} clips of at most {window / SPEECH_RATE:g} s\n")
+    print(f"{len(clips)} clips of at most {window / SPEECH_RATE:g} s\n")
     print(table(["", "SIM", *(METRICS[metric].title for metric in SIGNAL)], rows))
 
 

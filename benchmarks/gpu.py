@@ -22,7 +22,7 @@ import torch
 
 import train_step
 import xycodec
-from speed import say, table
+from shared import say, table
 from xycodec.checkpoints.build import random_codec
 from xycodec.checkpoints.load import load_codec, resolve_device
 from xycodec.cli import bench

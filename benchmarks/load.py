@@ -165,7 +165,7 @@ def main() -> None:
             "published (.ckpt)": best_child(published, args.repeats),
         }
     targets = f"{SECONDS_TARGET:g} s, {MEMORY_TARGET:g} times the file"
-    print(f"torch {torch.__version__}, warm page cache; targets {targets}\n")
+    print(f"Warm page cache; targets {targets}\n")
     print(report(results))
     if args.json:
         args.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

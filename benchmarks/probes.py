@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from speed import cpu_name, table
+from shared import table
 from xycodec.eval.classify.features import LOG_MEL, RANDOM
 from xycodec.eval.classify.probe import ClassifierConfig, Pooled, fit_probes
 from xycodec.eval.classify.run import ClassifyResult, run_classify
@@ -131,7 +131,7 @@ def time_training() -> None:
     start, begun = time.process_time(), time.perf_counter()
     fit_probes(Pooled(vectors), F.one_hot(labels, 50).float(), runs, ClassifierConfig(), several=False)
     used, passed = time.process_time() - start, time.perf_counter() - begun
-    print(f"{cpu_name()}: {used:.1f} s of processor time on one thread, {passed:.1f} s by the clock")
+    print(f"{used:.1f} s of processor time on one thread, {passed:.1f} s by the clock")
 
 
 def main() -> None:
@@ -174,7 +174,7 @@ def main() -> None:
         rows.append([shown, *cells])
         print(f"{shown}: {cells}", flush=True)
     rows.append(["most frequent label", *(chance[title] for title in chosen)])
-    print(f"\n{cpu_name()}, {torch.get_num_threads()} threads, {time.process_time() - start:.0f} s of processor time\n")
+    print(f"\n{torch.get_num_threads()} threads, {time.process_time() - start:.0f} s of processor time\n")
     print(table(["", *(f"{title}, {len(clips):,} clips" for title, clips in chosen.items())], rows))
 
 

@@ -11,7 +11,6 @@ Ray the time counts from the first clip that is written. Prints Markdown; a miss
 """
 
 import argparse
-import json
 import shutil
 import statistics
 import tempfile
@@ -25,7 +24,6 @@ from typing import Any
 import numpy as np
 import soundfile as sf
 import soxr
-import torch
 
 import xycodec
 from xycodec.cli.tokenize import make_encoding
@@ -206,8 +204,8 @@ def report_local(args: argparse.Namespace, alone: list[Spent], made: list[Spent]
     def rate(runs: list[Spent], of: Callable[[Spent], float]) -> float:
         return audio / statistics.median(map(of, runs))
 
-    print(f"{args.clips} clips of {SECONDS:g} s, {args.model}, {args.threads} threads, torch {torch.__version__}, ")
-    print(f"medians of {args.rounds} rounds in turn, load {json.dumps(load_now())}\n")
+    print(f"{args.clips} clips of {SECONDS:g} s, {args.model}, {args.threads} threads, ")
+    print(f"medians of {args.rounds} rounds in turn\n")
     print("| | codec alone | tokenize | share |\n|---|---|---|---|")
     for name, of in (("clock", lambda one: one.clock), ("processor time", lambda one: one.processor)):
         mine, theirs = rate(made, of), rate(alone, of)
@@ -219,11 +217,6 @@ def report_local(args: argparse.Namespace, alone: list[Spent], made: list[Spent]
     print(f"| waiting for audio | {sum(one.waiting for one in times) / total:.1%} |")
     print(f"| writing | {sum(one.writing for one in times) / total:.1%} |")
     print(f"| reading and resampling, beside it | {sum(one.reading for one in times) / total:.1%} |")
-
-
-def load_now() -> list[float]:
-    """The load averages of this machine."""
-    return [float(part) for part in Path("/proc/loadavg").read_text().split()[:3]]
 
 
 if __name__ == "__main__":

@@ -11,15 +11,12 @@ a GPU; a missed one is only marked. Writes a codec and a language model to a tem
 import argparse
 import gc
 import json
-import os
-import platform
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import date
 from itertools import cycle, pairwise
 from pathlib import Path
 from statistics import median
@@ -28,7 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from speed import against, cpu_name, peak_memory, say, table
+from shared import against, cpu_name, peak_memory, say, table
 from xycodec.checkpoints.build import random_codec
 from xycodec.checkpoints.load import resolve_device
 from xycodec.checkpoints.save import save_codec
@@ -458,23 +455,18 @@ def measure_and_write(args: argparse.Namespace) -> None:
         torch.set_num_threads(args.threads)
     device = resolve_device(args.device)
     args.precision = args.precision or ("bf16" if device.type == "cuda" else "float32")
-    machine = {
-        "date": str(date.today()),
+    settings = {
         "device": device_name(device),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "load average": os.getloadavg()[0],
+        "threads": str(torch.get_num_threads()),
         "size": args.size,
         "precision": args.precision,
     }
-    say("# Speed of a training step: random weights, synthetic clips\n")
-    say(table(machine, [[str(value) for value in machine.values()]]))
+    say(table(settings, [list(settings.values())]))
     results = run(args, device, list(TARGETS) if args.stage == "both" else [args.stage])
     if args.json:
         numbers = [asdict(r) | {"audio_s_per_s": r.speed, "gflops": r.gflops, "peak_share": r.peak_share}
                    for r in results]  # fmt: skip
-        args.json.write_text(json.dumps(machine | {"stages": numbers}, indent=2) + "\n", encoding="utf-8")
+        args.json.write_text(json.dumps(settings | {"stages": numbers}, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> int:

@@ -12,7 +12,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speed import against, cpu_name, peak_memory, table
+from shared import against, peak_memory, table
 from xycodec.checkpoints.load import load_codec
 from xycodec.cli import bench
 from xycodec.models.xcodec.model import XCodec
@@ -170,7 +169,7 @@ def main() -> int:
     mixed = bench.mixed_batch(ours, clips=count, longest=longest)
     rows.append(compare(ours, theirs, mixed, f"{count} clips of 2 to {longest:g} s", 1))
     same = batch_equals_single(ours, mixed)
-    print(f"{cpu_name()}, {args.threads} threads, torch {torch.__version__}, {date.today()}\n")
+    print(f"{args.threads} threads\n")
     print(report(rows))
     print(f"A batch {'equals' if same else 'DIFFERS FROM'} its clips alone, code for code.")
     if args.json:
