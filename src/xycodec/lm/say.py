@@ -49,12 +49,12 @@ class Voice:
         require_codec(speaker, self.codec)
 
     def say(self, text: str, *, seed: int = 0) -> Said:
-        """Speak a text, sentence by sentence. Raises XycodecError where `Speaker.speak` does."""
+        """Speak a text, sentence by sentence, its numbers as words. Raises XycodecError where `Speaker.speak` does."""
         rate = self.codec.output_sample_rate
         pause = np.zeros(round(_PAUSE * rate), np.float32)
         parts: list[NDArray[np.float32]] = []
         capped = False
-        for number, sentence in enumerate(sentences(text)):
+        for number, sentence in enumerate(sentences(self.speaker.text.spelled(text))):
             spoken = self.speaker.speak(sentence, seed=seed + number)
             capped |= spoken.hit_cap
             audio = self.codec.decode(spoken.codes[None].to(self.codec.device)).audio[0]

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from xycodec.errors import XycodecError
 from xycodec.io.config import Config
 from xycodec.io.libraries import require_library
+from xycodec.lm.spelling import spell_out
 
 SPECIALS = ("<pad>", "<begin>", "<end>", "<speech>", "</speech>", "[S1]", "[S2]")
 """Symbols of every table: around a text and around speech; the last two say who of two speaks."""
@@ -26,7 +27,7 @@ class TextConfig(Config):
     """Lower-case characters; bytes of UTF-8, which know every text; phonemes of espeak (`xycodec[phonemes]`); or the
     tokens of a language model of Transformers, where it speaks."""
     language: str = "en-us"
-    """The language of phonemes, as espeak names it."""
+    """The language, as espeak names it: of phonemes; and English texts of characters have their numbers written out."""
     symbols: Annotated[tuple[str, ...], Field(max_length=65536)] | None = None
     """Symbols that the model knows; null: those of the training texts. Not for bytes and tokens."""
     tokenizer: str | None = None
@@ -130,6 +131,15 @@ class TextFrontEnd:
                 f"{''.join(self.config.symbols or ())!r}"
             )
         return [BEGIN, *(self._ids[symbol] for symbol in symbols), END]
+
+    def spelled(self, text: str) -> str:
+        """The text as a model of English letters reads it: `spell_out` between tags. For other models it is as it was."""
+        if self.config.kind != "characters" or not self.config.language.startswith("en"):
+            return text
+        parts = enumerate(_TAGS.split(text))
+        return " ".join(
+            f"[S{part}]" if number % 2 else spell_out(part.translate(_QUOTES), self._ids) for number, part in parts
+        ).strip()
 
     def known(self, text: str | None) -> list[int]:
         """Ids as `encode`'s, of a training text whose unknown symbols are left out; [] where nothing is left.
