@@ -133,7 +133,7 @@ class TextFrontEnd:
         return [BEGIN, *(self._ids[symbol] for symbol in symbols), END]
 
     def spelled(self, text: str) -> str:
-        """The text as a model of English letters reads it: `spell_out` between tags. For other models it is as it was."""
+        """The text as a model of English letters reads it: `spell_out` between tags. Others read it as it is."""
         if self.config.kind != "characters" or not self.config.language.startswith("en"):
             return text
         parts = enumerate(_TAGS.split(text))
