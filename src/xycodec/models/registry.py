@@ -27,7 +27,7 @@ MODELS = {
             DEFAULT,
             "bundled",
             (),
-            "the default: small, comes with the package; 7.4 h of speech in seven languages, 16 kHz output",
+            "the default: small, comes with the package; 7.4 h of speech in six languages, 16 kHz output",
         ),
         ModelInfo(
             "xy-tokenizer",
