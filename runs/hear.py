@@ -51,7 +51,7 @@ def main() -> None:
 
 def texts_of(cuts: str) -> list[str]:
     """The texts of cuts, in their order."""
-    return [cut.supervisions[0].text for cut in open_once([SourceConfig(path=cuts)]) if cut.supervisions[0].text]
+    return [cut.supervisions[0].text for cut in open_once([SourceConfig(path=cuts)]) if has_text(cut)]
 
 
 def drawn(items: Sequence[Item], most: int | None) -> list[Item]:

@@ -14,6 +14,11 @@ def reason_of(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def last_reason_of(error: BaseException) -> str:
+    """The last line of what a library's error says, where torch and safetensors tell the cause, or what it is."""
+    return (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
+
+
 def described(error: BaseException) -> str:
     """One line on an error of any kind: the message of one of ours, the type and the message of another."""
     return str(error) if isinstance(error, XycodecError) else " ".join(f"{type(error).__name__}: {error}".split())

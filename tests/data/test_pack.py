@@ -208,3 +208,10 @@ def test_the_command(tmp_path):
     assert ran.stderr.startswith(f"left out: 001.wav: '{tmp_path}/001.wav' cannot be read (No such file")
     assert ran.stderr.count("\n") == 1
     assert len(packed(tmp_path / "pack")) == 2
+
+
+@pytest.mark.parametrize(("rate", "kbps"), [(16_000, 300), (16_000, 5), (22_050, 16)])
+def test_what_opus_does_not_take_is_refused_before_anything_is_made(tmp_path, rate, kbps):
+    with pytest.raises(ConfigError, match="Opus takes 6 to 256 kbit/s at 16, 24 or 48 kHz"):
+        pack([], tmp_path / "packed", rate=rate, opus_kbps=kbps)
+    assert not list(tmp_path.iterdir())

@@ -6,9 +6,9 @@ import soundfile as sf
 import torch
 
 from xycodec.errors import XycodecError
-from xycodec.eval.corpus import open_corpora
+from xycodec.eval.corpus import open_corpora, safe_name
 from xycodec.eval.evaluate import evaluate
-from xycodec.eval.foreign import is_foreign, open_foreign
+from xycodec.eval.foreign import DecodedFolder, is_foreign, open_foreign
 from xycodec.io.audio import read_audio
 
 METRICS = ("si_sdr", "mel_distance")
@@ -165,7 +165,7 @@ class Empty:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("folder:nowhere", "folder:nowhere: there is no folder with files of audio"),
+        ("folder:nowhere", "nowhere: there is no folder with files of audio"),
         ("nowhere.py:C", "nowhere.py cannot be imported (FileNotFoundError: there is no such file)"),
         ("no_such_module_at_all:C", "no_such_module_at_all cannot be imported (ModuleNotFoundError"),
         ("json:Nothing", "json has no class Nothing"),
@@ -187,3 +187,8 @@ def test_two_files_of_one_clip_are_refused(tmp_path):
         sf.write(tmp_path / f"a.{suffix}", np.zeros(100), 16_000)
     with pytest.raises(XycodecError, match="are of one clip: leave one out"):
         open_foreign(f"folder:{tmp_path}")
+
+
+def test_a_folder_s_files_are_called_as_clips_are(tmp_path):
+    (tmp_path / "a b (1).wav").touch()
+    assert set(DecodedFolder(tmp_path).files) == {safe_name("a b (1).wav")}

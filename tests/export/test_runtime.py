@@ -168,3 +168,15 @@ def test_the_command_line_refuses_what_onnx_has_not(xycodec, pair, tmp_path):
     code, _, err = xycodec("encode", tmp_path / "a.wav", "--runtime", "onnx", "--model", folder, "--search", 4)
     assert code == 1
     assert "no search" in err
+
+
+def test_a_list_of_unequal_codes(pair):
+    codec, runtime, _ = pair
+    draw = np.random.default_rng(0)
+    parts = [draw.integers(0, codec.codebook_size, (codec.n_q, frames)) for frames in (3, 5)]
+    made = runtime.decode(parts)
+    for part, audio, length in zip(parts, made.audio, made.lengths, strict=True):
+        assert np.array_equal(audio[:length], runtime.decode(part).audio[0])
+    assert made.lengths[0] < made.lengths[1]
+    with pytest.raises(XycodecError, match="give a list of arrays"):
+        runtime.decode([[[1, 2], [3]], [[1], [2]]])

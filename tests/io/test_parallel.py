@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from xycodec.errors import XycodecError
-from xycodec.io.parallel import NOTES, Job, Outcome, note_settings, pending, plan_jobs, run_jobs, settings_of
+from xycodec.io.parallel import NOTES, Job, Notes, Outcome, pending, plan_jobs, run_jobs
 
 AUDIO = frozenset({".wav", ".flac"})
 
@@ -125,20 +125,30 @@ def test_codes_do_not_get_the_name_of_audio():
 
 
 def test_settings_are_noted_and_found_again(tmp_path):
-    target = str(tmp_path / "in" / "a.xyc")
-    assert settings_of(target) == {}
-    note_settings(target, {"overlap": 2.0})
-    assert settings_of(target) == {}  # there is no such result
+    target, path = str(tmp_path / "in" / "a.xyc"), tmp_path / "in" / NOTES
+    notes = Notes()
+    assert notes.settings_of(target) == {}
+    notes.note(target, {"overlap": 2.0})
+    assert notes.settings_of(target) == {}  # there is no such result
     Path(target).touch()
-    note_settings(target, {})
-    assert not (tmp_path / "in" / NOTES).exists()
-    note_settings(target, {"overlap": 2.0})
-    note_settings(target, {"overlap": 2.0})
-    assert settings_of(target) == {"overlap": 2.0}
-    assert len((tmp_path / "in" / NOTES).read_text().splitlines()) == 1
-    with open(tmp_path / "in" / NOTES, "a") as file:
-        file.write('{"result": "a.x')
-    assert settings_of(target) == {"overlap": 2.0}
+    notes.note(target, {})
+    assert not path.exists()
+    for _ in range(2):
+        notes.note(target, {"overlap": 2.0})
+        assert notes.settings_of(target) == Notes().settings_of(target) == {"overlap": 2.0}
+    assert len(path.read_text().splitlines()) == 1
+
+
+def test_lines_that_are_no_notes_lose_no_other(tmp_path):
+    target, other, path = str(tmp_path / "a.xyc"), str(tmp_path / "\udcff.xyc"), tmp_path / NOTES
+    for name in (target, other):
+        Path(name).touch()
+    Notes().note(target, {"overlap": 2.0})
+    with open(path, "a") as file:
+        file.write('3\n["a"]\n{"result": "a.x')
+    Notes().note(other, {"dtype": "bfloat16"})
+    assert Notes().settings_of(target) == {"overlap": 2.0}
+    assert Notes().settings_of(other) == {"dtype": "bfloat16"}
 
 
 def test_two_inputs_for_one_output(tmp_path):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from xycodec.errors import CheckpointError, XycodecError
+from xycodec.lm.say import sentences
 from xycodec.lm.text import BEGIN, END, SPECIALS, TextConfig, TextFrontEnd, collect_symbols
 
 FIRST = len(SPECIALS)
@@ -64,3 +65,9 @@ def test_without_phonemizer_its_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "phonemizer", None)
     with pytest.raises(CheckpointError, match=r"pip install 'xycodec\[phonemes\]'"):
         TextFrontEnd(TextConfig(kind="phonemes", symbols=("a",))).encode("a")
+
+
+def test_dots_alone_are_no_sentence():
+    assert sentences("He said: ... nothing.") == ["He said:", "nothing."]
+    with pytest.raises(XycodecError, match="the text is empty"):
+        sentences("... !")

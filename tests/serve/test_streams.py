@@ -14,6 +14,7 @@ from tests.serve.servers import RATE, metric, running, speech, tiny_codec, wait_
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from xycodec.errors import XycodecError
 from xycodec.models.longform import decode_long, encode_long
 from xycodec.models.windows import Windows
 from xycodec.serve.client import AsyncClient, Client, ServerError
@@ -246,3 +247,15 @@ def test_torch_tensors_are_blocks_too(url, codec):
     with Client(url) as client:
         codes = np.concatenate(list(client.stream_encode(audio.split(1000))), axis=1)
     assert codes.shape == (3, 13)
+
+
+def test_a_stream_that_is_refused_is_an_error_of_the_server():
+    with running(tiny_codec(), token="s3cret") as (url, _), Client(url, token="wrong") as client:
+        with pytest.raises(ServerError, match="the stream was refused") as told:
+            list(client.stream_encode([np.zeros(1600, np.float32)]))
+        assert told.value.status in (401, 403)
+
+
+def test_a_file_that_is_not_there_is_one_line(url):
+    with Client(url) as client, pytest.raises(XycodecError, match=r"missing\.wav"):
+        client.encode("missing.wav")

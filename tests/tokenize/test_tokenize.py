@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ from xycodec.io.tokens import write
 from xycodec.io.tokens.read import TokenStore
 from xycodec.tokenize import corpus, local, shard
 from xycodec.tokenize.corpus import tokenize_corpus
+from xycodec.tokenize.inputs.listing import list_items
 from xycodec.tokenize.inputs.manifests import cut_item
 from xycodec.tokenize.local import LocalEngine
 from xycodec.tokenize.shard import Encoding
@@ -578,3 +580,26 @@ def test_memory_files_are_files(codec):
     """Files in memory, which readers of tables give, are read as files are."""
     data = encoded(noise(0.4), 16_000, ".wav")
     assert alone(codec, io.BytesIO(data))[1] == 6400
+
+
+def test_an_id_of_zero_is_an_id(files, tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"audio": str(files[0]), "id": 0}))
+    assert [item.id for item in list_items([str(tmp_path / "rows.jsonl")])] == ["0"]
+
+
+def test_a_path_that_is_no_text_is_a_failure_of_that_file(tokenize, files, tmp_path):
+    folder = tmp_path / "audio"
+    folder.mkdir()
+    for name in (b"good.flac", b"bad\xff.flac"):
+        (folder / os.fsdecode(name)).write_bytes(files[0].read_bytes())
+    assert tokenize(folder)[0] == 1
+    store = TokenStore(tmp_path / "store")
+    assert [clip.id for clip in store] == ["good.flac"]
+    ((row),) = store.failures()
+    assert "not text in UTF-8" in row["error"]
+
+
+def test_a_key_of_a_tar_may_hold_dots(files, tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        tar.add(files[0], "a.en.flac")
+    assert [item.id for item in list_items([str(tmp_path / "x.tar")])] == ["x/a.en"]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xycodec.checkpoints.training import read_entries
-from xycodec.errors import CheckpointError
+from xycodec.errors import CheckpointError, last_reason_of
 from xycodec.io.rate import SPEECH_RATE
 from xycodec.models.base import Codec
 from xycodec.models.xcodec.convert import fold_weight_norms
@@ -203,7 +203,7 @@ def load_bigcodec(path: Path, name: str) -> BigCodec:
         for part, state in zip(parts[:3], states, strict=True):
             part.load_state_dict(state)
     except (KeyError, IndexError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
+        reason = last_reason_of(error)
         raise CheckpointError(f"{path}: not a whole BigCodec checkpoint ({reason})") from None
     return BigCodec(name, *parts).requires_grad_(False).eval()
 

@@ -20,7 +20,7 @@ from xycodec.checkpoints.training import (
     trained_weights,
 )
 from xycodec.checkpoints.weights import load_tensors
-from xycodec.errors import CheckpointError
+from xycodec.errors import CheckpointError, last_reason_of
 from xycodec.io.config import parse_config
 from xycodec.io.hub import fetch
 from xycodec.models.presets import NAMED_CONFIGS, CodecConfig
@@ -201,6 +201,6 @@ def _load_trained(path: Path) -> OwnCodec:
     try:
         codec.load_state_dict(state, assign=True)
     except RuntimeError as error:
-        raise CheckpointError(f"{path}: does not fit its own configuration ({str(error).splitlines()[-1]})") from None
+        raise CheckpointError(f"{path}: does not fit its own configuration ({last_reason_of(error)})") from None
     codec.fold_weight_norm()
     return codec.requires_grad_(False).eval()

@@ -14,7 +14,7 @@ import yaml
 from torch import Tensor
 
 from xycodec.checkpoints.weights import damaged, load_tensors, read_safetensors
-from xycodec.errors import CheckpointError
+from xycodec.errors import CheckpointError, reason_of
 
 CHECKPOINT_FORMAT = 1  # of training checkpoints
 CHECKPOINTS = "checkpoints"  # where a run keeps them
@@ -136,7 +136,7 @@ def read_mapping(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     try:
         data = parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+        raise CheckpointError(f"{path}: cannot be read ({reason_of(error)})") from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{path}: expected a mapping of settings")
     return data

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from xycodec.errors import CheckpointError
+from xycodec.errors import CheckpointError, reason_of
 
 MB = 1_000_000
 _CHECKSUM = "crc32"
@@ -88,7 +88,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def damaged(path: Path, error: Exception) -> str:
     """Error message for a damaged file of weights: its path and the reason, in one line."""
-    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    reason = reason_of(error)[:200]
     return f"{path}: damaged or not a checkpoint ({reason})"
 
 

@@ -184,7 +184,7 @@ def measure(
 
     `repeats`: calls of which the fastest counts, after one to warm up. `peak`: GFLOP/s to compare with
     (default: `matmul_peak` in float32 on the codec's device). Raises XycodecError on a length that is not
-    above 0 or exceeds the codec's window.
+    above 0, or infinite.
     """
     limit = peak or matmul_peak(device=codec.device)
     for length in seconds:

@@ -148,7 +148,7 @@ def roundtrip(
 
 def _untold(dtype: Precision, **settings: Any) -> dict[str, Any]:
     """Settings that neither codes nor audio tell, but for the defaults."""
-    found = {key: value for key, value in settings.items() if value not in (None, False)}
+    found = {key: value for key, value in settings.items() if value is not None and value is not False}
     return found if dtype is Precision.float32 else found | {"dtype": dtype.value}
 
 

@@ -9,7 +9,7 @@ from xycodec.cli.terminal import error_console, print_error, print_note, print_o
 from xycodec.errors import XycodecError
 
 if TYPE_CHECKING:
-    from xycodec.io.parallel import Job, Work
+    from xycodec.io.parallel import Job, Notes, Work
 
 
 def run_all(
@@ -35,7 +35,8 @@ def run_all(
     todo, existing = parallel.pending(plan, overwrite)
     if len(plan) == 1 and existing:
         raise XycodecError(f"{plan[0].target} exists already: pass --overwrite to replace it")
-    others = [(job, reason) for job in existing if (reason := _made_otherwise(job, untold, differs))]
+    notes = parallel.Notes()
+    others = [(job, reason) for job in existing if (reason := _made_otherwise(job, notes, untold, differs))]
     for job, reason in others[:_MOST_TOLD]:
         print_error(f"{job.target}: {reason}: pass --overwrite to replace it, or choose another output")
     if len(others) > _MOST_TOLD:
@@ -51,7 +52,7 @@ def run_all(
             failed += outcome.error is not None
             if outcome.result:
                 seconds += outcome.result.seconds
-                parallel.note_settings(outcome.job.target, untold)
+                notes.note(outcome.job.target, untold)
                 for remark in outcome.result.remarks:
                     print_note(remark)
             print_outcome(outcome, console, quiet or (len(plan) > 20), as_json)
@@ -68,10 +69,10 @@ def run_all(
 _MOST_TOLD = 5  # results of other settings that are named
 
 
-def _made_otherwise(job: "Job", untold: dict[str, Any], differs: "Callable[[Job], str | None]") -> str | None:
-    from xycodec.io.parallel import settings_of
-
-    noted = settings_of(job.target)
+def _made_otherwise(
+    job: "Job", notes: "Notes", untold: dict[str, Any], differs: "Callable[[Job], str | None]"
+) -> str | None:
+    noted = notes.settings_of(job.target)
     if noted != untold:
         was, now = (", ".join(f"{key} {value}" for key, value in one.items()) or "none" for one in (noted, untold))
         return f"made with other settings (then {was}, now {now})"

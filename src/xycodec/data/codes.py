@@ -124,7 +124,8 @@ class StoreCatalogue:
         )
 
     def _companion(self, number: int, speaker: Any, generator: Generator) -> Tensor | None:
-        others = [other for other in self._speakers.get(speaker, ()) if other != number]
+        found = self._speakers.get(speaker, ()) if isinstance(speaker, str) else ()
+        others = [other for other in found if other != number]
         if not others:
             return None
         chosen = others[int(generator.integers(len(others)))]

@@ -31,6 +31,7 @@ from xycodec.io.rate import SPEECH_RATE
 
 MANIFEST = "cuts.jsonl.gz"
 PART_SECONDS = 30_000  # of a WAV file: 0.96 GB at 16 kHz
+_OPUS_RATES = (16_000, 24_000, 48_000)
 _AHEAD = 4  # clips per process that are decoded before they are asked for
 
 
@@ -78,11 +79,13 @@ def pack(
         advance: called after each cut with its seconds.
 
     Raises:
-        ConfigError: `folder` exists or cannot be written, `rate` is below 16 kHz, a manifest is not valid, or no
-            clip is left.
+        ConfigError: `folder` exists or cannot be written, `rate` is below 16 kHz, Opus does not take
+            `rate` or `opus_kbps`, a manifest is not valid, or no clip is left.
     """
     if rate < SPEECH_RATE:
         raise ConfigError(f"{rate} Hz is below the {SPEECH_RATE} Hz that codecs read: choose a higher rate")
+    if opus_kbps is not None and not (6 <= opus_kbps <= 256 and rate in _OPUS_RATES):
+        raise ConfigError(f"Opus takes 6 to 256 kbit/s at 16, 24 or 48 kHz, not {opus_kbps:g} at {rate} Hz")
     target = folder.resolve()
     try:
         with new_folder(target, ConfigError) as made:

@@ -151,6 +151,22 @@ def _item(cut: Cut, corpus: str) -> Item:
     )
 
 
+def clip_files(folder: Path) -> dict[str, Path]:
+    """The audio files below a folder by the name that their clip has in a corpus: the path without suffix, made safe.
+
+    Raises ConfigError if there are none, or two of one clip.
+    """
+    files: dict[str, Path] = {}
+    for file in audio_files(folder) if folder.is_dir() else ():
+        name = safe_name(file.relative_to(folder).as_posix())
+        if name in files:
+            raise ConfigError(f"{folder}: {files[name].name} and {file.name} are of one clip: leave one out")
+        files[name] = file
+    if not files:
+        raise ConfigError(f"{folder}: there is no folder with files of audio: check the path")
+    return files
+
+
 def safe_name(name: str) -> str:
     """Turn a clip's name into a plain relative path that cannot lead out of its folder."""
     path = PurePosixPath(name)

@@ -181,7 +181,7 @@ def _claim(folder: Path, items: Sequence[Item], judges: Sequence[Judge], about: 
     path = folder / SETTINGS
     known = read_record(path) if path.exists() else wanted
     for what in ("clips", "protocol"):
-        if known[what] != wanted[what]:
+        if known.get(what) != wanted[what]:
             raise XycodecError(f"{folder}: holds an evaluation with other {what}: choose another folder")
     claim_judges(folder, known["judges"], judges)
     for name, found in about.items():

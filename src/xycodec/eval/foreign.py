@@ -30,7 +30,8 @@ import numpy as np
 import soxr
 
 from xycodec.errors import XycodecError, described
-from xycodec.io.audio import Samples, audio_files, ignore, read_audio, write_audio
+from xycodec.eval.corpus import clip_files
+from xycodec.io.audio import Samples, ignore, read_audio, write_audio
 from xycodec.io.digests import digest_of, file_digest
 from xycodec.io.files import os_error_line
 from xycodec.io.journal import Journal
@@ -117,14 +118,7 @@ class DecodedFolder(Foreign):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.files: dict[str, Path] = {}
-        for file in audio_files(path) if path.is_dir() else ():
-            name = file.relative_to(path).with_suffix("").as_posix()
-            if name in self.files:
-                raise XycodecError(f"{path}: {self.files[name].name} and {file.name} are of one clip: leave one out")
-            self.files[name] = file
-        if not self.files:
-            raise XycodecError(f"{FOLDER}{path}: there is no folder with files of audio")
+        self.files = clip_files(path)
 
     def about(self) -> dict[str, Any]:
         """Weights are the content of all files."""

@@ -36,7 +36,6 @@ def twin(module: nn.Module) -> nn.Module:
 class LogMelProducts(nn.Module):
     """`LogMel` whose Fourier transform is a matrix product."""
 
-    window: Tensor
     basis: Tensor
     filters: Tensor
 

@@ -122,14 +122,14 @@ class OnnxCodec(CodecFacts):
         """Turn codes of the first k <= n_q layers, of any length, into audio.
 
         `codes`: what `encode` gave, which decodes to as many samples as went in; or (k, L) or (B, k, L) of an integer
-        type, which decode to whole frames. Raises XycodecError on others and on codes out of range.
+        type or a list of such arrays, which decode to whole frames. Raises XycodecError on others and on codes out of
+        range.
         """
         if isinstance(codes, Encoded):
             items = [item[:, :n] for item, n in zip(codes.codes, codes.lengths, strict=True)]
             samples: list[int | None] = [int(n) for n in codes.num_samples]
         else:
-            array = np.asarray(codes)
-            items = list(array) if array.ndim == 3 else [array]
+            items = _clips_of(codes)
             samples = [None] * len(items)
         clips = [_join([*self.decode_blocks(item, None, n), _NOTHING]) for item, n in zip(items, samples, strict=True)]
         lengths = [len(clip) for clip in clips]
@@ -233,6 +233,16 @@ def _samples(clip: Any) -> Samples:
     if not np.isfinite(samples).all():
         raise AudioError("the clip holds NaN or Inf, or what is too large for float32")
     return samples
+
+
+def _clips_of(codes: Any) -> list[NDArray[Any]]:
+    """Each clip's codes, of one array or a list of arrays."""
+    arrays = isinstance(codes, list | tuple) and all(isinstance(part, np.ndarray) for part in codes)
+    try:
+        parts = list(codes) if arrays else [np.asarray(codes)]
+    except ValueError:  # numbers nested in lists of unequal lengths
+        raise XycodecError("codes of unequal lengths: give a list of arrays (k, L), one for each clip") from None
+    return [item for part in parts for item in (part if part.ndim == 3 else [part])]
 
 
 def _session(path: Path, about: About, threads: int | None) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 from xycodec.checkpoints.build import OwnCodec
 from xycodec.errors import CheckpointError, reason_of
 from xycodec.export.graphs import export_onnx
-from xycodec.export.layout import About
+from xycodec.export.layout import ENCODER, About
 from xycodec.io.files import new_folder
 
 RUNTIME = "onnxruntime-web@1.22.0"
@@ -26,7 +26,8 @@ def export_web(codec: OwnCodec, folder: str | Path, *, overwrite: bool = False) 
     cannot fetch, and as `export_onnx` does.
     """
     target = Path(folder)
-    with new_folder(target, CheckpointError, replace=overwrite and (target / "index.html").is_file()) as made:
+    is_page = (target / "index.html").is_file() and (target / "model" / ENCODER).is_file()
+    with new_folder(target, CheckpointError, replace=overwrite and is_page) as made:
         _fetch_runtime(made / "runtime")
         shutil.copytree(_PAGE, made, dirs_exist_ok=True)
         return export_onnx(codec, made / "model")

@@ -85,6 +85,11 @@ def is_scratch(path: Path) -> bool:
     return path.name.startswith(".") and path.with_suffix("").suffix == ".tmp"
 
 
+def lines_of(text: str) -> list[str]:
+    """The lines of a file's text, without their ends; what else Unicode breaks lines at stays inside them."""
+    return text.removesuffix("\n").split("\n") if text else []
+
+
 def open_input(path: FilePath, error: type[XycodecError]) -> BinaryIO:
     """Open a file to read its bytes; raise `error`, in one line, if that is not possible."""
     if not isinstance(path, (str, os.PathLike)):

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from itertools import takewhile
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from xycodec.errors import XycodecError
 from xycodec.io.audio import is_hidden
+from xycodec.io.files import lines_of
 from xycodec.io.progress import Advance, unwatched
 
 
@@ -247,26 +248,47 @@ NOTES = ".xycodec.jsonl"
 """The file in a folder of results that keeps the settings which the results themselves do not tell."""
 
 
-def settings_of(target: str) -> dict[str, Any]:
-    """The settings noted of a result; empty where there are none, as of results made with the defaults."""
-    path, found = Path(target), dict[str, Any]()
+class Notes:
+    """The settings noted of results; each folder's file is read once."""
+
+    def __init__(self) -> None:
+        self._known: dict[Path, dict[str, dict[str, Any]]] = {}
+
+    def settings_of(self, target: str) -> dict[str, Any]:
+        """The settings noted of a result; empty where there are none, as of results made with the defaults."""
+        return self._of_folder(Path(target).parent).get(Path(target).name, {})
+
+    def note(self, target: str, settings: dict[str, Any]) -> None:
+        """Note what a result was made with, unless that is noted already or it is the defaults."""
+        if target == "-" or not os.path.exists(target) or settings == self.settings_of(target):
+            return
+        folder, name = Path(target).parent, Path(target).name
+        with open(folder / NOTES, "a+b") as file:
+            if file.tell() and _last_byte(file) != b"\n":  # a line that an interrupted run did not finish
+                file.write(b"\n")
+            row = json.dumps({"result": name, "settings": settings}, ensure_ascii=False)
+            file.write(row.encode(errors="surrogateescape") + b"\n")
+        self._of_folder(folder)[name] = settings
+
+    def _of_folder(self, folder: Path) -> dict[str, dict[str, Any]]:
+        if folder not in self._known:
+            self._known[folder] = dict(_noted(folder / NOTES))
+        return self._known[folder]
+
+
+def _noted(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
-        lines = (path.parent / NOTES).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        lines = lines_of(path.read_text(encoding="utf-8", errors="surrogateescape"))
     except OSError:
-        return found
+        return
     for line in lines:
         try:
             row = json.loads(line)
-        except ValueError:  # a line that an interrupted run did not finish
+            yield row["result"], row["settings"]
+        except (ValueError, TypeError, KeyError):  # a line that an interrupted run did not finish, or none of ours
             continue
-        if row.get("result") == path.name:
-            found = row["settings"]
-    return found
 
 
-def note_settings(target: str, settings: dict[str, Any]) -> None:
-    """Note what a result was made with, unless that is noted already or it is the defaults."""
-    if target == "-" or not os.path.exists(target) or settings == settings_of(target):
-        return
-    with open(Path(target).parent / NOTES, "a", encoding="utf-8", errors="surrogateescape") as file:
-        file.write(json.dumps({"result": Path(target).name, "settings": settings}, ensure_ascii=False) + "\n")
+def _last_byte(file: BinaryIO) -> bytes:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1)

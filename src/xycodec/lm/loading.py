@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from xycodec.checkpoints.load import resolve_device
 from xycodec.checkpoints.training import EXPORT_FILE, checkpoints, read_checkpoint, trained_weights
-from xycodec.errors import CheckpointError
+from xycodec.errors import CheckpointError, last_reason_of
 from xycodec.io.config import Config, parse_config
 from xycodec.lm.delay import DelayConfig, DelayNetwork, DelaySpeaker
 from xycodec.lm.gpt import GPT, Composer, GPTConfig
@@ -99,6 +99,6 @@ def _filled(network: NetworkT, weights: Mapping[str, Tensor], path: Path) -> Net
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
+        reason = last_reason_of(error)
         raise CheckpointError(f"{path}: does not fit its own configuration ({reason})") from None
     return network.requires_grad_(False).eval()

@@ -74,7 +74,7 @@ def require_codec(speaker: Speaker, codec: Codec) -> None:
 
 def sentences(text: str) -> list[str]:
     """Cut a text into sentences, and long ones into clauses. Raises XycodecError if it is empty."""
-    found = [part for part in _SENTENCE.split(text.strip()) if part.strip()]
+    found = [part for part in _SENTENCE.split(text.strip()) if any(map(str.isalnum, part))]
     if not found:
         raise XycodecError("the text is empty: give some words to say")
     return [piece for part in found for piece in _clauses(part)]

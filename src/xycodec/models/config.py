@@ -1,4 +1,4 @@
-"""Configuration that both models are made of."""
+"""Configuration that models are made of."""
 
 from typing import Annotated, Literal
 

@@ -51,13 +51,16 @@ def measure_receptive_field(
     generator = torch.Generator().manual_seed(seed)
     changed = torch.zeros(frames, dtype=torch.bool)
     for _ in range(_TRIES):
-        changed |= (_changed_codes if part == "encode" else _changed_audio)(codec, frames, tolerance, generator)
+        if part == "encode":
+            changed |= _changed_codes(codec, frames, generator)
+        else:
+            changed |= _changed_audio(codec, frames, tolerance, generator)
     middle, felt = frames // 2, changed.nonzero().flatten().tolist()
     # What comes after the change hears it to its left.
     return ReceptiveField(max([0, *(f - middle for f in felt)]), max([0, *(middle - f for f in felt)]), frames)
 
 
-def _changed_codes(codec: Codec, frames: int, tolerance: float, generator: torch.Generator) -> Tensor:
+def _changed_codes(codec: Codec, frames: int, generator: torch.Generator) -> Tensor:
     """(frames,) bool: frames whose codes change with the samples of the middle one."""
     hop, middle = codec.hop_length, frames // 2
     audio = torch.randn(2, frames * hop, generator=generator) * 0.1

@@ -13,11 +13,11 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 from websockets.asyncio.client import connect as connect_async
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.sync.client import connect as connect_sync
 
 from xycodec.errors import XycodecError
-from xycodec.io.files import FilePath
+from xycodec.io.files import FilePath, open_input
 from xycodec.io.xyc import CodecFile
 from xycodec.serve.settings import PORT
 
@@ -81,7 +81,10 @@ class _Shared:
 def _file(content: Content) -> bytes:
     if isinstance(content, bytes):
         return content
-    return Path(content).read_bytes() if isinstance(content, (str, os.PathLike)) else content.read()
+    if not isinstance(content, (str, os.PathLike)):
+        return content.read()
+    with open_input(Path(content), XycodecError) as file:
+        return file.read()
 
 
 def _form(path: str, field: str, content: bytes, accept: str, **fields: Any) -> _Asked:
@@ -120,6 +123,11 @@ def _checked(response: httpx.Response) -> httpx.Response:
 
 def _unreachable(url: str, error: Exception) -> ServerError:
     return ServerError(0, f"{url}: no answer ({type(error).__name__}: {error}): is the server running?")
+
+
+def _refused(url: str, error: InvalidStatus) -> ServerError:
+    answer = error.response
+    return ServerError(answer.status_code, f"{url}: the stream was refused ({answer.reason_phrase})")
 
 
 def _closed(url: str, error: ConnectionClosed) -> ServerError:
@@ -253,7 +261,9 @@ class Client(_Shared):
                         yield data
         except ConnectionClosed as error:
             raise _closed(self.url, error) from None
-        except OSError as error:
+        except InvalidStatus as error:
+            raise _refused(self.url, error) from None
+        except (OSError, WebSocketException) as error:
             raise _unreachable(self.url, error) from None
 
     @staticmethod
@@ -359,5 +369,7 @@ class AsyncClient(_Shared):
                     await asyncio.gather(sending, return_exceptions=True)
         except ConnectionClosed as error:
             raise _closed(self.url, error) from None
-        except OSError as error:
+        except InvalidStatus as error:
+            raise _refused(self.url, error) from None
+        except (OSError, WebSocketException) as error:
             raise _unreachable(self.url, error) from None

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from xycodec.errors import StoreError
+from xycodec.errors import StoreError, reason_of
+from xycodec.io.files import atomic_path
 from xycodec.io.tokens.read import TokenStore
 
 _BPE_TOKENS, _BPE_MERGES = 1_000_000, 4096
@@ -164,7 +165,7 @@ def _bpe_ratio(codes: Sequence[NDArray[np.int64]], size: int) -> float | None:
 
 
 def draw_stats(stats: TokenStats, path: Path) -> None:
-    """Draw how often codes are used, most used first, and the bits of each codebook, as a picture."""
+    """Draw how often codes are used, most used first, and each codebook's bits, as a picture. Raises StoreError."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4), layout="constrained")
@@ -180,4 +181,8 @@ def draw_stats(stats: TokenStats, path: Path) -> None:
     right.bar(places + 0.3, lower, 0.3, label="given the codebook below")
     right.set(xlabel="codebook", ylabel="bits a code", xticks=places, xticklabels=[str(place + 1) for place in places])
     right.legend(fontsize="small")
-    figure.savefig(path)
+    with atomic_path(path, StoreError) as scratch:
+        try:
+            figure.savefig(scratch)
+        except ValueError as error:
+            raise StoreError(f"{path}: no picture ({reason_of(error)}): name a .png, .svg or .pdf") from None

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.optim import Optimizer
 
 from xycodec.checkpoints.training import CHECKPOINT_FORMAT, CHECKPOINTS, checkpoints, read_checkpoint
-from xycodec.errors import CheckpointError
+from xycodec.errors import CheckpointError, reason_of
 from xycodec.io.files import atomic_path
 
 BEST = "best.pt"
@@ -133,7 +133,7 @@ def save_state(run: Path, state: RunState, keep: int, best: bool) -> Path:
                 _replace(folder / BEST, scratch)
     # torch reports a full disk as a RuntimeError of its archive writer.
     except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        reason = getattr(error, "strerror", None) or reason_of(error)
         last = checkpoints(run)
         kept = f"; the run can resume from {last[-1]}" if last else ""
         raise CheckpointError(f"{target} cannot be written ({reason}): free some space{kept}") from None

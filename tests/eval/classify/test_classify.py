@@ -426,3 +426,23 @@ def test_published_values_stand_beside_and_are_marked(xycodec, tmp_path):
     assert "published: X-Codec, accuracy" in out
     assert "35.20" in out
     assert err.count("note: published values") == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "complaint"),
+    [
+        ([{"audio": "a.wav", "labels": [], "fold": 1}], "no clip has a label"),
+        ([{"audio": "a.wav", "label": "x", "fold": 1}, {"audio": "b.wav", "labels": ["x"], "fold": 1}], "other keys"),
+    ],
+)
+def test_labels_that_say_nothing_are_refused(tmp_path, rows, complaint):
+    path = tmp_path / "clips.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ConfigError, match=complaint):
+        read_clips(path)
+
+
+def test_a_null_is_as_if_it_were_not_there(tmp_path):
+    path = tmp_path / "clips.jsonl"
+    path.write_text(json.dumps({"audio": "a.wav", "label": "x", "labels": None, "fold": 1, "split": None}))
+    assert not read_clips(path).several

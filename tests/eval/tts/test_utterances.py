@@ -99,3 +99,9 @@ def test_parts_of_recordings_are_refused(tmp_path):
         select_utterances([part], "x")
     with pytest.raises(ConfigError, match="no-such: there is no such file"):
         open_utterances("no-such")
+
+
+def test_a_text_keeps_other_ends_of_lines(tmp_path):
+    row = {**GOOD, "text": "a\u2028b\x85c"}
+    (tmp_path / "list.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert [one.text for one in read_utterances(tmp_path / "list.jsonl")] == [row["text"]]

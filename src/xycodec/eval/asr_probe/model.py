@@ -53,8 +53,8 @@ def augmented(features: Tensor) -> Tensor:
     """SpecAugment (Park et al. 2019) of features (L, width) as SUPERB has it: a time warp, then holes of zeros."""
     frames, width = features.shape
     hidden = _stretches(frames, TIME_MASKS, TIME_WIDTH)[:, None]
-    narrowest = max(1, min(FEATURE_WIDTH, width * FEATURE_WIDTH // FEATURES))
-    hidden = hidden | _stretches(width, FEATURE_MASKS, narrowest)
+    widest = max(1, min(FEATURE_WIDTH, width * FEATURE_WIDTH // FEATURES))
+    hidden = hidden | _stretches(width, FEATURE_MASKS, widest)
     return _warped(features).masked_fill(hidden.to(features.device, non_blocking=True), 0.0)
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 from torch.nn.utils.rnn import pad_sequence
 
-from xycodec.errors import XycodecError
+from xycodec.errors import XycodecError, reason_of
 from xycodec.eval.asr_probe.data import Features, Spoken
 from xycodec.eval.asr_probe.model import Probe, alphabet_of, augmented
 from xycodec.eval.metrics.wer import character_errors, word_error_rate
@@ -270,9 +270,9 @@ def read_state(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise XycodecError(f"{path}: damaged ({str(error).splitlines()[0]}): {OTHER}") from error
+        raise XycodecError(f"{path}: damaged ({reason_of(error)}): {OTHER}") from error
     for name, value in settings.items():
-        if state["settings"][name] != value:
+        if state["settings"].get(name) != value:
             what = _NAMES.get(name, name)
             raise XycodecError(f"{folder}: holds a probe with another {what}: use its own, or {OTHER}")
     return state

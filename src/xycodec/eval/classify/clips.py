@@ -61,13 +61,15 @@ def read_clips(path: Path) -> LabelledSet:
             if not isinstance(row, dict):
                 raise ConfigError(f"{where}: not an object of JSON: write one a line")
             clips.append(_clip_of(row, path.parent, where))
-            kinds.add(("labels" in row, "fold" in row))
+            kinds.add((row.get("labels") is not None, row.get("fold") is not None))
             if len(kinds) > 1:
                 raise ConfigError(
                     f"{where}: has other keys than the lines before: label or labels, split or fold in all"
                 )
     if not clips:
         raise ConfigError(f"{path}: holds no clip: write one object of JSON a line")
+    if not any(clip.labels for clip in clips):
+        raise ConfigError(f"{path}: no clip has a label: give some")
     ((several, _),) = kinds
     return LabelledSet(tuple(clips), several)
 

@@ -142,6 +142,8 @@ def run_classify(
     labelled = embedded.labelled
     write_clips(folder / CLIPS, labelled)
     runs, classes = plan_runs(labelled.clips, task.valid_share), labelled.classes
+    if not classes:
+        raise ConfigError(f"{dataset}: no clip that can be read has a label")
     if config.select == "best" and not all(len(run.valid) for run in runs):
         raise ConfigError(f"{dataset}: has no clips to choose an epoch on: leave select at last, or give valid clips")
     truth = truth_of([clip.labels for clip in labelled.clips], classes)
@@ -166,7 +168,10 @@ def run_classify(
         tap=None if features.tap is None else tap,
         pooling=pooling,
         metric=task.metric,
-        scores={name: _mean([fold.values[name] for fold in folds]) for name in folds[0].values},
+        scores={
+            name: _mean([fold.values[name] for fold in folds if name in fold.values])
+            for name in dict.fromkeys(name for fold in folds for name in fold.values)
+        },
         folds=folds,
         classes=len(classes),
         chance=100 * float(known[tested].mean(axis=0).max()),

@@ -97,6 +97,8 @@ def evaluate_generation(
 def _claim(folder: Path, embedders: Sequence[Embedder]) -> None:
     path = folder / SETTINGS
     known = read_record(path) if path.exists() else {"embedders": {}}
+    if "embedders" not in known:
+        raise XycodecError(f"{folder}: holds an evaluation of another kind: choose another folder")
     for embedder in embedders:
         told = [embedder.weights, embedder.about]
         if known["embedders"].setdefault(embedder.name, told) != told:

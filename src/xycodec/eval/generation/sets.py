@@ -10,28 +10,22 @@ from typing import Any
 import numpy as np
 
 from xycodec.errors import AudioError, ConfigError
+from xycodec.eval.corpus import clip_files, safe_name
 from xycodec.eval.generation.embedders.base import EMBEDDING, Embedder, Vectors
-from xycodec.io.audio import audio_files, audio_info, ignore, read_audio
+from xycodec.io.audio import audio_info, ignore, read_audio
 from xycodec.io.digests import digest_of, file_digest
-from xycodec.io.files import os_error_line, write_whole
+from xycodec.io.files import lines_of, os_error_line, write_whole
 from xycodec.io.journal import Journal
 
 RESAMPLER = "soxr HQ, channels averaged first"
 
 
 class AudioSet:
-    """The audio files below a folder, by their path without suffix. Raises ConfigError if there are none."""
+    """The audio files below a folder, by clip (`clip_files`). Raises ConfigError if there are none."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.files: dict[str, Path] = {}
-        for file in audio_files(folder) if folder.is_dir() else ():
-            name = file.relative_to(folder).with_suffix("").as_posix()
-            if name in self.files:
-                raise ConfigError(f"{folder}: {self.files[name].name} and {file.name} are of one clip: leave one out")
-            self.files[name] = file
-        if not self.files:
-            raise ConfigError(f"{folder}: there is no folder with files of audio: check the path")
+        self.files = clip_files(folder)
 
     @cached_property
     def digests(self) -> dict[str, str]:
@@ -117,7 +111,7 @@ def read_captions(path: Path) -> dict[str, str]:
     """Captions by clip, of JSON lines with `id` and `caption`. Raises ConfigError with `file:line`."""
     captions: dict[str, str] = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = lines_of(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(os_error_line(str(path), "read", error)) from error
     for number, line in enumerate(lines, 1):
@@ -130,5 +124,5 @@ def read_captions(path: Path) -> dict[str, str]:
             raise ConfigError(f'{path}:{number}: a row is {{"id": "clip", "caption": "what is heard"}}')
         if clip in captions:
             raise ConfigError(f"{path}:{number}: {clip} has a caption already: one caption a clip")
-        captions[clip] = caption
+        captions[safe_name(clip)] = caption
     return captions

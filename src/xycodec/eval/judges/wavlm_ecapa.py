@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xycodec.checkpoints.load import resolve_device
-from xycodec.errors import CheckpointError, reason_of
+from xycodec.errors import CheckpointError, last_reason_of, reason_of
 from xycodec.eval.judges.sources import need, samples_for
 
 State = dict[str, Tensor]
@@ -199,7 +199,7 @@ def _load(path: Path) -> _Model:
     except KeyError as error:
         raise CheckpointError(f"{path}: not UniSpeech's WavLM with ECAPA-TDNN, it lacks {error.args[0]}") from None
     except (RuntimeError, IndexError, ValueError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()[:200]
+        reason = last_reason_of(error)[:200]
         raise CheckpointError(f"{path}: not UniSpeech's WavLM with ECAPA-TDNN ({reason})") from None
     return model
 

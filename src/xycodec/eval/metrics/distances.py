@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from xycodec.errors import AudioError
 from xycodec.io.audio import Samples
+from xycodec.io.reader import regrouped
 from xycodec.losses.mel import MultiScaleMel
 from xycodec.nn.mel import magnitudes, mel_filterbank
 
@@ -145,25 +146,9 @@ def paired(decoded: Iterable[Samples], original: Iterable[Samples], size: int) -
     Raises AudioError if either stream is empty.
     """
     empty = True
-    for left, right in zip(_regroup(decoded, size), _regroup(original, size), strict=False):
+    for left, right in zip(regrouped(decoded, size), regrouped(original, size), strict=False):
         length = min(len(left), len(right))
         yield left[:length], right[:length]
         empty = False
     if empty:
         raise AudioError("nothing to compare: one of the two has no samples")
-
-
-def _regroup(blocks: Iterable[Samples], size: int) -> Iterator[Samples]:
-    """Cut consecutive blocks anew into blocks of `size` samples, the last one shorter."""
-    held: list[Samples] = []
-    count = 0
-    for block in blocks:
-        held.append(block)
-        count += len(block)
-        if count >= size:
-            joined = np.concatenate(held)
-            for start in range(0, count - count % size, size):
-                yield joined[start : start + size]
-            held, count = [joined[count - count % size :]], count % size
-    if count:
-        yield np.concatenate(held)

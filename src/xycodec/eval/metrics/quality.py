@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import soxr
 
-from xycodec.errors import AudioError, XycodecError
+from xycodec.errors import AudioError, XycodecError, reason_of
 from xycodec.eval.metrics.distances import (
     MOST_DB,
     SHORTEST_DAC,
@@ -252,6 +252,8 @@ def _pesq(decoded: Samples, original: Samples, band: Literal["wb", "nb"]) -> flo
         return float(pesq.pesq(rate, original, decoded, band))
     except pesq.NoUtterancesError:
         return "no speech found"
+    except pesq.PesqError as error:
+        return f"not computed: {reason_of(error)}"
     except ValueError:  # a NaN: in float32, its energy beside the original's is 0
         return _DECODED_TO_SILENCE
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
+from xycodec.errors import AudioError
 from xycodec.eval.judges.base import Judge
 from xycodec.eval.record import known_scores, only_asked
 from xycodec.eval.results import METRICS, ClipResult, CodecResult, Scores, Section, pooled
@@ -41,11 +42,18 @@ def _results(
     for clip, utterance in clips.items():
         error = unread.get(clip) or spoken.get(clip, {}).get("error")
         kept = Scores() if error else only_asked(scores.get(clip, Scores()), names)
-        seconds = 0.0 if clip in unread else audio_info(utterance.audio).duration
         results[clip] = ClipResult(
-            clip, "test list", utterance.speaker, utterance.text, seconds, scores=kept, error=error
+            clip, "test list", utterance.speaker, utterance.text, _seconds(utterance), scores=kept, error=error
         )
     return results
+
+
+def _seconds(utterance: Utterance) -> float:
+    """Length of the recording; 0 where it cannot be read, which its row says."""
+    try:
+        return audio_info(utterance.audio).duration
+    except AudioError:
+        return 0.0
 
 
 def _averaged(results: Sequence[ClipResult]) -> ClipResult:

@@ -175,7 +175,7 @@ def _claim(
     path = folder / SETTINGS
     known = read_record(path) if path.exists() else {**wanted, "judges": {}, "weights": {}}
     for what, value in wanted.items():
-        if known[what] != value:
+        if known.get(what) != value:
             raise XycodecError(f"{folder}: holds an evaluation with other {what}: choose another folder")
     claim_judges(folder, known["judges"], judges)
     for source in sources:

@@ -16,7 +16,7 @@ from typing import Any
 from xycodec.errors import AudioError, ConfigError
 from xycodec.eval.corpus import Item, open_corpora, safe_name
 from xycodec.io.digests import digest_of, file_digest
-from xycodec.io.files import os_error_line, write_whole
+from xycodec.io.files import lines_of, os_error_line, write_whole
 
 SHORTEST_S, LONGEST_S = 4.0, 10.0
 """Length of test utterances in VALL-E's paper (Wang et al. 2023, section 5.1)."""
@@ -63,7 +63,7 @@ def read_utterances(path: Path) -> list[Utterance]:
     """Read a test list. Raises ConfigError with `file:line` for a row that is not valid."""
     found: dict[str, Utterance] = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = lines_of(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(os_error_line(str(path), "read", error)) from error
     for number, line in enumerate(lines, 1):

@@ -69,9 +69,11 @@ class TokenStore:
         if not (self.folder / SHARD_LIST).is_file():
             raise StoreError(f"{self.folder}: not finished: run the command that began it again")
         self.shards: list[dict[str, Any]] = read_rows(self.folder / SHARD_LIST)
+        """A row for each shard: `name`, `clips`, `frames`, `samples`, `failures`, and the SHA-256 of its files."""
         if not all(isinstance(row.get(key), int) for row in self.shards for key in COUNTS):
             raise StoreError(f"{self.folder / SHARD_LIST}: lacks counts of a shard: {_COPY}")
-        """A row for each shard: `name`, `clips`, `frames`, `samples`, `failures`, and the SHA-256 of its files."""
+        if not all(isinstance(row.get("name"), str) for row in self.shards):
+            raise StoreError(f"{self.folder / SHARD_LIST}: lacks the name of a shard: {_COPY}")
         self._starts: list[int] = list(accumulate((shard["clips"] for shard in self.shards), initial=0))
         self._shard = lru_cache(_OPEN)(self._opened)
 

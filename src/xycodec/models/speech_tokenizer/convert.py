@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from xycodec.errors import CheckpointError
+from xycodec.errors import CheckpointError, last_reason_of, reason_of
 from xycodec.models.config import CodebooksConfig
 from xycodec.models.speech_tokenizer.config import SpeechTokenizerConfig
 from xycodec.models.xcodec.convert import fold_weight_norms, stack_codebooks
@@ -44,7 +44,7 @@ def to_ours(state: State, name: str) -> State:
     except KeyError as error:
         raise CheckpointError(f"{name}: the checkpoint lacks {error.args[0]!r}") from None
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = reason_of(error)
         raise CheckpointError(f"{name}: a tensor has the wrong shape ({reason})") from None
 
 
@@ -82,5 +82,5 @@ def config_from_ours(state: Mapping[str, Tensor], name: str, model_id: str) -> S
     except KeyError as error:
         raise CheckpointError(f"{name}: the checkpoint lacks {error.args[0]!r}") from None
     except (ValueError, IndexError) as error:
-        reason = str(error).strip().splitlines()[-1]
+        reason = last_reason_of(error)
         raise CheckpointError(f"{name}: not a complete SpeechTokenizer checkpoint ({reason})") from None

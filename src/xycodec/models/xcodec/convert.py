@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xycodec.errors import CheckpointError
+from xycodec.errors import CheckpointError, last_reason_of, reason_of
 from xycodec.models.config import CodebooksConfig
 from xycodec.models.xcodec.config import SelfSupervisedConfig, XCodecConfig
 from xycodec.models.xy_tokenizer.convert import State
@@ -117,7 +117,7 @@ def to_ours(state: State, name: str) -> State:
     except KeyError as error:
         raise CheckpointError(f"{name}: the checkpoint lacks {error.args[0]!r}") from None
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = reason_of(error)
         raise CheckpointError(f"{name}: a tensor has the wrong shape ({reason})") from None
 
 
@@ -192,7 +192,7 @@ def config_from_ours(
     except KeyError as error:
         raise CheckpointError(f"{name}: the checkpoint lacks {error.args[0]!r}") from None
     except (ValueError, IndexError) as error:
-        reason = str(error).strip().splitlines()[-1]
+        reason = last_reason_of(error)
         raise CheckpointError(f"{name}: not a complete X-Codec checkpoint ({reason})") from None
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xycodec.errors import CheckpointError
+from xycodec.io.libraries import transformers_library
 from xycodec.nn.mean import Mean
 from xycodec.nn.transformer import Adapter
 
@@ -128,9 +129,7 @@ def scored(logits: Tensor, targets: Tensor, count: int) -> LMOutput:
 
 
 def _greedy(tokenizer: Any) -> Any:
-    import transformers
-
-    library: Any = transformers
+    library = transformers_library()
     end = tokenizer.eos_token_id
     return library.GenerationConfig(do_sample=False, eos_token_id=end, pad_token_id=end)
 

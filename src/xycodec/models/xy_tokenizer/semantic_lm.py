@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from xycodec.errors import CheckpointError, ConfigError, reason_of
 from xycodec.io.hub import is_path
+from xycodec.io.libraries import transformers_library
 from xycodec.models.xy_tokenizer.config import LanguageModelConfig
 from xycodec.models.xy_tokenizer.semantic_branch import IGNORED, LMOutput, SemanticBranch, Tokens, counted_items, scored
 from xycodec.models.xy_tokenizer.whisper_lm import WhisperLM, states_width
@@ -187,9 +188,7 @@ def load_semantic_lm(
 
 def _pretrained(source: str, meta: bool) -> tuple[Any, Any, Any]:
     """Model, tokenizer and, of a Whisper alone, its generation configuration."""
-    import transformers
-
-    library: Any = transformers
+    library = transformers_library()
     library.utils.logging.disable_progress_bar()  # a run has its own
     # A path is never asked for on the hub; code that comes with a model is never run.
     local = is_path(source)

@@ -50,6 +50,8 @@ def read_tar(source: Path, about: Description) -> Iterator[StoredClip]:
                     clip = held.pop(key)
                     codes = codes_of(np.load(io.BytesIO(clip["npy"])), about, f"{source}: {key}")
                     yield clip_of(json.loads(clip["json"]), about, codes, source)
+    except StoreError:
+        raise
     except (tarfile.TarError, OSError, ValueError) as error:
         raise StoreError(f"{source}: not a plain tar of codes, or damaged ({reason_of(error)})") from error
     if held:
@@ -93,6 +95,8 @@ def read_shar(folder: Path, about: Description) -> Iterator[StoredClip]:
                     fill_shar_placeholder(array, data, name)
                     codes = codes_of(array.load(), about, f"{path}: {cut.id}")
                     yield clip_of(dict(cut.custom["meta"]), about, codes, path)
+    except StoreError:
+        raise
     except (tarfile.TarError, OSError, KeyError, TypeError, ValueError) as error:
         raise StoreError(f"{folder}: not Shar of codes, or damaged ({reason_of(error)})") from error
 

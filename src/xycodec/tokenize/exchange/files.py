@@ -86,6 +86,8 @@ def _read(
         path = folder / str(row.get("file"))
         try:
             codes, samples = load(path)
+        except StoreError:
+            raise
         except (OSError, ValueError) as error:
             raise StoreError(f"{path}: cannot be read ({reason_of(error)})") from error
         more = {} if samples is None else {"samples": samples}

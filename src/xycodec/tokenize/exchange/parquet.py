@@ -58,5 +58,7 @@ def read_parquet(source: Path, about: Description) -> Iterator[StoredClip]:
                     codes = codes_of(row["codes"], about, f"{source}: {row.get('id')}")
                     own = {key: row[key] for key in ("id", "samples") if row.get(key) is not None}
                     yield clip_of(meta | own, about, codes, source)
-    except (pyarrow.ArrowException, OSError, KeyError, ValueError) as error:
+    except StoreError:
+        raise
+    except (pyarrow.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise StoreError(f"{source}: not a Parquet file of codes, or damaged ({reason_of(error)})") from error

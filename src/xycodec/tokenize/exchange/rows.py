@@ -53,7 +53,7 @@ def write_rows(target: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 def clip_of(row: dict[str, Any], about: Description, codes: Codes | NDArray[np.int64], source: Path) -> StoredClip:
     """A clip of its row, which may lack `samples`. Raises StoreError if it has no `id`."""
-    name = row.get("id")
+    name = row.get("id") if isinstance(row, dict) else None
     if not isinstance(name, str):
         raise StoreError(f"{source}: a row without id: give every clip one")
     samples = row.get("samples", codes.shape[-1] * about.hop_length)

@@ -44,7 +44,8 @@ def row_items(name: str) -> Iterator[Item]:
             continue
         path = audio if is_url(audio) or audio.startswith("/") or not folder else f"{folder}/{audio}"
         meta = plain((key, row[key]) for key in row if key not in ("id", "audio"))
-        yield Item(str(row.get("id") or audio), {"kind": "file", "path": path}, {"audio": audio, **meta})
+        clip = audio if row.get("id") is None else str(row["id"])
+        yield Item(clip, {"kind": "file", "path": path}, {"audio": audio, **meta})
 
 
 def cut_items(name: str) -> Iterator[Item]:

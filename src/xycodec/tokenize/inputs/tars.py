@@ -20,9 +20,8 @@ def tar_items(name: str) -> Iterator[Item]:
     try:
         with open_binary(name) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for entry in tar:
-                # A key ends at the first dot of the file's name.
                 path = PurePosixPath(entry.name)
-                key, _, suffix = path.name.partition(".")
+                key, _, suffix = path.name.rpartition(".")
                 if not entry.isfile() or not key:
                     continue
                 clip = found.setdefault(str(path.with_name(key)), {})

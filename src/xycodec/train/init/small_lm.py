@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from xycodec.errors import ConfigError
+from xycodec.io.files import new_folder
+from xycodec.io.libraries import transformers_library
 
 END = "<|endoftext|>"
 
@@ -27,11 +28,9 @@ def make_small_lm(
     `vocabulary` counts tokens at most, 257 at least: all bytes and the end of text. Returns the number of
     parameters. Raises ConfigError if there is no text, or if `folder` exists.
     """
-    import transformers
+    library = transformers_library()
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    if folder.exists():
-        raise ConfigError(f"{folder}: exists already, choose another folder or remove it")
     kept = [text for text in texts if text.strip()]
     if not kept:
         raise ConfigError("no clip has a text: a language model needs some to learn its tokens from")
@@ -45,7 +44,6 @@ def make_small_lm(
             vocab_size=vocabulary, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
         ),
     )
-    library: Any = transformers
     library.utils.logging.disable_progress_bar()
     config = library.Qwen2Config(
         vocab_size=tokenizer.get_vocab_size(),
@@ -60,6 +58,7 @@ def make_small_lm(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = library.Qwen2ForCausalLM(config)
-    model.save_pretrained(folder)
-    library.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END).save_pretrained(folder)
+    with new_folder(folder, ConfigError) as made:
+        model.save_pretrained(made)
+        library.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END).save_pretrained(made)
     return sum(p.numel() for p in model.parameters())

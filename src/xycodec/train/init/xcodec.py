@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 
 from xycodec.checkpoints.load import load_codec
 from xycodec.checkpoints.whisper import FoundTower, find_whisper
-from xycodec.errors import CheckpointError, ConfigError, reason_of
+from xycodec.errors import CheckpointError, ConfigError, last_reason_of, reason_of
 from xycodec.io.config import Config
 from xycodec.io.hub import fetch, is_path
 from xycodec.io.libraries import transformers_library
@@ -42,7 +42,7 @@ def start_codec(codec: XCodec, source: str) -> None:
     """
     loaded = load_codec(find_checkpoint(Path(source)) or source, device="cpu")
     if not isinstance(loaded, XCodec):
-        raise CheckpointError(f"{source}: holds an XY-Tokenizer, weights is to name an X-Codec")
+        raise CheckpointError(f"{source}: holds {type(loaded).__name__}, weights is to name an X-Codec")
     _adopt(codec, loaded.state_dict(), source, "the recipe's model")
 
 
@@ -191,5 +191,5 @@ def _adopt(own: nn.Module, state: dict[str, Tensor], source: str, ours: str) -> 
     try:
         own.load_state_dict(state)
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1].strip()
+        reason = last_reason_of(error)
         raise CheckpointError(f"{source}: of another architecture than {ours} ({reason})") from None

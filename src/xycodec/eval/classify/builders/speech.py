@@ -6,6 +6,7 @@ from pathlib import Path
 from xycodec.errors import ConfigError
 from xycodec.eval.classify.builders.common import divided, named_files, text_of
 from xycodec.eval.classify.clips import LabelledClip, Split
+from xycodec.io.files import lines_of
 
 RAVDESS_EMOTIONS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")
 AUDIO_MNIST_FOLDS = (
@@ -59,7 +60,7 @@ def slurp(root: Path) -> list[LabelledClip]:
     names: dict[str, Split] = {"train": "train", "devel": "valid", "test": "test"}
     for name, split in names.items():
         path = lists / f"{name}.jsonl"
-        for number, line in enumerate(text_of(path).splitlines(), 1):
+        for number, line in enumerate(lines_of(text_of(path)), 1):
             try:
                 row = json.loads(line)
                 intent, files = row["intent"], [recording["file"] for recording in row["recordings"]]
