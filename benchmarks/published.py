@@ -71,15 +71,10 @@ class PublishedXYTokenizer:
         """Codes (n_q, L) -> audio (L * output hop,) float32."""
         return self.decode_batch([codes])[0]
 
-    def encode_long(self, audio: Tensor, overlap_s: int = 10) -> Tensor:
-        """Audio (n,) of any length -> codes (n_q, n // 1280), in windows of 30 s whose first frames are kept.
-
-        Each window is padded to 30 s and computed whole; the last `overlap_s` seconds of its codes are thrown away.
-        """
-        frame, step = self.codec.hop_length, self.window_samples - overlap_s * self.codec.input_sample_rate
-        windows = [audio[start : start + self.window_samples] for start in range(0, audio.shape[0], step)]
-        codes = [self.encode(window)[:, : step // frame] for window in windows]
-        return torch.cat(codes, dim=1)[:, : audio.shape[0] // frame]
+    def windows(self, audio: Tensor, overlap_s: int = 10) -> list[Tensor]:
+        """The windows of audio (n,) of any length: of 30 s, 30 - `overlap_s` seconds from each other."""
+        step = self.window_samples - overlap_s * self.codec.input_sample_rate
+        return [audio[start : start + self.window_samples] for start in range(0, audio.shape[0], step)]
 
     @torch.no_grad()
     def encode_batch(self, clips: Sequence[Tensor]) -> list[Tensor]:
