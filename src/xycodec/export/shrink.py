@@ -24,7 +24,8 @@ def shrink_graph(source: Path, target: Path, weights: str, *, part: str | None =
     float16: stored in 16 bits, computed in float32. int8: matrices in 7 of 8 bits with a scale a column, multiplied
     with inputs that are rounded to 8 bits as they come; other tensors as in float16. int4: matrices in 4 bits with a
     scale and an offset for 32 weights of a column, multiplied in float32; other tensors in 8 bits with a scale for each
-    index of their first axis. `part` leaves all alone but the matrices of the module of that name, such as semantic_encoder.
+    index of their first axis. `part` leaves all alone but the matrices of the module of that name, such as
+    semantic_encoder.
 
     Raises CheckpointError if onnx or onnxruntime is not installed, or `weights` is none of these.
     """
