@@ -19,8 +19,9 @@ from pathlib import Path
 
 import torch
 
-from shared import cpu_name, maker, table
+from shared import cpu_name, table
 from xycodec.io.files import write_whole
+from xycodec.nn.deterministic.kernels import maker
 
 HERE = Path(__file__).parent
 
@@ -93,7 +94,9 @@ def record(name: str, speech: Path | None, folder: Path) -> bool:
     again = f"    python benchmarks/record.py {name}" + (" --speech FOLDER" if _needs_speech(name) else "")
     parts = [f"# {page.title}", again, table(about, [list(about.values())])]
     for command, said in zip(page.commands, printed, strict=True):
-        parts += [f"`{command.format(speech='FOLDER')}`", said]
+        # A command of xycodec prints for a terminal, the scripts Markdown.
+        shown = said if command.split()[0].endswith(".py") else f"```text\n{said}```"
+        parts += [f"`{command.format(speech='FOLDER')}`", shown]
     path = folder / maker() / f"{name}.md"
     text = "\n\n".join(part.strip("\n") for part in parts) + "\n"
     write_whole(path, lambda whole: whole.write_text(text, encoding="utf-8"))

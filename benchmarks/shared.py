@@ -15,13 +15,6 @@ def cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
-def maker() -> str:
-    """The maker of the processor: amd, intel or other."""
-    about = Path("/proc/cpuinfo")
-    text = about.read_text() if about.exists() else platform.processor()
-    return "amd" if "AuthenticAMD" in text else "intel" if "GenuineIntel" in text else "other"
-
-
 def peak_memory(work: Callable[[], object]) -> float | None:
     """MiB that the process grows by in `work` at its peak, or None where Linux's counters are not there."""
     try:

@@ -2,7 +2,7 @@
 # Which tokens are easier for a language model, X-Codec's or an acoustic codec's? VALL-E in small on both, trained alike.
 #   runs/lm_small.sh [KEY=VALUE]...    overrides go to all four trainings
 # Needs exp/x-mini/release (runs/train_x_mini.sh) and flite. CODECS="NAME=FOLDER ..." compares others. WHISPER=FOLDER names a
-# copy of Whisper base where there is no hub. Interrupt it at any time: run it again and it goes on.
+# copy of Whisper base where there is no hub, HOURS=1 is the speech to learn from. Interrupt it at any time: run it again and it goes on.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source runs/stages.sh
@@ -12,7 +12,7 @@ codecs=${CODECS:-x-mini=exp/x-mini/release/x-mini x-mini-baseline=exp/x-mini/rel
 mkdir -p $work
 
 # One synthetic voice; other seeds say other sentences.
-for part in speech:1:0 dev:0.1:1 test:0.1:2; do
+for part in speech:${HOURS:-1}:0 dev:0.1:1 test:0.1:2; do
   IFS=: read -r name hours seed <<< "$part"
   [ -f $work/$name/cuts.jsonl.gz ] || xycodec data synthesise $work/$name --hours "$hours" --voice slt --seed "$seed"
 done

@@ -1,7 +1,9 @@
+import importlib
 import os
 import shutil
 import sys
 import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -53,6 +55,13 @@ def _same_start():
 def threads():
     """A function that sets torch's thread count for the test."""
     return torch.set_num_threads
+
+
+@pytest.fixture
+def benchmark_named(monkeypatch):
+    """A function that imports a script of benchmarks/, whose folder is no package."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    return importlib.import_module
 
 
 @pytest.fixture

@@ -1,19 +1,14 @@
 """benchmarks/gpu.py runs at tiny size on a CPU, so that it will where a GPU is lent for minutes."""
 
-import importlib
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
 
 @pytest.fixture
-def gpu(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    return importlib.import_module("gpu")
+def gpu(benchmark_named):
+    return benchmark_named("gpu")
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The arithmetic of benchmarks/train_step.py, and that it runs."""
 
-import importlib
 import json
 import math
 import subprocess
@@ -26,9 +25,8 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.fixture
-def train_step(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    return importlib.import_module("train_step")
+def train_step(benchmark_named):
+    return benchmark_named("train_step")
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """benchmarks/record.py keeps what a benchmark prints, and the page it had where one fails."""
 
-import importlib
 import shlex
 import sys
 from pathlib import Path
@@ -11,9 +10,8 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.fixture
-def record(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    return importlib.import_module("record")
+def record(benchmark_named):
+    return benchmark_named("record")
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from xycodec.errors import CheckpointError
+from xycodec.lm import spelling
 from xycodec.lm.spelling import spell_out
 from xycodec.lm.text import TextConfig, TextFrontEnd
 
@@ -38,6 +39,7 @@ def test_what_the_table_knows_stays():
 
 
 def test_a_number_needs_the_package(monkeypatch):
+    spelling._engine.cache_clear()
     monkeypatch.setitem(sys.modules, "inflect", None)
     assert spell_out("no number", LETTERS) == "no number"
     with pytest.raises(CheckpointError, match=r"inflect is not installed: pip install 'xycodec\[say\]'"):

@@ -3,6 +3,7 @@
 import re
 import unicodedata
 from collections.abc import Container
+from functools import cache
 from typing import Any
 
 from xycodec.io.libraries import require_library
@@ -43,6 +44,7 @@ def spell_out(text: str, known: Container[str]) -> str:
     return re.sub(r"\s+", " ", re.sub(r"\s+(?=[.,;:!?])", "", text)).strip()
 
 
+@cache
 def _engine() -> Any:
     return require_library("inflect", "say").engine()
 

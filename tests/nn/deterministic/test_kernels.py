@@ -51,7 +51,7 @@ def test_the_processor_decides(anew, tmp_path, about, capability, row):
 
 
 def test_mkl_that_runs_the_code_of_another_processor_is_not_trusted(anew):
-    anew.setattr(kernels, "_maker", lambda: "intel")
+    anew.setattr(kernels, "maker", lambda: "intel")
     anew.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     assert processor() == "intel-avx512"
     processor.cache_clear()

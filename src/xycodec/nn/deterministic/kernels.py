@@ -71,10 +71,11 @@ def processor() -> str:
     if "MKL_CBWR" in os.environ:  # MKL runs the code of another processor
         return "other"
     measured = {("intel", "AVX512"): "intel-avx512", ("amd", "AVX2"): "amd-avx2"}
-    return measured.get((_maker(), torch.backends.cpu.get_cpu_capability()), "other")
+    return measured.get((maker(), torch.backends.cpu.get_cpu_capability()), "other")
 
 
-def _maker() -> str:
+def maker() -> str:
+    """The maker of this machine's processor: intel, amd or other."""
     about = Path("/proc/cpuinfo")
     name = about.read_text() if about.exists() else platform.processor()
     return "intel" if "GenuineIntel" in name else "amd" if "AuthenticAMD" in name else "other"

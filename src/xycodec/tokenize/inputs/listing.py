@@ -46,12 +46,11 @@ def _items_of(given: str) -> Iterator[Item]:
                 yield from _told(lister, name)
             return
     for name, relative in _expanded(given, audio_extensions()):
-        told = f"{name}\n{relative}".encode("utf-8", "backslashreplace").decode()
-        if told != f"{name}\n{relative}":
-            shown, id = told.split("\n")
-            yield Item(id, {}, {"audio": shown}, "its path is not text in UTF-8: rename the file or its folder")
-            continue
-        yield Item(relative, {"kind": "file", "path": name}, {"audio": name})
+        shown, clip = (part.encode("utf-8", "backslashreplace").decode() for part in (name, relative))
+        if (shown, clip) == (name, relative):
+            yield Item(clip, {"kind": "file", "path": name}, {"audio": name})
+        else:
+            yield Item(clip, {}, {"audio": shown}, "its path is not text in UTF-8: rename the file or its folder")
 
 
 def _manifest_items(name: str) -> Iterator[Item]:
